@@ -1,0 +1,46 @@
+// Samples self-calibration sequences from the model (arXiv 2410.17170), a fixed micro-batch at a time.
+#pragma once
+#include <functional>
+
+#include "stages/generate/settings.hpp"
+#include "stages/model/model.hpp"
+#include "storage/calibration_file.hpp"
+
+namespace selfcal {
+
+/// Rows [index * micro_batch, ...) of the set. Surplus rows of a short last batch are sampled and dropped.
+struct MicroBatch {
+  int64_t index = 0;
+  at::Tensor tokens;       // int32 [rows, length]
+  at::Tensor log_prob;     // float32 [rows, length]
+  at::Tensor temperature;  // float32 [rows, length]
+};
+
+/// Holds the whole model's weights (in the compute dtype) for decoding. Independent: the text of a micro-batch depends
+/// on its index and the settings only.
+class Generator {
+ public:
+  Generator(const Model& model, CalibrationSettings settings, kernels::Context context);
+  ~Generator();
+
+  /// on_token(tokens done, tokens to do) is called after every step; it may throw to stop.
+  MicroBatch sample(int64_t index, const std::function<void(int64_t, int64_t)>& on_token = {});
+
+  /// The model's weights of a block, as read (for a teacher-forced forward by the same rank).
+  const BlockWeights& block_weights(int64_t layer) const;
+  const OuterWeights& outer_weights() const;
+
+ private:
+  struct Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+/// Number of micro-batches of a set.
+int64_t micro_batches(const CalibrationSettings& settings);
+
+/// The whole set for the sources that need no model: a given token file (HDF5, or safetensors with `input_ids`), or
+/// uniform random ids. Bad files, ids outside the vocabulary and too few rows are ExitCode::data.
+CalibrationSet read_token_source(const CalibrationSettings& settings, const ModelShape& shape);
+CalibrationSet draw_vocabulary(const CalibrationSettings& settings, const ModelShape& shape);
+
+}  // namespace selfcal
