@@ -1,6 +1,6 @@
 #include "base/thread_pool.hpp"
 
-#include <algorithm>
+#include <utility>
 
 namespace selfcal {
 
