@@ -12,6 +12,7 @@ find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(Threads REQUIRED)
 find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
+find_library(XXHASH_LIBRARY xxhash REQUIRED)
 
 # TORCH_ROOT is the `torch` folder of an unpacked wheel. The wheel's own CMake package asks for the whole
 # CUDA stack, so the two CPU libraries are imported by hand.

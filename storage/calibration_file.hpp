@@ -11,9 +11,12 @@ namespace selfcal {
 /// A calibration set of n sequences of `length` tokens.
 struct CalibrationSet {
   at::Tensor tokens;       // int32 [n, length]
-  at::Tensor lengths;      // int32 [n]: tokens before padding (equal to `length` unless a file had shorter rows)
-  at::Tensor log_prob;     // float32 [n, length]: log-probability of each token under the sampling temperature; 0 where given
-  at::Tensor temperature;  // float32 [n, length]: temperature that each token was drawn at; 0 where the token was given
+  at::Tensor lengths;      // int32 [n]: tokens before padding (equal to `length` unless a file had
+                           // shorter rows)
+  at::Tensor log_prob;     // float32 [n, length]: log-probability of each token under the sampling
+                           // temperature; 0 where given
+  at::Tensor temperature;  // float32 [n, length]: temperature that each token was drawn at; 0 where
+                           // the token was given
   std::string source;      // self | tokens | vocabulary
   std::string settings;    // JSON text of all settings that decide the content
   int64_t seed = 0;

@@ -1,7 +1,7 @@
 // A Hugging Face model directory: config.json and one safetensors file, or several with an index.
 #pragma once
-#include <nlohmann/json_fwd.hpp>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -9,8 +9,9 @@
 
 namespace selfcal {
 
-/// Opened by headers only. Errors (ExitCode::data): no directory, no config.json, no weights, pytorch_model.bin only
-/// (names tools/convert_bin), an index that names a missing file, a tensor listed twice.
+/// Opened by headers only. Errors (ExitCode::data): no directory, no config.json, no weights,
+/// pytorch_model.bin only (names tools/convert_bin), an index that names a missing file, a tensor
+/// listed twice.
 class Checkpoint {
  public:
   explicit Checkpoint(const fs::path& directory);
@@ -28,10 +29,13 @@ class Checkpoint {
   /// Reads a tensor and checks its shape: a mismatch names file, tensor, found and expected.
   at::Tensor read(const std::string& name, const std::vector<int64_t>& expected_shape) const;
 
-  /// Hash of config.json and all safetensors headers: the model's identity without reading its weights.
+  /// Hash of config.json and all safetensors headers: the model's identity without reading its
+  /// weights.
   std::string identity() const;
 
  private:
+  void add_file(const fs::path& path);
+  void add_indexed_files(const fs::path& index);
   const TensorFile& holder(const std::string& name) const;
 
   fs::path directory_;

@@ -10,11 +10,13 @@
 
 namespace selfcal {
 
-/// What a solver leaves of one linear layer. Only `weight` is always there; codes, scale and zero come from quantisers,
-/// mask from pruners. The dequantised weight is the one that propagation, evaluation and exports use.
+/// What a solver leaves of one linear layer. Only `weight` is always there; codes, scale and zero
+/// come from quantisers, mask from pruners. The dequantised weight is the one that propagation,
+/// evaluation and exports use.
 struct CompressedLinear {
   at::Tensor weight;  // model dtype [rows, columns]: dequantised or pruned
-  at::Tensor codes;   // uint8 [rows, ceil(columns * bits / 8)]: unsigned, low bits first along the input, original column order
+  at::Tensor codes;   // uint8 [rows, ceil(columns * bits / 8)]: unsigned, low bits first along the
+                      // input, original column order
   at::Tensor scale;   // scale dtype [rows, groups]
   at::Tensor zero;    // uint8 [rows, groups]
   at::Tensor g_idx;   // int32 [columns]: group of each column, where groups are not runs of columns
@@ -36,16 +38,19 @@ struct CompressedLinear {
 struct LayerRecord {
   int64_t layer = 0;
   std::string job_id;
-  std::map<std::string, CompressedLinear> linears;  // by Hugging Face tensor name, "model.layers.7.mlp.up_proj.weight"
-  std::map<std::string, at::Tensor> changed;        // norms and biases that a method rewrote (AWQ)
-  std::map<std::string, std::string> source_hashes; // content hash of each dense tensor as it was read
+  std::map<std::string, CompressedLinear>
+      linears;  // by Hugging Face tensor name, "model.layers.7.mlp.up_proj.weight"
+  std::map<std::string, at::Tensor> changed;  // norms and biases that a method rewrote (AWQ)
+  std::map<std::string, std::string>
+      source_hashes;  // content hash of each dense tensor as it was read
 
   /// XXH3-128 over sorted (path, dtype, shape, raw bytes) of all stored tensors.
   std::string content_hash() const;
 };
 
 /// chain = hash(job_id, previous chain if sequential, content hash).
-std::string chain_hash(const std::string& job_id, const std::string& previous_chain, const std::string& content_hash);
+std::string chain_hash(const std::string& job_id, const std::string& previous_chain,
+                       const std::string& content_hash);
 
 /// Header of a layer file, readable without the tensors.
 struct LayerHeader {
@@ -54,10 +59,12 @@ struct LayerHeader {
   std::string job_id, content_hash, chain;
 };
 
-/// Writes atomically: temporary file, fsync, rename, fsync of the folder. HDF5 failures and full disks: ExitCode::io.
+/// Writes atomically: temporary file, fsync, rename, fsync of the folder. HDF5 failures and full
+/// disks: ExitCode::io.
 void write_layer(const fs::path& path, const LayerRecord& record, const std::string& chain);
 LayerHeader read_layer_header(const fs::path& path);
-/// Reads and recomputes the content hash; a mismatch or damaged file is ExitCode::data naming what was found and expected.
+/// Reads and recomputes the content hash; a mismatch or damaged file is ExitCode::data naming what
+/// was found and expected.
 LayerRecord read_layer(const fs::path& path);
 
 }  // namespace selfcal

@@ -1,4 +1,5 @@
-// Safetensors in and out: https://huggingface.co/docs/safetensors. Files are read by parts (pread), never mapped.
+// Safetensors in and out: https://huggingface.co/docs/safetensors. Files are read by parts (pread),
+// never mapped.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -22,8 +23,9 @@ struct TensorEntry {
 
 using NamedTensors = std::map<std::string, at::Tensor>;
 
-/// One safetensors file. The constructor reads and checks the header only; a damaged header, overlapping or
-/// out-of-range tensors, or a file shorter than its header says are ExitCode::data with the file and tensor named.
+/// One safetensors file. The constructor reads and checks the header only; a damaged header,
+/// overlapping or out-of-range tensors, or a file shorter than its header says are ExitCode::data
+/// with the file and tensor named.
 class TensorFile {
  public:
   explicit TensorFile(const fs::path& path);
@@ -42,6 +44,8 @@ class TensorFile {
 
  private:
   const TensorEntry& entry(const std::string& name) const;
+  at::Tensor read_bytes(const std::string& name, at::ScalarType dtype,
+                        const std::vector<int64_t>& shape, uint64_t offset) const;
 
   InputFile file_;
   std::map<std::string, TensorEntry> entries_;
@@ -49,7 +53,8 @@ class TensorFile {
   std::string header_hash_;
 };
 
-/// Writes a safetensors file atomically. Tensors are on the CPU; they are written in the order of their names.
+/// Writes a safetensors file atomically. Tensors are on the CPU; larger element types come first,
+/// then by name.
 void write_tensor_file(const fs::path& path, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
