@@ -19,7 +19,8 @@ enum class ExitCode : int {
   config = 78,    // the configuration is wrong
 };
 
-/// An error whose text is one line that a user can act on: file, key or tensor; what was found; what was expected.
+/// An error whose text is one line that a user can act on: file, key or tensor; what was found;
+/// what was expected.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& text) : std::runtime_error(text), code_(code) {}

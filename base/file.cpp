@@ -14,7 +14,8 @@ namespace selfcal {
 
 InputFile::InputFile(fs::path path) : path_(std::move(path)) {
   descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor_ < 0) fail(ExitCode::io, "{}: cannot open: {}", path_.string(), std::strerror(errno));
+  if (descriptor_ < 0)
+    fail(ExitCode::io, "{}: cannot open: {}", path_.string(), std::strerror(errno));
   struct stat status {};
   if (::fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(descriptor_);
@@ -28,15 +29,20 @@ InputFile::~InputFile() {
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      size_(other.size_) {}
 
 void InputFile::read_at(uint64_t offset, std::span<std::byte> into) const {
   while (!into.empty()) {
     const ssize_t got = ::pread(descriptor_, into.data(), into.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail(ExitCode::io, "{}: read failed at byte {}: {}", path_.string(), offset, std::strerror(errno));
+    if (got < 0)
+      fail(ExitCode::io, "{}: read failed at byte {}: {}", path_.string(), offset,
+           std::strerror(errno));
     if (got == 0)
-      fail(ExitCode::data, "{}: truncated: ends at byte {}, {} more expected", path_.string(), offset, into.size());
+      fail(ExitCode::data, "{}: truncated: ends at byte {}, {} more expected", path_.string(),
+           offset, into.size());
     into = into.subspan(static_cast<size_t>(got));
     offset += static_cast<uint64_t>(got);
   }
@@ -51,7 +57,8 @@ std::string read_text(const fs::path& path) {
 
 void sync_path(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) fail(ExitCode::io, "{}: cannot open to sync: {}", path.string(), std::strerror(errno));
+  if (descriptor < 0)
+    fail(ExitCode::io, "{}: cannot open to sync: {}", path.string(), std::strerror(errno));
   const int status = ::fsync(descriptor);
   const int error = errno;
   ::close(descriptor);
@@ -59,7 +66,8 @@ void sync_path(const fs::path& path) {
 }
 
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
-  const fs::path temporary = path.parent_path() / fmt::format(".{}.{}.tmp", path.filename().string(), ::getpid());
+  const fs::path temporary =
+      path.parent_path() / fmt::format(".{}.{}.tmp", path.filename().string(), ::getpid());
   try {
     write(temporary);
     sync_path(temporary);
@@ -78,8 +86,10 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
 
 void write_text_atomically(const fs::path& path, std::string_view text) {
   write_atomically(path, [&](const fs::path& temporary) {
-    const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (descriptor < 0) fail(ExitCode::io, "{}: cannot create: {}", temporary.string(), std::strerror(errno));
+    const int descriptor =
+        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (descriptor < 0)
+      fail(ExitCode::io, "{}: cannot create: {}", temporary.string(), std::strerror(errno));
     std::string_view rest = text;
     while (!rest.empty()) {
       const ssize_t put = ::write(descriptor, rest.data(), rest.size());

@@ -12,7 +12,8 @@ namespace selfcal {
 
 namespace fs = std::filesystem;
 
-/// A file opened for reading; reads by offset from any thread. Errors carry the path (ExitCode::io).
+/// A file opened for reading; reads by offset from any thread. Errors carry the path
+/// (ExitCode::io).
 class InputFile {
  public:
   explicit InputFile(fs::path path);
@@ -34,8 +35,8 @@ class InputFile {
 /// The whole of a text file.
 std::string read_text(const fs::path& path);
 
-/// Calls write(temporary path), then syncs, renames onto `path` and syncs the folder: `path` is the old file or the
-/// whole new one at every moment. The temporary file is removed when write throws.
+/// Calls write(temporary path), then syncs, renames onto `path` and syncs the folder: `path` is the
+/// old file or the whole new one at every moment. The temporary file is removed when write throws.
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write);
 void write_text_atomically(const fs::path& path, std::string_view text);
 

@@ -7,7 +7,8 @@
 
 namespace selfcal {
 
-/// A running XXH3-128 over bytes; text fields are hashed with their length, so that fields cannot run together.
+/// A running XXH3-128 over bytes; text fields are hashed with their length, so that fields cannot
+/// run together.
 class Hasher {
  public:
   Hasher();

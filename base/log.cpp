@@ -17,7 +17,9 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void set_speaking(bool speaking) { logger().set_level(speaking ? spdlog::level::info : spdlog::level::err); }
+void set_speaking(bool speaking) {
+  logger().set_level(speaking ? spdlog::level::info : spdlog::level::err);
+}
 void information(std::string_view text) { logger().info(text); }
 void warning(std::string_view text) { logger().warn("warning: {}", text); }
 

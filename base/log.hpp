@@ -7,7 +7,8 @@
 
 namespace selfcal::log {
 
-/// Only the rank that speaks (rank 0) prints information and warnings. Call once after start-up; default: speak.
+/// Only the rank that speaks (rank 0) prints information and warnings. Call once after start-up;
+/// default: speak.
 void set_speaking(bool speaking);
 void information(std::string_view text);
 void warning(std::string_view text);

@@ -1,4 +1,5 @@
-// Counter-based random numbers: a draw is a pure function of what it is for, so it never depends on who draws it or when.
+// Counter-based random numbers: a draw is a pure function of what it is for, so it never depends on
+// who draws it or when.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The threads of one rank. Work is cut into fixed tiles by the caller; which thread runs a tile never changes a result.
+// The threads of one rank. Work is cut into fixed tiles by the caller; which thread runs a tile
+// never changes a result.
 #pragma once
 #include <condition_variable>
 #include <cstdint>
@@ -12,7 +13,8 @@ namespace selfcal {
 
 class ThreadPool {
  public:
-  /// `threads` counts the calling thread; at least 1. `on_start` runs first in each worker (to pin library threads).
+  /// `threads` counts the calling thread; at least 1. `on_start` runs first in each worker (to pin
+  /// library threads).
   explicit ThreadPool(int threads, std::function<void()> on_start = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -20,8 +22,9 @@ class ThreadPool {
 
   int size() const noexcept { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls body(0) ... body(count - 1), each once, on the pool and the calling thread, and waits for all.
-  /// The first exception thrown by a body is rethrown here. Not reentrant: a body must not call parallel_for.
+  /// Calls body(0) ... body(count - 1), each once, on the pool and the calling thread, and waits
+  /// for all. The first exception thrown by a body is rethrown here. Not reentrant: a body must not
+  /// call parallel_for.
   void parallel_for(int64_t count, const std::function<void(int64_t)>& body);
 
  private:

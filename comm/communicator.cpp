@@ -1,0 +1,72 @@
+#include "comm/communicator.hpp"
+
+#include <sched.h>
+
+#include <chrono>
+#include <thread>
+
+#include "comm/local/local_backend.hpp"
+#include "comm/mpi/mpi_backend.hpp"
+
+namespace selfcal {
+
+void wait_until(const std::function<bool()>& ready) {
+  using clock = std::chrono::steady_clock;
+  // Most waits inside a team are short, and a woken sleeper is late; a long wait must leave its
+  // core to others.
+  const auto yielding_until = clock::now() + std::chrono::milliseconds(1);
+  while (!ready()) {
+    if (clock::now() < yielding_until)
+      sched_yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+}
+
+bool Request::done() {
+  if (operation_ && operation_->test()) operation_.reset();
+  return operation_ == nullptr;
+}
+
+void Request::wait() {
+  wait_until([this] { return done(); });
+}
+
+Communicator Communicator::local() { return Communicator(std::make_shared<LocalBackend>()); }
+Communicator Communicator::world() { return Communicator(MpiBackend::world()); }
+
+int Communicator::rank() const { return backend_->rank(); }
+int Communicator::size() const { return backend_->size(); }
+int Communicator::world_rank() const { return backend_->world_rank(); }
+Communicator Communicator::split(int color) const { return Communicator(backend_->split(color)); }
+void Communicator::barrier() const { backend_->barrier(); }
+void Communicator::broadcast(std::span<std::byte> data, int root) const {
+  backend_->broadcast(data, root);
+}
+
+void Communicator::all_reduce(std::span<int64_t> data, ReduceOp op) const {
+  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Backend::Element::int64, op);
+}
+
+void Communicator::all_reduce(std::span<int32_t> data, ReduceOp op) const {
+  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Backend::Element::int32, op);
+}
+
+std::vector<std::vector<std::byte>> Communicator::all_gather(
+    std::span<const std::byte> data) const {
+  return backend_->all_gather(data);
+}
+
+Request Communicator::send(std::span<const std::byte> data, int to, int tag) const {
+  return backend_->send(data, to, tag);
+}
+
+Request Communicator::receive(std::span<std::byte> into, int from, int tag) const {
+  return backend_->receive(into, from, tag);
+}
+
+std::optional<Envelope> Communicator::probe(int tag) const { return backend_->probe(tag); }
+void Communicator::abort(int code) const { backend_->abort(code); }
+MPI_Comm Communicator::mpi() const { return backend_->mpi(); }
+
+}  // namespace selfcal

@@ -1,0 +1,45 @@
+#include "comm/agreement.hpp"
+
+#include <array>
+#include <exception>
+#include <new>
+#include <string>
+
+namespace selfcal {
+
+void agree(const Communicator& ranks, const std::function<void()>& local) {
+  int code = 0;
+  std::string text;
+  try {
+    local();
+  } catch (const Error& error) {
+    code = static_cast<int>(error.code());
+    text = error.what();
+  } catch (const std::bad_alloc&) {
+    code = static_cast<int>(ExitCode::io);
+    text = "out of memory";
+  } catch (const std::exception& error) {
+    code = static_cast<int>(ExitCode::internal);
+    text = error.what();
+  }
+  if (code != 0 && ranks.size() > 1) text += fmt::format(" [rank {}]", ranks.world_rank());
+
+  std::array<int32_t, 1> failed{code == 0 ? ranks.size() : ranks.rank()};
+  ranks.all_reduce(std::span<int32_t>(failed), ReduceOp::min);
+  const int first = failed[0];
+  if (first == ranks.size()) return;
+
+  std::array<int64_t, 2> header{code, static_cast<int64_t>(text.size())};
+  ranks.broadcast(std::as_writable_bytes(std::span(header)), first);
+  text.resize(static_cast<size_t>(header[1]));
+  ranks.broadcast(std::as_writable_bytes(std::span(text)), first);
+  throw AgreedError(static_cast<ExitCode>(header[0]), text);
+}
+
+bool any(const Communicator& ranks, bool value) {
+  std::array<int32_t, 1> flag{value ? 1 : 0};
+  ranks.all_reduce(std::span<int32_t>(flag), ReduceOp::max);
+  return flag[0] != 0;
+}
+
+}  // namespace selfcal

@@ -1,0 +1,118 @@
+// Ranks that work together. One value handle over a backend (mpi/, local/, later nccl/), picked
+// when it is made.
+//
+// Every wait polls with back-off instead of spinning, because ranks may share cores. Messages of
+// any length are sent in chunks below 2^31 bytes. Calls marked collective must be made by every
+// rank of the communicator, in the same order.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <mpi.h>
+
+namespace selfcal {
+
+enum class ReduceOp { sum, max, min };
+
+/// A message in flight. Its buffer must live until wait() returns or done() is true. Destroying an
+/// unfinished one gives it up: only right when the job is about to end.
+class Request {
+ public:
+  class Operation {
+   public:
+    virtual ~Operation() = default;
+    virtual bool test() = 0;
+  };
+
+  Request() = default;
+  explicit Request(std::unique_ptr<Operation> operation) : operation_(std::move(operation)) {}
+  Request(Request&&) = default;
+  Request& operator=(Request&&) = default;
+
+  bool done();
+  void wait();
+
+ private:
+  std::unique_ptr<Operation> operation_;
+};
+
+/// A message that waits to be received.
+struct Envelope {
+  int source = 0;
+  int tag = 0;
+  int64_t bytes = 0;
+};
+
+class Communicator {
+ public:
+  class Backend;
+
+  /// One rank alone: no MPI needed.
+  static Communicator local();
+  /// All ranks of an initialised MPI. Borrows MPI_COMM_WORLD through a duplicate of its own.
+  static Communicator world();
+
+  int rank() const;
+  int size() const;
+  /// This rank's number in the whole job, for messages to people.
+  int world_rank() const;
+
+  /// Collective. Ranks of equal color form a communicator, ordered by rank.
+  Communicator split(int color) const;
+  /// Collective.
+  void barrier() const;
+  /// Collective: root's bytes to all.
+  void broadcast(std::span<std::byte> data, int root) const;
+  /// Collective, in place; exact for integers.
+  void all_reduce(std::span<int64_t> data, ReduceOp op) const;
+  void all_reduce(std::span<int32_t> data, ReduceOp op) const;
+  /// Collective: every rank's bytes (of any length) to all ranks, in rank order.
+  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) const;
+
+  /// Point to point; the receiver knows the length, or learns it by probe.
+  Request send(std::span<const std::byte> data, int to, int tag) const;
+  Request receive(std::span<std::byte> into, int from, int tag) const;
+  /// The next message with `tag` from anyone, if one has arrived.
+  std::optional<Envelope> probe(int tag) const;
+
+  /// Ends the whole job at once with this exit code.
+  [[noreturn]] void abort(int code) const;
+
+  /// For libraries that take an MPI communicator (parallel HDF5).
+  MPI_Comm mpi() const;
+
+ private:
+  explicit Communicator(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+  std::shared_ptr<Backend> backend_;
+};
+
+/// What a backend does; one folder each.
+class Communicator::Backend {
+ public:
+  enum class Element { int32, int64 };
+
+  virtual ~Backend() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int world_rank() const = 0;
+  virtual std::shared_ptr<Backend> split(int color) = 0;
+  virtual void barrier() = 0;
+  virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  virtual void all_reduce(void* data, int64_t count, Element element, ReduceOp op) = 0;
+  virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) = 0;
+  virtual Request send(std::span<const std::byte> data, int to, int tag) = 0;
+  virtual Request receive(std::span<std::byte> into, int from, int tag) = 0;
+  virtual std::optional<Envelope> probe(int tag) = 0;
+  [[noreturn]] virtual void abort(int code) = 0;
+  virtual MPI_Comm mpi() = 0;
+};
+
+/// Calls ready() until it is true: at once, then yielding, then sleeping a little between calls.
+void wait_until(const std::function<bool()>& ready);
+
+}  // namespace selfcal

@@ -1,0 +1,196 @@
+#include "comm/mpi/mpi_backend.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+
+#include "base/error.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr int64_t chunk_bytes = int64_t{1} << 30;  // MPI counts are int
+
+void check(int status, const char* call) {
+  if (status == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(status, text.data(), &length);
+  fail(ExitCode::internal, "{}: {}", call, text.data());
+}
+
+void wait_for(MPI_Request& request) {
+  wait_until([&] {
+    int flag = 0;
+    check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+    return flag != 0;
+  });
+}
+
+/// The chunks of one message; MPI keeps their order.
+class ChunkedMessage : public Request::Operation {
+ public:
+  explicit ChunkedMessage(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
+  ~ChunkedMessage() override {
+    for (auto& request : requests_) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+  }
+  bool test() override {
+    int flag = 0;
+    check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag,
+                      MPI_STATUSES_IGNORE),
+          "MPI_Testall");
+    return flag != 0;
+  }
+
+ private:
+  std::vector<MPI_Request> requests_;
+};
+
+/// Calls post(offset, length) for every chunk; an empty message is one empty chunk.
+template <class Post>
+Request post_chunks(int64_t bytes, Post post) {
+  std::vector<MPI_Request> requests;
+  int64_t offset = 0;
+  do {
+    const int64_t length = std::min(chunk_bytes, bytes - offset);
+    requests.push_back(post(offset, static_cast<int>(length)));
+    offset += length;
+  } while (offset < bytes);
+  return Request(std::make_unique<ChunkedMessage>(std::move(requests)));
+}
+
+int launched_ranks() {
+  for (const char* name : {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"})
+    if (const char* value = std::getenv(name)) return std::atoi(value);
+  return 1;
+}
+
+}  // namespace
+
+MpiSession::MpiSession() {
+  int provided = 0;
+  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (size == 1 && launched_ranks() > 1) {
+    MPI_Finalize();
+    fail(ExitCode::usage,
+         "the launcher started {} ranks but MPI sees one; with srun, say --mpi=pmix (srun "
+         "--mpi=list shows what is there)",
+         launched_ranks());
+  }
+}
+
+MpiSession::~MpiSession() { MPI_Finalize(); }
+
+std::shared_ptr<MpiBackend> MpiBackend::world() {
+  MPI_Comm copy = MPI_COMM_NULL;
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &copy), "MPI_Comm_dup");
+  return std::make_shared<MpiBackend>(copy);
+}
+
+MpiBackend::MpiBackend(MPI_Comm handle) : handle_(handle) {
+  MPI_Comm_set_errhandler(handle_, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(handle_, &rank_);
+  MPI_Comm_size(handle_, &size_);
+  MPI_Comm_rank(MPI_COMM_WORLD, &world_rank_);
+}
+
+MpiBackend::~MpiBackend() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (!finalized) MPI_Comm_free(&handle_);
+}
+
+std::shared_ptr<Communicator::Backend> MpiBackend::split(int color) {
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(handle_, color, rank_, &part), "MPI_Comm_split");
+  return std::make_shared<MpiBackend>(part);
+}
+
+void MpiBackend::barrier() {
+  MPI_Request request;
+  check(MPI_Ibarrier(handle_, &request), "MPI_Ibarrier");
+  wait_for(request);
+}
+
+void MpiBackend::broadcast(std::span<std::byte> data, int root) {
+  const auto bytes = static_cast<int64_t>(data.size());
+  for (int64_t offset = 0; offset < bytes; offset += chunk_bytes) {
+    MPI_Request request;
+    check(MPI_Ibcast(data.data() + offset, static_cast<int>(std::min(chunk_bytes, bytes - offset)),
+                     MPI_BYTE, root, handle_, &request),
+          "MPI_Ibcast");
+    wait_for(request);
+  }
+}
+
+void MpiBackend::all_reduce(void* data, int64_t count, Element element, ReduceOp op) {
+  if (size_ == 1) return;
+  const MPI_Datatype type = element == Element::int64 ? MPI_INT64_T : MPI_INT32_T;
+  const int64_t width = element == Element::int64 ? 8 : 4;
+  const MPI_Op operation = op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
+  const int64_t chunk = chunk_bytes / width;
+  for (int64_t first = 0; first < count; first += chunk) {
+    MPI_Request request;
+    check(MPI_Iallreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * width,
+                         static_cast<int>(std::min(chunk, count - first)), type, operation, handle_,
+                         &request),
+          "MPI_Iallreduce");
+    wait_for(request);
+  }
+}
+
+std::vector<std::vector<std::byte>> MpiBackend::all_gather(std::span<const std::byte> data) {
+  std::vector<int64_t> sizes(static_cast<size_t>(size_), 0);
+  sizes[static_cast<size_t>(rank_)] = static_cast<int64_t>(data.size());
+  all_reduce(sizes.data(), size_, Element::int64, ReduceOp::sum);
+  std::vector<std::vector<std::byte>> parts;
+  for (int root = 0; root < size_; ++root) {
+    parts.emplace_back(static_cast<size_t>(sizes[static_cast<size_t>(root)]));
+    if (root == rank_) std::ranges::copy(data, parts.back().begin());
+    broadcast(parts.back(), root);
+  }
+  return parts;
+}
+
+Request MpiBackend::send(std::span<const std::byte> data, int to, int tag) {
+  return post_chunks(static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
+    MPI_Request request;
+    check(MPI_Isend(data.data() + offset, length, MPI_BYTE, to, tag, handle_, &request),
+          "MPI_Isend");
+    return request;
+  });
+}
+
+Request MpiBackend::receive(std::span<std::byte> into, int from, int tag) {
+  return post_chunks(static_cast<int64_t>(into.size()), [&](int64_t offset, int length) {
+    MPI_Request request;
+    check(MPI_Irecv(into.data() + offset, length, MPI_BYTE, from, tag, handle_, &request),
+          "MPI_Irecv");
+    return request;
+  });
+}
+
+std::optional<Envelope> MpiBackend::probe(int tag) {
+  int flag = 0;
+  MPI_Status status;
+  check(MPI_Iprobe(MPI_ANY_SOURCE, tag, handle_, &flag, &status), "MPI_Iprobe");
+  if (!flag) return std::nullopt;
+  int bytes = 0;
+  MPI_Get_count(&status, MPI_BYTE, &bytes);
+  return Envelope{status.MPI_SOURCE, tag, bytes};
+}
+
+void MpiBackend::abort(int code) {
+  MPI_Abort(handle_, code);
+  std::_Exit(code);
+}
+
+}  // namespace selfcal

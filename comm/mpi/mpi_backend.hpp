@@ -1,0 +1,43 @@
+// The MPI backend. Collectives are the non-blocking ones, waited for with back-off.
+#pragma once
+#include "comm/communicator.hpp"
+
+namespace selfcal {
+
+/// MPI_Init_thread (funneled) and MPI_Finalize as one object. A launcher that started more ranks
+/// than MPI sees (srun with the wrong --mpi=) is ExitCode::usage.
+class MpiSession {
+ public:
+  MpiSession();
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+};
+
+class MpiBackend : public Communicator::Backend {
+ public:
+  static std::shared_ptr<MpiBackend> world();
+  /// Owns `handle`.
+  explicit MpiBackend(MPI_Comm handle);
+  ~MpiBackend() override;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  int world_rank() const override { return world_rank_; }
+  std::shared_ptr<Backend> split(int color) override;
+  void barrier() override;
+  void broadcast(std::span<std::byte> data, int root) override;
+  void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override;
+  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) override;
+  Request send(std::span<const std::byte> data, int to, int tag) override;
+  Request receive(std::span<std::byte> into, int from, int tag) override;
+  std::optional<Envelope> probe(int tag) override;
+  [[noreturn]] void abort(int code) override;
+  MPI_Comm mpi() override { return handle_; }
+
+ private:
+  MPI_Comm handle_;
+  int rank_ = 0, size_ = 1, world_rank_ = 0;
+};
+
+}  // namespace selfcal

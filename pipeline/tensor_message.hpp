@@ -1,0 +1,21 @@
+// Tensors as bytes: views for messages of known shape, and self-describing bundles for the rest.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace selfcal {
+
+/// The bytes of a contiguous CPU tensor (which must outlive the view).
+std::span<std::byte> bytes_of(const at::Tensor& tensor);
+
+/// Names, dtypes, shapes and contents in one run of bytes. Both sides run the same binary on the
+/// same kind of machine.
+std::vector<std::byte> pack_tensors(const std::map<std::string, at::Tensor>& tensors);
+std::map<std::string, at::Tensor> unpack_tensors(std::span<const std::byte> message);
+
+}  // namespace selfcal

@@ -1,0 +1,12 @@
+// What decides the last bits of a result on this node.
+#pragma once
+#include <string>
+
+namespace selfcal::kernels {
+
+/// Instruction sets that the libraries and our kernels choose by, their versions, and the version
+/// of our arithmetic. Ranks whose kinds differ cannot share a job: their results would depend on
+/// who computed what.
+std::string numeric_kind();
+
+}  // namespace selfcal::kernels
