@@ -1,0 +1,48 @@
+#include "stages/kernels/cpu/gemm.hpp"
+
+// libtorch exports MKL's entry points but ships no header for them.
+extern "C" {
+void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
+            const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
+            const float* beta, float* c, const int* ldc);
+void cblas_gemm_bf16bf16f32(int layout, int transa, int transb, int m, int n, int k, float alpha,
+                            const void* a, int lda, const void* b, int ldb, float beta, float* c,
+                            int ldc);
+}
+
+namespace selfcal::kernels {
+namespace {
+
+constexpr int row_major = 101, no_transpose = 111, transpose = 112;  // CBLAS's enumerators
+
+/// sgemm_ is column-major: it sees each row-major matrix transposed, so the operands change places.
+void sgemm(char transpose_b, int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
+           Rows<const float> b, Rows<float> c, float beta) {
+  const int m = static_cast<int>(columns), n = static_cast<int>(rows), k = static_cast<int>(depth);
+  const int lda = static_cast<int>(a.stride), ldb = static_cast<int>(b.stride),
+            ldc = static_cast<int>(c.stride);
+  const float one = 1;
+  sgemm_(&transpose_b, "N", &m, &n, &k, &one, b.data, &ldb, a.data, &lda, &beta, c.data, &ldc);
+}
+
+}  // namespace
+
+void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
+                         Rows<const float> b, Rows<float> c) {
+  sgemm('T', rows, columns, depth, a, b, c, 0);
+}
+
+void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const c10::BFloat16> a,
+                         Rows<const c10::BFloat16> b, Rows<float> c) {
+  cblas_gemm_bf16bf16f32(row_major, no_transpose, transpose, static_cast<int>(rows),
+                         static_cast<int>(columns), static_cast<int>(depth), 1, a.data,
+                         static_cast<int>(a.stride), b.data, static_cast<int>(b.stride), 0, c.data,
+                         static_cast<int>(c.stride));
+}
+
+void multiply(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
+              Rows<const float> b, Rows<float> c, bool accumulate) {
+  sgemm('N', rows, columns, depth, a, b, c, accumulate ? 1 : 0);
+}
+
+}  // namespace selfcal::kernels

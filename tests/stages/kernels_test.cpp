@@ -1,0 +1,219 @@
+// Operations against float64 references of the tensor library, and the numerical contract: the bits
+// of a result depend neither on the number of threads nor on where the operands lie in memory.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "base/error.hpp"
+#include "stages/kernels/ops.hpp"
+
+namespace selfcal::kernels {
+namespace {
+
+class Kernels : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { use_one_library_thread(); }
+  Kernels() { at::manual_seed(7); }
+
+  ThreadPool pool{3, use_one_library_thread};
+  Context context{&pool};
+};
+
+constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16};
+
+at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
+  return at::randn(shape).to(dtype);
+}
+
+/// Largest difference, in units of the reference's largest entry.
+double distance(const at::Tensor& found, const at::Tensor& expected) {
+  return ((found.to(at::kDouble) - expected).abs().max() / expected.abs().max()).item<double>();
+}
+
+/// One rounding of the result: half a unit in the last place of the largest entry, and float32
+/// accumulation.
+double tolerance(at::ScalarType dtype) { return dtype == at::kFloat ? 2e-6 : 0x1p-8; }
+
+/// The same values `shift` elements off the alignment of a fresh tensor.
+at::Tensor shifted(const at::Tensor& tensor, int64_t shift) {
+  at::Tensor memory = at::empty({tensor.numel() + shift}, tensor.options());
+  at::Tensor view = memory.slice(0, shift).view(tensor.sizes());
+  view.copy_(tensor);
+  return view;
+}
+
+using Operation = std::function<at::Tensor(const Context&, const std::vector<at::Tensor>&)>;
+
+void expect_same_bits(const Operation& operation, const std::vector<at::Tensor>& operands) {
+  const at::Tensor expected = operation({}, operands);
+  for (const int threads : {1, 2, 4}) {
+    ThreadPool pool(threads, use_one_library_thread);
+    for (const int64_t shift : {0, 1, 3, 8}) {
+      std::vector<at::Tensor> moved;
+      for (const auto& operand : operands)
+        moved.push_back(shift ? shifted(operand, shift) : operand);
+      EXPECT_TRUE(at::equal(operation({&pool}, moved), expected))
+          << threads << " threads, shift " << shift;
+    }
+  }
+}
+
+TEST_F(Kernels, LinearEqualsReference) {
+  const std::vector<std::array<int64_t, 3>> shapes = {
+      {1, 5, 3}, {33, 64, 48}, {300, 576, 192}, {513, 100, 577}, {256, 576, 1536}, {700, 31, 1000}};
+  for (const auto dtype : dtypes)
+    for (const auto& [n, in, out] : shapes) {
+      const auto x = random({n, in}, dtype), weight = random({out, in}, dtype),
+                 bias = random({out}, dtype);
+      const auto product = at::linear(x.to(at::kDouble), weight.to(at::kDouble));
+      EXPECT_LT(distance(linear(context, x, weight), product), tolerance(dtype))
+          << n << " " << in << " " << out;
+      EXPECT_LT(distance(linear(context, x, weight, bias), product + bias.to(at::kDouble)),
+                tolerance(dtype));
+      const auto wide = linear(context, x, weight, {}, at::kFloat);
+      EXPECT_EQ(wide.scalar_type(), at::kFloat);
+      EXPECT_LT(distance(wide, product), 2e-6);
+      EXPECT_LT(
+          distance(linear(context, x, weight, bias, at::kFloat), product + bias.to(at::kDouble)),
+          2e-6);
+    }
+}
+
+TEST_F(Kernels, LinearOfNoRowsIsEmpty) {
+  EXPECT_EQ(linear(context, at::empty({0, 8}), at::ones({4, 8})).sizes(), (at::IntArrayRef{0, 4}));
+}
+
+TEST_F(Kernels, LinearKeepsItsBits) {
+  for (const auto dtype : dtypes)
+    for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{{2048, 576, 576},
+                                                                        {2048, 576, 192},
+                                                                        {300, 576, 1536},
+                                                                        {300, 1536, 576},
+                                                                        {40, 77, 333},
+                                                                        {64, 4096, 512}}) {
+      expect_same_bits([](const Context& c, const auto& t) { return linear(c, t[0], t[1]); },
+                       {random({n, in}, dtype), random({out, in}, dtype)});
+      expect_same_bits([](const Context& c, const auto& t) { return linear(c, t[0], t[1], t[2]); },
+                       {random({n, in}, dtype), random({out, in}, dtype), random({out}, dtype)});
+    }
+}
+
+TEST_F(Kernels, LinearRejectsShapesThatDoNotFit) {
+  EXPECT_THROW(linear(context, at::ones({2, 3}), at::ones({2, 4})), Error);
+  EXPECT_THROW(linear(context, at::ones({2, 3}), at::ones({2, 3}, at::kBFloat16)), Error);
+  EXPECT_THROW(linear(context, at::ones({2, 3}, at::kDouble), at::ones({2, 3}, at::kDouble)),
+               Error);
+  EXPECT_THROW(linear(context, at::ones({2, 3}), at::ones({2, 3}), at::ones({3})), Error);
+}
+
+TEST_F(Kernels, RmsNormEqualsReference) {
+  for (const auto dtype : dtypes)
+    for (const int64_t columns : {1, 17, 64, 576}) {
+      const auto x = random({130, columns}, dtype), weight = random({columns}, dtype);
+      const auto wide = x.to(at::kDouble);
+      const auto unit = wide * (wide * wide).mean({1}, true).add(1e-5).rsqrt();
+      EXPECT_LT(distance(rms_norm(context, x, weight, 1e-5), unit * weight.to(at::kDouble)),
+                tolerance(dtype));
+      EXPECT_LT(
+          distance(rms_norm(context, x, weight, 1e-5, 1.0), unit * (1 + weight.to(at::kDouble))),
+          tolerance(dtype));
+      expect_same_bits(
+          [](const Context& c, const auto& t) { return rms_norm(c, t[0], t[1], 1e-5); },
+          {x, weight});
+    }
+}
+
+TEST_F(Kernels, SiluMultiplyEqualsReference) {
+  for (const auto dtype : dtypes) {
+    const auto gate = (at::randn({777, 173}) * 8).to(dtype), up = random({777, 173}, dtype);
+    const auto wide = gate.to(at::kDouble);
+    EXPECT_LT(
+        distance(silu_multiply(context, gate, up), wide * wide.sigmoid() * up.to(at::kDouble)),
+        tolerance(dtype));
+    expect_same_bits([](const Context& c, const auto& t) { return silu_multiply(c, t[0], t[1]); },
+                     {gate, up});
+  }
+}
+
+TEST_F(Kernels, SiluMultiplyAtTheEndsOfTheRange) {
+  const auto gate = at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, std::nanf("")});
+  const auto y = silu_multiply(context, gate, at::ones({8}));
+  EXPECT_TRUE(at::allclose(y.slice(0, 1, 7), (gate * gate.sigmoid()).slice(0, 1, 7), 1e-5, 1e-30));
+  EXPECT_LE(std::abs(y[0].item<float>()), 1e-7f);
+  EXPECT_TRUE(std::isnan(y[7].item<float>()));
+}
+
+TEST_F(Kernels, AddRoundsOnce) {
+  for (const auto dtype : dtypes) {
+    const auto a = random({1000, 131}, dtype), b = random({1000, 131}, dtype);
+    EXPECT_TRUE(at::equal(add(context, a, b), (a.to(at::kFloat) + b.to(at::kFloat)).to(dtype)));
+    expect_same_bits([](const Context& c, const auto& t) { return add(c, t[0], t[1]); }, {a, b});
+  }
+}
+
+TEST_F(Kernels, RotateTurnsPairsOfHalves) {
+  for (const auto dtype : dtypes) {
+    const int64_t tokens = 50, heads = 3, head_dim = 20,
+                  half = 6;  // the last 8 entries of a head stay
+    const auto x = random({tokens, heads, head_dim}, dtype), angle = at::randn({9, half});
+    const auto positions = at::randint(9, {tokens}, at::kLong);
+    const auto cosine = angle.cos(), sine = angle.sin();
+    const auto c = cosine.index({positions}).unsqueeze(1), s = sine.index({positions}).unsqueeze(1);
+    const auto a = x.slice(2, 0, half).to(at::kFloat),
+               b = x.slice(2, half, 2 * half).to(at::kFloat);
+    const auto expected =
+        at::cat({a * c - b * s, b * c + a * s, x.slice(2, 2 * half).to(at::kFloat)}, 2);
+    auto found = x.clone();
+    rotate(context, found, positions, cosine, sine);
+    EXPECT_LT(distance(found, expected.to(at::kDouble)), tolerance(dtype));
+  }
+}
+
+at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               double scale) {
+  const int64_t tokens = q.size(1), group = q.size(2) / k.size(2);
+  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble).transpose(1, 2); };
+  const auto keys = wide(k).repeat_interleave(group, 1),
+             values = wide(v).repeat_interleave(group, 1);
+  const auto mask = at::full({tokens, tokens}, -INFINITY, at::kDouble).triu(1);
+  return at::matmul((at::matmul(wide(q), keys.transpose(2, 3)) * scale + mask).softmax(-1), values)
+      .transpose(1, 2);
+}
+
+TEST_F(Kernels, CausalAttentionEqualsReference) {
+  const std::vector<std::array<int64_t, 5>> shapes = {{1, 1, 1, 1, 8},
+                                                      {2, 24, 4, 2, 16},
+                                                      {2, 512, 9, 3, 64},
+                                                      {1, 700, 4, 4, 20},
+                                                      {3, 300, 16, 1, 32}};
+  for (const auto dtype : dtypes)
+    for (const auto& [sequences, tokens, heads, groups, head_dim] : shapes) {
+      const auto q = random({sequences, tokens, heads, head_dim}, dtype) * 2;
+      const auto k = random({sequences, tokens, groups, head_dim}, dtype);
+      const auto v = random({sequences, tokens, groups, head_dim}, dtype);
+      const double scale = 1 / std::sqrt(static_cast<double>(head_dim));
+      EXPECT_LT(
+          distance(causal_attention(context, q, k, v, scale), attention_reference(q, k, v, scale)),
+          tolerance(dtype))
+          << tokens << " tokens, " << heads << " heads";
+      expect_same_bits([&](const Context& c,
+                           const auto& t) { return causal_attention(c, t[0], t[1], t[2], scale); },
+                       {q, k, v});
+    }
+}
+
+TEST_F(Kernels, CausalAttentionSeesNoLaterToken) {
+  const auto q = at::randn({1, 400, 2, 16}), k = at::randn({1, 400, 1, 16}),
+             v = at::randn({1, 400, 1, 16});
+  auto k_changed = k.clone(), v_changed = v.clone();
+  k_changed.slice(1, 300).fill_(NAN);
+  v_changed.slice(1, 300).fill_(7);
+  const auto y = causal_attention(context, q, k, v, 0.25);
+  EXPECT_TRUE(
+      at::allclose(causal_attention(context, q, k_changed, v_changed, 0.25).slice(1, 0, 300),
+                   y.slice(1, 0, 300), 0, 1e-6));
+}
+
+}  // namespace
+}  // namespace selfcal::kernels
