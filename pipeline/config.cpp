@@ -1,0 +1,119 @@
+#include "pipeline/config.hpp"
+
+#include <algorithm>
+
+#include "base/error.hpp"
+#include "pipeline/config_table.hpp"
+#include "pipeline/config_values.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr size_t largest_file = 1 << 20;
+
+/// Bytes of the UTF-8 character that starts at `at`; 0 where none does.
+size_t character_bytes(const std::string& text, size_t at) {
+  const auto byte = [&](size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+  };
+  const unsigned lead = byte(at);
+  if (lead < 0x80) return lead == 0 ? 0 : 1;
+  const size_t length = lead >= 0xf0 && lead <= 0xf4  ? 4
+                        : lead >= 0xe0 && lead < 0xf0 ? 3
+                        : lead >= 0xc2 && lead < 0xe0 ? 2
+                                                      : 0;
+  for (size_t i = 1; i < length; ++i)
+    if ((byte(at + i) & 0xc0) != 0x80) return 0;
+  return length;
+}
+
+/// YAML that is not plain text would reach the parser's corners, and messages of one line could not
+/// quote it.
+void check_text(const std::string& text, const std::string& name) {
+  if (text.size() > largest_file)
+    fail(ExitCode::config, "{}: found {} bytes, expected a configuration of at most {}", name,
+         text.size(), largest_file);
+  int64_t line = 1;
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = character_bytes(text, at);
+    if (length == 0)
+      fail(ExitCode::config, "{}:{}: found the byte 0x{:02x}, expected UTF-8 text", name, line,
+           static_cast<unsigned char>(text[at]));
+    if (text[at] == '\n') ++line;
+    at += length;
+  }
+}
+
+YAML::Node parse_yaml(const std::string& text, const std::string& name) {
+  check_text(text, name);
+  try {
+    const auto documents = YAML::LoadAll(text);
+    if (documents.size() > 1)
+      fail(ExitCode::config, "{}: found {} YAML documents, expected one", name, documents.size());
+    return documents.empty() ? YAML::Node() : documents[0];
+  } catch (const YAML::Exception& error) {
+    fail(ExitCode::config, "{}:{}: not YAML: {}", name, error.mark.line + 1, error.msg);
+  }
+}
+
+void apply(RunConfig& config, const std::string& setting) {
+  const size_t equals = setting.find('=');
+  if (equals == std::string::npos || equals == 0)
+    fail(ExitCode::usage, "--set {}: expected key=value, as in --set method.bits=3", setting);
+  const std::string source = "--set " + setting;
+  check_text(setting, "--set");
+  const MapReader reader(source, false);
+  const YAML::Node value = parse_yaml(setting.substr(equals + 1), source);
+  reader.read_value(config, setting.substr(0, equals), value, value, config_keys());
+}
+
+/// What no single key can tell.
+void check_together(const RunConfig& config, const std::string& name) {
+  const auto& calibration = config.calibration;
+  if (calibration.source == CalibrationSource::tokens && calibration.tokens_path.empty())
+    fail(ExitCode::config,
+         "{}: calibration.tokens: found nothing, expected a path (calibration.source is tokens)",
+         name);
+  if (calibration.source != CalibrationSource::tokens && !calibration.tokens_path.empty())
+    fail(ExitCode::config,
+         "{}: calibration.tokens: found {}, expected null unless calibration.source is tokens",
+         name, values::quoted(calibration.tokens_path));
+  if (config.method.act_order == ActOrder::static_order && !config.method.static_groups)
+    fail(ExitCode::config,
+         "{}: method.static_groups: found false, expected true (method.act_order is static)", name);
+  if (config.evaluate.stride > config.evaluate.window)
+    fail(ExitCode::config,
+         "{}: evaluate.perplexity.stride: found {}, expected at most the window, {}", name,
+         config.evaluate.stride, config.evaluate.window);
+}
+
+}  // namespace
+
+RunConfig parse_config(const std::string& text, const std::string& name,
+                       const std::vector<std::string>& settings) {
+  const YAML::Node document = parse_yaml(text, name);
+  if (document.IsNull() && settings.empty())
+    fail(ExitCode::config,
+         "{}: found nothing, expected a configuration (`selfcal config-help` lists the keys)",
+         name);
+  RunConfig config;
+  MapReader(name, true).read(config, document, config_keys());
+  for (const auto& setting : settings) apply(config, setting);
+  if (const auto* key = missing_key(config, config_keys()))
+    fail(ExitCode::config, "{}: {}: found nothing, expected {}", name, key->path, key->expected);
+  config.calibration.seed = config.seed;
+  check_together(config, name);
+  return config;
+}
+
+RunConfig load_config(const fs::path& file, const std::vector<std::string>& settings) {
+  std::string text;
+  try {
+    text = read_text(file);
+  } catch (const Error& error) {
+    fail(ExitCode::config, "{}", error.what());
+  }
+  return parse_config(text, file.string(), settings);
+}
+
+}  // namespace selfcal

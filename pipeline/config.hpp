@@ -1,0 +1,119 @@
+// The configuration of a run: read from YAML and the command line, checked against one table
+// (config_table.cpp).
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/file.hpp"
+#include "stages/generate/settings.hpp"
+#include "stages/model/model.hpp"
+#include "stages/solve/method.hpp"
+
+namespace selfcal {
+
+/// Who does what. Counts of 0 are left to the plan.
+struct LayoutSettings {
+  enum class Mode { automatic, split, shared };
+  Mode mode = Mode::automatic;
+  int replicas = 0;     // copies of the model that sample
+  int depth = 1;        // ranks a copy is spread over
+  int shards = 0;       // runs of layers that are compressed by different teams
+  int team = 0;         // ranks a shard
+  uint64_t memory = 0;  // bytes a rank may use
+};
+
+/// What the next layer's statistics are measured on: outputs of the compressed layers or of the
+/// dense model.
+enum class Propagation { sequential, dense };
+
+/// Settings of the layers whose name the expression matches; the first override that matches a
+/// layer counts.
+struct Override {
+  std::string match;  // ECMAScript regular expression, searched in the layer's name
+  std::optional<int> bits;
+  std::optional<int64_t> group_size;
+  bool skip = false;
+};
+
+/// Perplexity of the compressed model on a token file; no path, no evaluation.
+struct EvaluateSettings {
+  std::string tokens;
+  int64_t window = 2048;
+  int64_t stride = 2048;
+};
+
+struct RunConfig {
+  RunConfig() { method.scale_dtype = at::ScalarType::Undefined; }
+
+  fs::path model;
+  std::string dtype = "auto";
+  fs::path output;
+  std::string name = "default";  // of the job
+  int64_t seed = 0;
+  int threads = 0;  // 0: the cores this rank may use
+  LayoutSettings layout;
+  CalibrationSettings calibration;
+  MethodSettings method;  // scale_dtype Undefined: auto, until resolve()
+  Propagation propagation = Propagation::sequential;
+  bool true_sequential = true;
+  std::vector<std::string> skip = {"lm_head"};
+  std::vector<Override> overrides;
+  std::vector<std::string> exports = {"compressed-tensors"};
+  EvaluateSettings evaluate;
+};
+
+/// Reads the file, then applies `settings` ("key=value", the value in YAML) on top. Anything wrong
+/// is ExitCode::config with `file:line: key: found ..., expected ...`; a setting without "=" is
+/// ExitCode::usage. Paths are as written: relative to the working directory.
+RunConfig load_config(const fs::path& file, const std::vector<std::string>& settings = {});
+/// The same from text; `name` stands in the error messages.
+RunConfig parse_config(const std::string& text, const std::string& name,
+                       const std::vector<std::string>& settings = {});
+
+/// YAML with every default written out; load_config reads it back to the same configuration.
+std::string to_yaml(const RunConfig& config);
+
+/// The table of keys: Markdown for docs/config.md.
+std::string config_markdown();
+/// The table of keys as plain text for a terminal.
+std::string config_help();
+
+/// Fills what depends on the model (dtype and scale_dtype auto: what the checkpoint has) and checks
+/// what it limits (length). Idempotent. ExitCode::config.
+RunConfig resolve(RunConfig config, const ModelShape& shape);
+
+/// A linear layer by its full name, with or without ".weight": "model.layers.0.mlp.up_proj", weight
+/// [rows, columns].
+struct NamedLinear {
+  std::string name;
+  int64_t rows = 0;
+  int64_t columns = 0;
+};
+/// All linear layers of the model's blocks, in order.
+std::vector<NamedLinear> all_linears(const Model& model);
+
+/// The settings of one linear layer after skip and overrides; nothing where it is skipped.
+std::optional<MethodSettings> settings_for(const RunConfig& config, const std::string& tensor_name);
+
+/// Group sizes must divide the columns, and every override must match a layer. The error lists the
+/// layers, and the sizes that would do. ExitCode::config.
+void check_linears(const RunConfig& config, const std::vector<NamedLinear>& linears);
+
+/// JSON of the configuration's part of the job's identity: method, overrides, propagation, fixed
+/// shapes, dtype, seed and format version. Output, name, layout, threads, exports and evaluation
+/// are not in it; the model, the calibration content and the numeric kind are added by the job.
+std::string identity(const RunConfig& config);
+
+/// Rows of a leaf: sequences that are always computed together in forward passes and statistics.
+int64_t leaf_rows(const CalibrationSettings& calibration);
+
+/// "gptq", "sequential" ... as they are written in the configuration.
+std::string to_text(MethodName name);
+std::string to_text(Propagation propagation);
+std::string to_text(LayoutSettings::Mode mode);
+/// "float32", "bfloat16", "float16"; "auto" for any other.
+std::string to_text(at::ScalarType dtype);
+
+}  // namespace selfcal

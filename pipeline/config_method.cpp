@@ -1,0 +1,145 @@
+// What the configuration means for a model: settings of each layer, checks against its shapes, the
+// job's identity.
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <regex>
+#include <set>
+
+#include "base/error.hpp"
+#include "pipeline/config_table.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr int format_version = 1;     // of the layer files
+constexpr int algorithm_version = 1;  // raised when the same settings give other results
+constexpr int64_t leaf_tokens = 2048;
+
+std::string layer_name(const std::string& tensor_name) {
+  constexpr std::string_view suffix = ".weight";
+  return tensor_name.ends_with(suffix) ? tensor_name.substr(0, tensor_name.size() - suffix.size())
+                                       : tensor_name;
+}
+
+bool matches(const std::string& expression, const std::string& tensor_name) {
+  return std::regex_search(layer_name(tensor_name), std::regex(expression));
+}
+
+/// Group sizes that divide `columns` and suit packed storage: multiples of 32, or of 8 where those
+/// are too few.
+std::string sizes_that_would_do(int64_t columns) {
+  std::vector<std::string> sizes;
+  for (const int64_t step : {32, 8, 1}) {
+    for (int64_t size = step; size <= std::min<int64_t>(columns, 1024); size += step)
+      if (columns % size == 0) sizes.push_back(std::to_string(size));
+    if (!sizes.empty()) break;
+  }
+  return fmt::format("{} or -1", fmt::join(sizes, ", "));
+}
+
+/// Whether a key is part of the job's identity. The calibration's keys are not: its content is.
+bool decides_results(const std::string& path) {
+  static const std::set<std::string> alone{"model.dtype", "seed", "skip", "overrides"};
+  return path.starts_with("method.") || alone.contains(path);
+}
+
+/// The layers that were given one group size, and the common divisor of their columns.
+struct GroupUse {
+  std::vector<const NamedLinear*> undivided;
+  int64_t common_columns = 0;
+};
+
+[[noreturn]] void refuse(int64_t group_size, const GroupUse& use) {
+  std::map<int64_t, std::vector<std::string>> by_columns;
+  for (const auto* linear : use.undivided)
+    by_columns[linear->columns].push_back(layer_name(linear->name));
+  std::vector<std::string> parts;
+  for (const auto& [columns, names] : by_columns)
+    parts.push_back(fmt::format("the {} inputs of {} {} ({}{})", columns, names.size(),
+                                names.size() == 1 ? "layer" : "layers", names[0],
+                                names.size() > 1 ? ", ..." : ""));
+  fail(ExitCode::config, "method.group_size: {} does not divide {}; {} would", group_size,
+       fmt::join(parts, " and "), sizes_that_would_do(use.common_columns));
+}
+
+}  // namespace
+
+RunConfig resolve(RunConfig config, const ModelShape& shape) {
+  if (config.method.scale_dtype == at::ScalarType::Undefined)
+    config.method.scale_dtype = shape.stored_dtype;
+  if (config.dtype == "auto") config.dtype = to_text(shape.compute_dtype);
+  if (shape.maximum_length > 0 && config.calibration.length > shape.maximum_length)
+    fail(ExitCode::config,
+         "calibration.length: found {}, expected at most {}, the positions that {} has",
+         config.calibration.length, shape.maximum_length, config.model.string());
+  return config;
+}
+
+std::vector<NamedLinear> all_linears(const Model& model) {
+  std::vector<NamedLinear> linears;
+  for (int64_t layer = 0; layer < model.shape().layers; ++layer)
+    for (const auto& linear : model.block(layer).spec().linears)
+      linears.push_back({model.block_prefix(layer) + linear.name, linear.rows, linear.columns});
+  return linears;
+}
+
+std::optional<MethodSettings> settings_for(const RunConfig& config,
+                                           const std::string& tensor_name) {
+  for (const auto& expression : config.skip)
+    if (matches(expression, tensor_name)) return std::nullopt;
+  MethodSettings settings = config.method;
+  for (const auto& entry : config.overrides) {
+    if (!matches(entry.match, tensor_name)) continue;
+    if (entry.skip) return std::nullopt;
+    settings.bits = entry.bits.value_or(settings.bits);
+    settings.group_size = entry.group_size.value_or(settings.group_size);
+    break;
+  }
+  return settings;
+}
+
+void check_linears(const RunConfig& config, const std::vector<NamedLinear>& linears) {
+  std::map<int64_t, GroupUse> uses;
+  bool any = false;
+  for (const auto& linear : linears) {
+    const auto settings = settings_for(config, linear.name);
+    any |= settings.has_value();
+    if (!settings || settings->group_size == -1) continue;
+    auto& use = uses[settings->group_size];
+    use.common_columns = std::gcd(use.common_columns, linear.columns);
+    if (linear.columns % settings->group_size != 0) use.undivided.push_back(&linear);
+  }
+  for (const auto& [group_size, use] : uses)
+    if (!use.undivided.empty()) refuse(group_size, use);
+  if (!any) fail(ExitCode::config, "skip: found expressions that leave no layer to compress");
+  for (size_t i = 0; i < config.overrides.size(); ++i) {
+    const auto& expression = config.overrides[i].match;
+    if (std::none_of(linears.begin(), linears.end(),
+                     [&](const auto& linear) { return matches(expression, linear.name); }))
+      fail(ExitCode::config,
+           "overrides[{}].match: found \"{}\", which is in the name of no layer (a name is {})", i,
+           expression, linears.empty() ? "missing" : layer_name(linears[0].name));
+  }
+}
+
+int64_t leaf_rows(const CalibrationSettings& calibration) {
+  return std::max<int64_t>(1, leaf_tokens / calibration.length);
+}
+
+std::string identity(const RunConfig& config) {
+  nlohmann::json settings;
+  for (const auto& key : config_keys())
+    if (decides_results(key.path)) settings[key.path] = key.print(config);
+  const nlohmann::json fixed_shapes{{"micro_batch", config.calibration.micro_batch},
+                                    {"leaf_rows", leaf_rows(config.calibration)},
+                                    {"solve_row_tile", solve_row_tile}};
+  return nlohmann::json{{"format_version", format_version},
+                        {"algorithm_version", algorithm_version},
+                        {"settings", settings},
+                        {"fixed_shapes", fixed_shapes}}
+      .dump();
+}
+
+}  // namespace selfcal

@@ -1,0 +1,242 @@
+#include "pipeline/config_table.hpp"
+
+#include <regex>
+
+#include "base/error.hpp"
+#include "pipeline/config_values.hpp"
+
+namespace selfcal {
+namespace {
+
+using namespace values;
+
+constexpr int64_t any = std::numeric_limits<int64_t>::max();
+
+const Words<LayoutSettings::Mode> modes{{{"auto", LayoutSettings::Mode::automatic},
+                                         {"split", LayoutSettings::Mode::split},
+                                         {"shared", LayoutSettings::Mode::shared}}};
+const Words<CalibrationSource> sources{{{"self", CalibrationSource::self},
+                                        {"tokens", CalibrationSource::tokens},
+                                        {"vocabulary", CalibrationSource::vocabulary}}};
+const Words<EndOfText> ends{
+    {{"pack", EndOfText::pack}, {"ban", EndOfText::ban}, {"redraw", EndOfText::redraw}}};
+const Words<PromptKind> prompts{{{"bos", PromptKind::bos}, {"random", PromptKind::random}},
+                                {"tokens", "file"}};
+const Words<MethodName> methods{{{"gptq", MethodName::gptq}, {"nearest", MethodName::nearest}},
+                                {"awq", "sparsegpt", "wanda"}};
+const Words<ActOrder> orders{{{"none", ActOrder::none},
+                              {"static", ActOrder::static_order},
+                              {"dynamic", ActOrder::dynamic_order}}};
+const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
+                                          {"float32", at::kFloat},
+                                          {"bfloat16", at::kBFloat16},
+                                          {"float16", at::kHalf}}};
+const Words<GroupParameters> group_parameters{
+    {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
+const Words<Propagation> propagations{
+    {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
+const Words<bool> sequential_kinds{{{"true_sequential", true}, {"per_block", false}}};
+const Words<std::string> dtypes{
+    {{"auto", "auto"}, {"float32", "float32"}, {"bfloat16", "bfloat16"}, {"float16", "float16"}}};
+const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"}},
+                                 {"gptq", "awq", "dense"}};
+
+Key<RunConfig> path_key(std::string path, auto field, std::string help) {
+  return {std::move(path),
+          "path",
+          std::move(help),
+          [=](RunConfig& config, const YAML::Node& node, const MapReader&) {
+            field(config) = text(node);
+          },
+          [=](const RunConfig& config) {
+            const std::string value = field(config);
+            return value.empty() ? value : quoted(value);
+          },
+          true};
+}
+
+Key<RunConfig> optional_path_key(std::string path, auto field, std::string help) {
+  return {std::move(path), "path or null", std::move(help),
+          [=](RunConfig& config, const YAML::Node& node, const MapReader&) {
+            field(config) = node.IsNull() ? "" : text(node);
+          },
+          [=](const RunConfig& config) {
+            return field(config).empty() ? "null" : quoted(field(config));
+          }};
+}
+
+std::string expression(const YAML::Node& node) {
+  const std::string value = text(node);
+  try {
+    std::regex{value};
+  } catch (const std::regex_error&) {
+    throw BadValue("found " + quoted(value));
+  }
+  return value;
+}
+
+std::string job_name(const YAML::Node& node) {
+  const std::string value = text(node);
+  if (value.size() > 100 || !std::regex_match(value, std::regex("[A-Za-z0-9_][A-Za-z0-9._-]*")))
+    throw BadValue("found " + describe(node));
+  return value;
+}
+
+/// A list of texts, each read by `read_one`.
+Key<RunConfig> list_key(std::string path, std::string expected, auto field, auto read_one,
+                        std::string help) {
+  return {std::move(path), std::move(expected), std::move(help),
+          [=](RunConfig& config, const YAML::Node& node, const MapReader&) {
+            if (!node.IsSequence()) throw BadValue("found " + describe(node));
+            std::vector<std::string> list;
+            for (const auto& entry : node) list.push_back(read_one(entry));
+            field(config) = std::move(list);
+          },
+          [=](const RunConfig& config) {
+            std::string joined;
+            for (const auto& entry : field(config))
+              joined += (joined.empty() ? "" : ", ") + quoted(entry);
+            return "[" + joined + "]";
+          }};
+}
+
+void read_overrides(RunConfig& config, const YAML::Node& node, const MapReader& reader) {
+  if (!node.IsSequence()) throw BadValue("found " + describe(node));
+  std::vector<Override> list;
+  for (const auto& item : node) {
+    const auto prefix = fmt::format("overrides[{}].", list.size());
+    auto& entry = list.emplace_back();
+    if (!item.IsMap()) throw BadValue("found " + describe(item) + " in the list");
+    reader.within(prefix).read(entry, item, override_keys());
+    if (const auto* key = missing_key(entry, override_keys()))
+      fail(ExitCode::config, "{}: {}{}: found nothing, expected {}", reader.where(item), prefix,
+           key->path, key->expected);
+    if (!entry.bits && !entry.group_size && !entry.skip)
+      fail(ExitCode::config,
+           "{}: {}match: found no setting beside it, expected bits, group_size or skip",
+           reader.where(item), prefix);
+  }
+  config.overrides = std::move(list);
+}
+
+std::string print_overrides(const RunConfig& config) {
+  std::string list;
+  for (const auto& entry : config.overrides) {
+    std::string map;
+    for (const auto& key : override_keys())
+      if (const auto value = key.print(entry); !value.empty())
+        map += (map.empty() ? "" : ", ") + key.path + ": " + value;
+    list += (list.empty() ? "{" : ", {") + map + "}";
+  }
+  return "[" + list + "]";
+}
+
+Key<RunConfig> memory_key() {
+  return {"layout.memory", "auto or bytes (as in 900MiB or 4GB)",
+          "Memory a rank may use; the plan refuses a layout that needs more.",
+          [](RunConfig& config, const YAML::Node& node, const MapReader&) {
+            config.layout.memory = bytes(node);
+          },
+          [](const RunConfig& config) { return bytes_text(config.layout.memory); }};
+}
+
+constexpr IntegerRule bits_rule{2, 8};
+const IntegerRule group_rule{1, 1 << 20, false, -1};
+
+}  // namespace
+
+const std::vector<std::string>& planned_sections() {
+  static const std::vector<std::string> names{"jobs", "sweep"};
+  return names;
+}
+
+// clang-format off
+#define FIELD(member) [](auto& c) -> auto& { return c.member; }
+
+const std::vector<Key<Override>>& override_keys() {
+  static const std::vector<Key<Override>> keys{
+      {"match", "regular expression", "Searched in the layer's name, as in `mlp\\.down_proj$`; the first entry that matches counts.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.match = expression(node); },
+       [](const Override& entry) { return entry.match.empty() ? "" : quoted(entry.match); }, true},
+      {"bits", expectation(bits_rule), "Bits of a weight in these layers.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.bits = static_cast<int>(integer(node, bits_rule)); },
+       [](const Override& entry) { return entry.bits ? std::to_string(*entry.bits) : ""; }},
+      {"group_size", expectation(group_rule), "Group size in these layers.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.group_size = integer(node, group_rule); },
+       [](const Override& entry) { return entry.group_size ? std::to_string(*entry.group_size) : ""; }},
+      flag_key<Override>("skip", FIELD(skip), "Leave these layers as they are."),
+  };
+  return keys;
+}
+
+const std::vector<Key<RunConfig>>& config_keys() {
+  using C = RunConfig;
+  static const std::vector<Key<C>> keys{
+      path_key("model.path", FIELD(model), "Hugging Face directory of the model (config.json and safetensors)."),
+      word_key<C>("model.dtype", FIELD(dtype), dtypes, "Type that the model computes in; auto: the one it is stored in (float16 computes in float32 on CPUs)."),
+      path_key("output", FIELD(output), "Run directory: calibration, layers, checkpoint, exports, report."),
+      {"name", "letters, digits, dot, dash, underscore", "Name of the job inside the run directory.",
+       [](C& c, const YAML::Node& node, const MapReader&) { c.name = job_name(node); }, [](const C& c) { return quoted(c.name); }},
+      integer_key<C>("seed", FIELD(seed), {0, any}, "Seed of every random number."),
+      integer_key<C>("threads", FIELD(threads), {1, 1024, true}, "Threads of a rank; auto: the cores it may use, shared with the ranks of its node."),
+
+      word_key<C>("layout.mode", FIELD(layout.mode), modes, "split: some ranks sample while others compress; shared: all ranks sample, then compress."),
+      integer_key<C>("layout.generators.replicas", FIELD(layout.replicas), {1, 1 << 20, true}, "Copies of the model that sample."),
+      integer_key<C>("layout.generators.depth", FIELD(layout.depth), {1, 1, false, {}, "more is not supported yet"}, "Ranks that one copy is spread over."),
+      integer_key<C>("layout.compressors.shards", FIELD(layout.shards), {1, 1 << 20, true}, "Runs of consecutive layers, each compressed by a team of its own."),
+      integer_key<C>("layout.compressors.team", FIELD(layout.team), {1, 1 << 20, true}, "Ranks that share the work of a shard."),
+      memory_key(),
+
+      word_key<C>("calibration.source", FIELD(calibration.source), sources, "self: text that the model samples; tokens: a file; vocabulary: uniform random ids."),
+      optional_path_key("calibration.tokens", FIELD(calibration.tokens_path), "Token file of `source: tokens`: a calibration file, or safetensors with input_ids."),
+      integer_key<C>("calibration.sequences", FIELD(calibration.sequences), {1, 1 << 24}, "Sequences of a set."),
+      integer_key<C>("calibration.length", FIELD(calibration.length), {2, 1 << 24}, "Tokens of a sequence."),
+      {"calibration.sets", "1 (more is not supported yet)", "Disjoint draws in one run.",
+       [](C&, const YAML::Node& node, const MapReader&) { integer(node, {1, 1}); }, [](const C&) { return "1"; }},
+      integer_key<C>("calibration.set", FIELD(calibration.set), {0, 1 << 30}, "Which of the disjoint draws of a seed."),
+      integer_key<C>("calibration.micro_batch", FIELD(calibration.micro_batch), {1, 1024}, "Sequences that are sampled together; fixed, since it decides the last bits of the arithmetic."),
+      number_key<C>("calibration.temperature.initial", FIELD(calibration.temperature_initial), {0.0, 100.0, true}, "Sampling temperature of the first token of a document."),
+      number_key<C>("calibration.temperature.final", FIELD(calibration.temperature_final), {0.0, 100.0, true}, "Sampling temperature after `steps` tokens."),
+      integer_key<C>("calibration.temperature.steps", FIELD(calibration.temperature_steps), {0, 1 << 24}, "Tokens over which the temperature goes from initial to final."),
+      integer_key<C>("calibration.sampling.top_k", FIELD(calibration.top_k), {0, 1 << 24}, "Sample among the k most probable tokens; 0: all."),
+      number_key<C>("calibration.sampling.top_p", FIELD(calibration.top_p), {0.0, 1.0, true}, "Sample among the most probable tokens that together have this probability."),
+      word_key<C>("calibration.end_of_text", FIELD(calibration.end_of_text), ends, "pack: a new document starts in the same sequence; ban: the token is never drawn; redraw: a document that ends early is drawn again."),
+      word_key<C>("calibration.prompt.kind", FIELD(calibration.prompt), prompts, "What a document starts from: the beginning-of-text token, or a random first token."),
+
+      word_key<C>("method.name", FIELD(method.name), methods, "gptq: error-compensating quantisation; nearest: round to nearest, the control."),
+      integer_key<C>("method.bits", FIELD(method.bits), bits_rule, "Bits of a weight."),
+      integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
+      flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
+      word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups."),
+      flag_key<C>("method.static_groups", FIELD(method.static_groups), "Scales of all groups are set before the first column; act_order static needs it."),
+      flag_key<C>("method.mse", FIELD(method.mse), "Search the clipping range that has the least squared error."),
+      number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
+      integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
+      word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in."),
+      word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
+      word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
+      word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones."),
+
+      list_key("skip", "list of regular expressions", FIELD(skip), expression, "Layers left as they are: each expression is searched in the layer's name."),
+      {"overrides", "list of maps", "Other settings for the layers that match.",
+       read_overrides, print_overrides},
+      list_key("export", "list of compressed-tensors", FIELD(exports), [](const YAML::Node& node) { return formats.at(text(node)); }, "Formats written when the job is done."),
+
+      optional_path_key("evaluate.perplexity.tokens", FIELD(evaluate.tokens), "Token file that perplexity is measured on, dense and compressed; null: no evaluation."),
+      integer_key<C>("evaluate.perplexity.window", FIELD(evaluate.window), {2, 1 << 24}, "Tokens of a window."),
+      integer_key<C>("evaluate.perplexity.stride", FIELD(evaluate.stride), {1, 1 << 24}, "Tokens from one window to the next; at most the window."),
+  };
+  return keys;
+}
+#undef FIELD
+// clang-format on
+
+std::string to_text(MethodName name) { return methods.of(name); }
+std::string to_text(Propagation propagation) { return propagations.of(propagation); }
+std::string to_text(LayoutSettings::Mode mode) { return modes.of(mode); }
+std::string to_text(at::ScalarType dtype) {
+  const std::string word = scale_dtypes.of(dtype);
+  return word.empty() ? "auto" : word;
+}
+
+}  // namespace selfcal
