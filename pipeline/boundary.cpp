@@ -1,0 +1,74 @@
+#include "pipeline/boundary.hpp"
+
+#include <ATen/ATen.h>
+
+#include "pipeline/tensor_message.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr int first_boundary_tag = 1000;
+
+int boundary_tag(int64_t leaf, int64_t leaves, int shard) {
+  return first_boundary_tag + static_cast<int>(shard * leaves + leaf);
+}
+
+void wait_unless_stopped(Request& request, const StopSignal& stop) {
+  wait_until([&] {
+    if (stop.requested()) throw Stopped();
+    return request.done();
+  });
+}
+
+}  // namespace
+
+void BoundaryOutbox::send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard,
+                          int to) {
+  Request request = world_.send(bytes_of(hidden), to, boundary_tag(leaf, leaves, shard));
+  parcels_.push_back({hidden, std::move(request)});
+  std::erase_if(parcels_, [](Parcel& parcel) { return parcel.request.done(); });
+}
+
+void BoundaryOutbox::finish(const StopSignal& stop) {
+  for (auto& parcel : parcels_) wait_unless_stopped(parcel.request, stop);
+  parcels_.clear();
+}
+
+BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned,
+                             int64_t leaves, int shard,
+                             const std::function<int(const Leaf&)>& source, int64_t length,
+                             int64_t hidden, at::ScalarType dtype) {
+  for (const auto& leaf : owned) {
+    hidden_.push_back(at::empty({leaf.rows, length, hidden}, dtype));
+    requests_.push_back(world.receive(bytes_of(hidden_.back()), source(leaf),
+                                      boundary_tag(leaf.index, leaves, shard)));
+  }
+}
+
+std::vector<at::Tensor> BoundaryInbox::take(const StopSignal& stop) {
+  for (auto& request : requests_) wait_unless_stopped(request, stop);
+  requests_.clear();
+  return std::move(hidden_);
+}
+
+void send_dense_boundaries(const Model& model, const OuterWeights& outer,
+                           const std::function<BlockWeights(int64_t)>& block_weights,
+                           const Layout& layout, const std::vector<Leaf>& leaves,
+                           int64_t all_leaves, const at::Tensor& tokens, int64_t first_row,
+                           BoundaryOutbox& outbox) {
+  std::vector<at::Tensor> hidden;
+  for (const auto& leaf : leaves)
+    hidden.push_back(model.embed(tokens.narrow(0, leaf.first - first_row, leaf.rows), outer));
+  int64_t layer = 0;
+  for (int shard = 1; shard < layout.shards(); ++shard) {
+    for (; layer < layout.first_layer(shard); ++layer) {
+      const BlockWeights weights = block_weights(layer);
+      for (auto& leaf : hidden) leaf = forward(model.block(layer), leaf, weights);
+    }
+    for (size_t i = 0; i < leaves.size(); ++i)
+      outbox.send(hidden[i], leaves[i].index, all_leaves, shard,
+                  layout.owner(leaves[i].index, shard));
+  }
+}
+
+}  // namespace selfcal

@@ -1,0 +1,54 @@
+// Who does what: a pure function of the configuration, the number of ranks and the number of
+// layers.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pipeline/config.hpp"
+
+namespace selfcal {
+
+/// Ranks [0, compressors) compress; with `split` the ranks after them sample first and then join a
+/// shard's team (generator g joins shard g % shards). With `shared` every rank samples and then
+/// compresses.
+class Layout {
+ public:
+  /// `layer_cost`: relative cost of each layer; shards are runs of layers of nearly equal cost.
+  /// Counts that do not fit the ranks or the layers are ExitCode::config, with the numbers.
+  Layout(const LayoutSettings& settings, int ranks, const std::vector<double>& layer_cost);
+
+  bool split() const { return split_; }
+  int ranks() const { return ranks_; }
+  /// World ranks that sample.
+  const std::vector<int>& generators() const { return generators_; }
+  int generator_of(int64_t micro_batch) const {
+    return generators_[static_cast<size_t>(micro_batch) % generators_.size()];
+  }
+
+  int shards() const { return static_cast<int>(teams_.size()); }
+  /// World ranks of a shard's team once the generators have joined; the first one reads and writes
+  /// for all.
+  const std::vector<int>& team_of(int shard) const { return teams_[static_cast<size_t>(shard)]; }
+  int shard_of(int rank) const { return shard_of_rank_[static_cast<size_t>(rank)]; }
+  /// First layer of a shard; of shard `shards()`: the number of layers.
+  int64_t first_layer(int shard) const { return first_layer_[static_cast<size_t>(shard)]; }
+  /// The world rank that computes a leaf in a shard.
+  int owner(int64_t leaf, int shard) const {
+    const auto& team = team_of(shard);
+    return team[static_cast<size_t>(leaf) % team.size()];
+  }
+
+  /// One line for people: "2 generators + 2 compressors (1 shard x 2), then 4 compress".
+  std::string describe() const;
+
+ private:
+  bool split_ = false;
+  int ranks_ = 1;
+  std::vector<int> generators_;
+  std::vector<std::vector<int>> teams_;
+  std::vector<int> shard_of_rank_;
+  std::vector<int64_t> first_layer_;
+};
+
+}  // namespace selfcal

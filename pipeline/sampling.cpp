@@ -1,0 +1,181 @@
+#include "pipeline/sampling.hpp"
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <optional>
+
+#include "comm/agreement.hpp"
+#include "pipeline/tensor_message.hpp"
+
+namespace selfcal {
+namespace {
+
+enum Tag { batch_tag = 1, stop_tag, progress_tag, end_tag };
+
+std::vector<std::byte> to_message(const MicroBatch& batch) {
+  return pack_tensors({{"index", at::tensor({batch.index}, at::kLong)},
+                       {"tokens", batch.tokens},
+                       {"log_prob", batch.log_prob},
+                       {"temperature", batch.temperature}});
+}
+
+MicroBatch to_batch(std::span<const std::byte> message) {
+  const auto tensors = unpack_tensors(message);
+  return {tensors.at("index").item<int64_t>(), tensors.at("tokens"), tensors.at("log_prob"),
+          tensors.at("temperature")};
+}
+
+std::optional<std::vector<std::byte>> next_message(const Communicator& world, int tag) {
+  const auto envelope = world.probe(tag);
+  if (!envelope) return std::nullopt;
+  std::vector<std::byte> message(static_cast<size_t>(envelope->bytes));
+  world.receive(message, envelope->source, tag).wait();
+  return message;
+}
+
+/// Messages that leave while their sender works on.
+class Outbox {
+ public:
+  explicit Outbox(const Communicator& world) : world_(world) {}
+  void send(std::vector<std::byte> message, int to, int tag) {
+    parcels_.push_back({std::move(message), {}});
+    parcels_.back().request = world_.send(parcels_.back().message, to, tag);
+    while (!parcels_.empty() && parcels_.front().request.done()) parcels_.pop_front();
+  }
+  void finish() {
+    for (auto& parcel : parcels_) parcel.request.wait();
+    parcels_.clear();
+  }
+
+ private:
+  struct Parcel {
+    std::vector<std::byte> message;
+    Request request;
+  };
+  const Communicator& world_;
+  std::deque<Parcel> parcels_;  // stable addresses: MPI reads the bytes until a request is done
+};
+
+std::vector<std::byte> to_bytes(const std::vector<int64_t>& numbers) {
+  const auto bytes = std::as_bytes(std::span(numbers));
+  return {bytes.begin(), bytes.end()};
+}
+
+int64_t number(const std::vector<std::byte>& message, size_t index = 0) {
+  int64_t value = 0;
+  std::memcpy(&value, message.data() + index * sizeof value, sizeof value);
+  return value;
+}
+
+/// One rank's part. Every other rank ends with an end message to rank 0, so rank 0 knows when
+/// nothing is on its way.
+class Sampling {
+ public:
+  Sampling(const Communicator& world, const SamplingHooks& hooks, const StopSignal& stop)
+      : world_(world), hooks_(hooks), stop_(stop), outbox_(world) {}
+
+  void finished(MicroBatch batch) {
+    sampled_ += batch.tokens.numel();
+    if (world_.rank() == 0)
+      hooks_.on_arrived(batch);
+    else
+      outbox_.send(to_message(batch), 0, batch_tag);
+  }
+
+  /// True when this rank should stop sampling; called after every token.
+  bool poll(int64_t tokens_in_batch) {
+    if (stop_.requested()) stopping_ = true;
+    if (world_.rank() == 0) {
+      in_progress_[0] = sampled_ + tokens_in_batch;
+      serve();
+    } else {
+      if (next_message(world_, stop_tag)) stopping_ = true;
+      const auto now = std::chrono::steady_clock::now();
+      if (now > next_report_) {
+        outbox_.send(to_bytes({world_.rank(), sampled_ + tokens_in_batch}), 0, progress_tag);
+        next_report_ = now + std::chrono::milliseconds(500);
+      }
+    }
+    return stopping_;
+  }
+
+  /// Rank 0 takes what arrives until all have ended; the others say that they have. True when one
+  /// wanted to stop.
+  void end() {
+    if (world_.rank() == 0) {
+      ended_ = 1;
+      wait_until([&] {
+        if (stop_.requested()) stopping_ = true;
+        serve();
+        return ended_ == world_.size();
+      });
+    } else {
+      outbox_.send(to_bytes({stopping_ ? 1 : 0}), 0, end_tag);
+    }
+    outbox_.finish();
+    if (any(world_, stopping_)) throw Stopped();
+  }
+
+ private:
+  void serve() {
+    while (const auto message = next_message(world_, batch_tag))
+      hooks_.on_arrived(to_batch(*message));
+    while (const auto message = next_message(world_, progress_tag))
+      in_progress_[number(*message)] = number(*message, 1);
+    while (const auto message = next_message(world_, end_tag)) {
+      ++ended_;
+      if (number(*message) != 0) stopping_ = true;
+    }
+    if (stopping_ && !told_) {
+      for (int rank = 1; rank < world_.size(); ++rank) outbox_.send(to_bytes({1}), rank, stop_tag);
+      told_ = true;
+    }
+    int64_t total = 0;
+    for (const auto& [rank, tokens] : in_progress_) total += tokens;
+    hooks_.on_progress(total);
+  }
+
+  const Communicator& world_;
+  const SamplingHooks& hooks_;
+  const StopSignal& stop_;
+  Outbox outbox_;
+  std::map<int64_t, int64_t> in_progress_;  // rank 0: tokens sampled, by rank
+  int64_t sampled_ = 0;
+  int ended_ = 0;
+  bool stopping_ = false, told_ = false;
+  std::chrono::steady_clock::time_point next_report_{};
+};
+
+}  // namespace
+
+void sample_together(const Communicator& world, const CalibrationSettings& settings,
+                     const std::set<int64_t>& done, const std::function<int(int64_t)>& generator_of,
+                     const std::function<std::unique_ptr<Generator>()>& make_generator,
+                     const SamplingHooks& hooks, const StopSignal& stop, PhaseTimer& timer) {
+  Sampling sampling(world, hooks, stop);
+  std::unique_ptr<Generator> generator;
+  for (int64_t batch = 0; batch < micro_batches(settings); ++batch) {
+    if (done.contains(batch) || generator_of(batch) != world.rank()) continue;
+    if (!generator) {
+      const auto scope = timer.measure(Phase::read);
+      generator = make_generator();
+    }
+    try {
+      const auto scope = timer.measure(Phase::sample);
+      MicroBatch sampled = generator->sample(batch, [&](int64_t tokens, int64_t) {
+        if (sampling.poll(tokens)) throw Stopped();
+      });
+      hooks.on_sampled(sampled, *generator);
+      sampling.finished(std::move(sampled));
+    } catch (const Stopped&) {
+      break;
+    }
+  }
+  sampling.end();
+}
+
+}  // namespace selfcal

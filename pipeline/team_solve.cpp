@@ -1,0 +1,188 @@
+#include "pipeline/team_solve.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "comm/agreement.hpp"
+#include "pipeline/tensor_message.hpp"
+
+namespace selfcal {
+namespace {
+
+using Tensors = std::map<std::string, at::Tensor>;
+
+/// Rows [first, first + rows) of problem `problem`, solved by rank `owner`.
+struct RowRun {
+  size_t problem = 0;
+  int64_t first = 0;
+  int64_t rows = 0;
+  int owner = 0;
+};
+
+/// Tiles of the stacked matrices, dealt in runs: rank r gets tiles [r T / R, (r + 1) T / R).
+std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks) {
+  std::vector<RowRun> tiles;
+  for (size_t problem = 0; problem < problems.size(); ++problem) {
+    const int64_t rows = problems[problem]->weight.size(0);
+    for (int64_t first = 0; first < rows; first += solve_row_tile)
+      tiles.push_back({problem, first, std::min(solve_row_tile, rows - first), 0});
+  }
+  std::vector<RowRun> runs;
+  for (size_t tile = 0; tile < tiles.size(); ++tile) {
+    RowRun next = tiles[tile];
+    next.owner = static_cast<int>(tile * static_cast<size_t>(ranks) / tiles.size());
+    if (!runs.empty() && runs.back().problem == next.problem && runs.back().owner == next.owner)
+      runs.back().rows += next.rows;
+    else
+      runs.push_back(next);
+  }
+  return runs;
+}
+
+Tensors to_tensors(const SolvedRows& solved) {
+  const CompressedLinear& linear = solved.linear;
+  Tensors tensors{{"weight", linear.weight},      {"codes", linear.codes},
+                  {"scale", linear.scale},        {"zero", linear.zero},
+                  {"g_idx", linear.g_idx},        {"mask", linear.mask},
+                  {"error", solved.error},        {"nearest", solved.nearest_error},
+                  {"reference", solved.reference}};
+  std::erase_if(tensors, [](const auto& item) { return !item.second.defined(); });
+  return tensors;
+}
+
+/// A problem's rows from all its runs, put together in row order.
+CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& factor,
+                          const MethodSettings& settings) {
+  const auto joined = [&](const char* field) -> at::Tensor {
+    if (!parts.front().contains(field)) return {};
+    std::vector<at::Tensor> rows;
+    for (const auto& part : parts) rows.push_back(part.at(field));
+    return at::cat(rows);
+  };
+  CompressedLinear linear;
+  linear.weight = joined("weight");
+  linear.codes = joined("codes");
+  linear.scale = joined("scale");
+  linear.zero = joined("zero");
+  linear.mask = joined("mask");
+  if (parts.front().contains("g_idx")) linear.g_idx = parts.front().at("g_idx");
+  if (linear.codes.defined()) {
+    linear.bits = settings.bits;
+    linear.group_size = settings.group_size < 0 ? linear.weight.size(1) : settings.group_size;
+    linear.symmetric = settings.symmetric;
+  }
+  // Summed in row order, so that the figures do not depend on who solved which rows.
+  const double reference = joined("reference").sum().item<double>();
+  const double error = joined("error").sum().item<double>();
+  linear.loss = error;
+  linear.relative_error = reference > 0 ? error / reference : 0;
+  linear.nearest_error = reference > 0 ? joined("nearest").sum().item<double>() / reference : 0;
+  linear.damping = factor.damping;
+  linear.damping_retries = factor.retries;
+  linear.dead_columns = factor.dead.defined() ? factor.dead.sum().item<int64_t>() : 0;
+  return linear;
+}
+
+Tensors to_tensors(const Factor& factor) {
+  Tensors tensors{{"upper", factor.upper},
+                  {"permutation", factor.permutation},
+                  {"dead", factor.dead},
+                  {"damping", at::tensor({factor.damping}, at::kDouble)},
+                  {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
+  std::erase_if(tensors, [](const auto& item) { return !item.second.defined(); });
+  return tensors;
+}
+
+Factor to_factor(const Tensors& tensors) {
+  const auto field = [&](const char* name) {
+    return tensors.contains(name) ? tensors.at(name) : at::Tensor();
+  };
+  return {field("upper"), field("permutation"), field("dead"), tensors.at("damping").item<double>(),
+          static_cast<int>(tensors.at("retries").item<int64_t>())};
+}
+
+/// The factor, computed by `owner`. Collective.
+Factor factorise_together(const Communicator& team, const Method& method, const at::Tensor& hessian,
+                          int owner, PhaseTimer& timer) {
+  Factor factor;
+  {
+    const auto scope = timer.measure(Phase::factorise);
+    agree(team, [&] {
+      if (team.rank() == owner) factor = method.factorise(hessian);
+    });
+  }
+  if (team.size() == 1) return factor;
+  const auto scope = timer.measure(Phase::gather);
+  std::vector<std::byte> message;
+  if (team.rank() == owner) message = pack_tensors(to_tensors(factor));
+  int64_t bytes = static_cast<int64_t>(message.size());
+  team.broadcast(std::as_writable_bytes(std::span(&bytes, 1)), owner);
+  message.resize(static_cast<size_t>(bytes));
+  team.broadcast(message, owner);
+  return team.rank() == owner ? factor : to_factor(unpack_tensors(message));
+}
+
+/// Problems whose settings lead to one and the same factor.
+auto factor_key(const MethodSettings& settings) {
+  return std::tuple(settings.name, settings.act_order, settings.damping);
+}
+
+}  // namespace
+
+std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
+                                                       const std::vector<LinearProblem>& problems,
+                                                       const at::Tensor& hessian, PhaseTimer& timer,
+                                                       kernels::Context context) {
+  std::map<decltype(factor_key({})), std::vector<const LinearProblem*>> groups;
+  for (const auto& problem : problems) groups[factor_key(problem.settings)].push_back(&problem);
+
+  std::map<std::string, CompressedLinear> results;
+  int owner = 0;
+  for (const auto& [key, stacked] : groups) {
+    const auto first_method = make_method(stacked.front()->settings, context);
+    const Factor factor =
+        factorise_together(team, *first_method, hessian, owner++ % team.size(), timer);
+
+    const auto runs = deal_rows(stacked, team.size());
+    Tensors mine;
+    {
+      const auto scope = timer.measure(Phase::solve);
+      agree(team, [&] {
+        for (size_t run = 0; run < runs.size(); ++run) {
+          if (runs[run].owner != team.rank()) continue;
+          const LinearProblem& problem = *stacked[runs[run].problem];
+          const auto solved = make_method(problem.settings, context)
+                                  ->solve(problem.weight.narrow(0, runs[run].first, runs[run].rows),
+                                          hessian, factor, problem.weight.scalar_type());
+          for (auto& [field, tensor] : to_tensors(solved))
+            mine[fmt::format("{}/{}", run, field)] = tensor;
+        }
+      });
+    }
+
+    const auto scope = timer.measure(Phase::gather);
+    std::vector<Tensors> solved_runs(runs.size());
+    const auto keep = [&](Tensors tensors) {
+      for (auto& [path, tensor] : tensors) {
+        const size_t slash = path.find('/');
+        solved_runs[std::stoul(path.substr(0, slash))][path.substr(slash + 1)] = tensor;
+      }
+    };
+    if (team.size() == 1)
+      keep(std::move(mine));
+    else
+      for (const auto& message : team.all_gather(pack_tensors(mine))) keep(unpack_tensors(message));
+
+    for (size_t problem = 0; problem < stacked.size(); ++problem) {
+      std::vector<Tensors> parts;
+      for (size_t run = 0; run < runs.size(); ++run)
+        if (runs[run].problem == problem) parts.push_back(std::move(solved_runs[run]));
+      results[stacked[problem]->name] = assemble(parts, factor, stacked[problem]->settings);
+    }
+  }
+  return results;
+}
+
+}  // namespace selfcal
