@@ -1,4 +1,5 @@
-// The decoder block as every stage sees it: generation, pipeline depth, statistics, true-sequential solving, AWQ.
+// The decoder block as every stage sees it: generation, pipeline depth, statistics, true-sequential
+// solving, AWQ.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -16,11 +17,14 @@ struct Linear {
   std::string name;  // within the block: "self_attn.q_proj"
   int64_t rows = 0;
   int64_t columns = 0;
-  int tap = 0;    // index into BlockSpec::taps: the input it reads; layers of one tap share their statistics
-  int stage = 0;  // layers of one stage are compressed together, before the next stage's inputs are computed
+  int tap = 0;    // index into BlockSpec::taps: the input it reads; layers of one tap share their
+                  // statistics
+  int stage = 0;  // layers of one stage are compressed together, before the next stage's inputs are
+                  // computed
 };
 
-/// An input that linear layers read: a named tensor [tokens, columns] of State, there before `stage` is advanced.
+/// An input that linear layers read: a named tensor [tokens, columns] of State, there before
+/// `stage` is advanced.
 struct Tap {
   std::string name;
   int64_t columns = 0;
@@ -31,7 +35,8 @@ struct Tap {
 struct ScalePair {
   std::string producer;
   std::vector<std::string> consumers;
-  std::string inspected;     // whose output the search compares: a linear layer's name, "self_attn" or "mlp"
+  std::string
+      inspected;  // whose output the search compares: a linear layer's name, "self_attn" or "mlp"
   double norm_offset = 0.0;  // 1 where the norm multiplies by (1 + weight)
 };
 
@@ -39,18 +44,21 @@ struct BlockSpec {
   std::vector<Linear> linears;
   std::vector<Tap> taps;
   std::vector<ScalePair> scale_pairs;
-  std::map<std::string, std::vector<int64_t>> parameters;  // every tensor of the block, by name within the block, with its shape
+  std::map<std::string, std::vector<int64_t>>
+      parameters;  // every tensor of the block, by name within the block, with its shape
   int stages = 0;
 };
 
-/// Tensors of one block by name within the block: "self_attn.q_proj.weight", "input_layernorm.weight".
+/// Tensors of one block by name within the block: "self_attn.q_proj.weight",
+/// "input_layernorm.weight".
 using BlockWeights = std::map<std::string, at::Tensor>;
 
 /// All that survives between the stages of one leaf, by name. Taps are among them.
 using State = std::map<std::string, at::Tensor>;
 
-/// Structure without weights: each call is given the weights to use, so that a stage can be run dense or compressed.
-/// Independent (no communication); results depend on the arguments' values and shapes only, not on threads.
+/// Structure without weights: each call is given the weights to use, so that a stage can be run
+/// dense or compressed. Independent (no communication); results depend on the arguments' values and
+/// shapes only, not on threads.
 class Block {
  public:
   virtual ~Block() = default;
@@ -58,15 +66,16 @@ class Block {
 
   /// hidden: [sequences, tokens, hidden] in the compute dtype. The state has the taps of stage 0.
   virtual State begin(const at::Tensor& hidden, const BlockWeights& weights) const = 0;
-  /// Computes the outputs of the linear layers of `stage`, and what follows up to the taps of the next stage.
+  /// Computes the outputs of the linear layers of `stage`, and what follows up to the taps of the
+  /// next stage.
   virtual State advance(State state, int stage, const BlockWeights& weights) const = 0;
   /// The block's output, [sequences, tokens, hidden].
   virtual at::Tensor finish(State state) const = 0;
 
-  /// One token for each sequence: hidden [sequences, hidden], positions int64 [sequences] (a sequence whose position
-  /// is p reads cache entries 0..p, entry p is written here).
-  virtual at::Tensor step(const at::Tensor& hidden, const at::Tensor& positions, KeyValueCache& cache,
-                          const BlockWeights& weights) const = 0;
+  /// One token for each sequence: hidden [sequences, hidden], positions int64 [sequences] (a
+  /// sequence whose position is p reads cache entries 0..p, entry p is written here).
+  virtual at::Tensor step(const at::Tensor& hidden, const at::Tensor& positions,
+                          KeyValueCache& cache, const BlockWeights& weights) const = 0;
 };
 
 /// begin, every stage, finish.

@@ -1,4 +1,5 @@
-// A causal language model of a Hugging Face directory: structure at once, weights a block at a time.
+// A causal language model of a Hugging Face directory: structure at once, weights a block at a
+// time.
 #pragma once
 #include <memory>
 #include <optional>
@@ -20,8 +21,9 @@ struct ModelShape {
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;
   bool tied_embeddings = false;
-  at::ScalarType stored_dtype = at::kFloat;   // of the checkpoint
-  at::ScalarType compute_dtype = at::kFloat;  // bfloat16 stays; float16 computes in float32 on CPUs; `dtype` option overrides
+  at::ScalarType stored_dtype = at::kFloat;  // of the checkpoint
+  at::ScalarType compute_dtype =
+      at::kFloat;  // bfloat16 stays; float16 computes in float32 on CPUs; `dtype` option overrides
 };
 
 /// Tensors outside the blocks, by Hugging Face name: embeddings, final norm, head.
@@ -30,6 +32,8 @@ using OuterWeights = std::map<std::string, at::Tensor>;
 /// One file a family implements this (stages/model/llama.cpp ...); find it by open_model.
 class Model {
  public:
+  Model(ModelShape shape, std::shared_ptr<const Checkpoint> checkpoint, kernels::Context context)
+      : shape_(std::move(shape)), checkpoint_(std::move(checkpoint)), context_(context) {}
   virtual ~Model() = default;
 
   const ModelShape& shape() const { return shape_; }
@@ -38,12 +42,14 @@ class Model {
   /// "model.layers.7." : prefix of the block's tensor names in the checkpoint.
   virtual std::string block_prefix(int64_t layer) const = 0;
 
-  /// Reads and checks a block's weights, converted to the compute dtype (no copy where it is the stored one).
-  /// NaN or infinite entries, wrong shapes and missing tensors are ExitCode::data naming file and tensor.
+  /// Reads and checks a block's weights, converted to the compute dtype (no copy where it is the
+  /// stored one). NaN or infinite entries, wrong shapes and missing tensors are ExitCode::data
+  /// naming file and tensor.
   BlockWeights read_block(int64_t layer) const;
   virtual OuterWeights read_outer() const = 0;
 
-  /// tokens int32/int64 [sequences, tokens] (or [sequences] with positions for one step) -> hidden [.., hidden].
+  /// tokens int32/int64 [sequences, tokens] (or [sequences] with positions for one step) -> hidden
+  /// [.., hidden].
   virtual at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer) const = 0;
   /// Final norm and head: hidden [n, hidden] -> float32 logits [n, vocabulary].
   virtual at::Tensor logits(const at::Tensor& hidden, const OuterWeights& outer) const = 0;
@@ -51,12 +57,17 @@ class Model {
   KeyValueCache make_cache(int64_t sequences, int64_t capacity) const;
 
  protected:
+  /// One tensor of the checkpoint, checked and converted as read_block does.
+  at::Tensor read_weight(const std::string& name, const std::vector<int64_t>& shape) const;
+
   ModelShape shape_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   kernels::Context context_;  // threads and device the blocks compute with
 };
 
-/// Opens a model directory. `dtype`: "auto" or float32|bfloat16|float16. An unknown architecture lists those supported.
-std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype, kernels::Context context);
+/// Opens a model directory. `dtype`: "auto" or float32|bfloat16|float16. An unknown architecture
+/// lists those supported.
+std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype,
+                                  kernels::Context context);
 
 }  // namespace selfcal

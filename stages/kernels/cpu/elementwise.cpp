@@ -1,5 +1,7 @@
 #include <ATen/ATen.h>
 
+#include <atomic>
+
 #include "stages/kernels/cpu/loops.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
@@ -66,6 +68,32 @@ at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b)
     });
   });
   return y;
+}
+
+bool all_finite(const Context& context, const at::Tensor& x) {
+  require(x.is_contiguous(), "all_finite: the tensor is not contiguous");
+  std::atomic<bool> found = false;
+  const auto search = [&](auto exponent) {
+    using Bits = decltype(exponent);
+    const auto* bits = static_cast<const Bits*>(x.const_data_ptr());
+    for_ranges(context, x.numel(), 1 << 18, [&](int64_t first, int64_t count) {
+      if (any_exponent_full(bits + first, count, exponent)) found = true;
+    });
+  };
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      search(uint32_t{0x7f800000});
+      break;
+    case at::kBFloat16:
+      search(uint16_t{0x7f80});
+      break;
+    case at::kHalf:
+      search(uint16_t{0x7c00});
+      break;
+    default:
+      fail(ExitCode::internal, "all_finite: no bits known of {}", at::toString(x.scalar_type()));
+  }
+  return !found;
 }
 
 void rotate(const Context& context, at::Tensor& x, const at::Tensor& positions,

@@ -1,7 +1,6 @@
 #include "stages/kernels/cpu/loops.hpp"
 
 #include <cmath>
-#include <cstring>
 
 // The widest variant that the processor runs is picked when the program starts. Loop bodies are
 // inlined into each.
@@ -109,6 +108,13 @@ SELFCAL_INLINE void rotate_any(T* x, const float* cosine, const float* sine, int
   }
 }
 
+template <class Bits>
+SELFCAL_INLINE bool any_exponent_full_any(const Bits* x, int64_t n, Bits exponent) {
+  Bits found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= static_cast<Bits>((x[i] & exponent) == exponent ? 1 : 0);
+  return found != 0;
+}
+
 }  // namespace
 
 SELFCAL_VARIANTS void widen(const float* x, int64_t n, float factor, float* y) {
@@ -185,6 +191,13 @@ SELFCAL_VARIANTS float exponentials(float* x, int64_t n, float shift) {
 
 SELFCAL_VARIANTS void scale_in_place(float* x, int64_t n, float factor) {
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+SELFCAL_VARIANTS bool any_exponent_full(const uint32_t* x, int64_t n, uint32_t exponent) {
+  return any_exponent_full_any(x, n, exponent);
+}
+SELFCAL_VARIANTS bool any_exponent_full(const uint16_t* x, int64_t n, uint16_t exponent) {
+  return any_exponent_full_any(x, n, exponent);
 }
 
 }  // namespace selfcal::kernels

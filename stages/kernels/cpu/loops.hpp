@@ -46,4 +46,9 @@ float exponentials(float* x, int64_t n, float shift);
 /// x = factor * x in place.
 void scale_in_place(float* x, int64_t n, float factor);
 
+/// Whether an entry has all the bits of `exponent` set, which is how IEEE numbers say NaN or
+/// infinite.
+bool any_exponent_full(const uint32_t* x, int64_t n, uint32_t exponent);
+bool any_exponent_full(const uint16_t* x, int64_t n, uint16_t exponent);
+
 }  // namespace selfcal::kernels

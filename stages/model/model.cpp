@@ -1,0 +1,145 @@
+#include "stages/model/model.hpp"
+
+#include <ATen/ATen.h>
+
+#include "base/error.hpp"
+#include "stages/model/causal_model.hpp"
+#include "storage/dtype.hpp"
+
+namespace selfcal {
+namespace {
+
+using Family = ModelParts (*)(const ModelConfig&, ModelShape&, kernels::Context);
+
+const std::map<std::string, Family>& families() {
+  static const std::map<std::string, Family> all = {{"LlamaForCausalLM", llama_parts},
+                                                    {"MistralForCausalLM", llama_parts}};
+  return all;
+}
+
+std::string supported_architectures() {
+  std::string all;
+  for (const auto& [name, family] : families()) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
+std::string read_architecture(const ModelConfig& config) {
+  const auto names = config.texts("architectures");
+  if (names.empty()) fail(ExitCode::data, "{}: no key 'architectures'", config.where());
+  if (!families().contains(names.front()))
+    fail(ExitCode::data, "{}: architecture '{}' is not supported (supported: {})", config.where(),
+         printable(names.front()), supported_architectures());
+  return names.front();
+}
+
+at::ScalarType float_type(const std::string& name, const std::string& where, ExitCode code) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "float16") return at::kHalf;
+  fail(code, "{}: dtype '{}', expected float32, bfloat16 or float16", where, printable(name));
+}
+
+/// The type that the config names (new or old key), else the type of the checkpoint's tensors.
+at::ScalarType read_stored_dtype(const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const char* key : {"dtype", "torch_dtype"})
+    if (config.contains(key))
+      return float_type(config.text(key, ""), config.where(), ExitCode::data);
+  const auto names = checkpoint.names();
+  return names.empty() ? at::kFloat : checkpoint.entry(names.front()).dtype;
+}
+
+at::ScalarType choose_compute_dtype(at::ScalarType stored, const std::string& requested) {
+  if (requested == "auto") return stored == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+  const at::ScalarType chosen = float_type(requested, "model", ExitCode::config);
+  if (chosen == at::kHalf)
+    fail(ExitCode::config, "dtype float16: CPUs compute in float32 or bfloat16");
+  return chosen;
+}
+
+ModelShape read_shape(const ModelConfig& config, const Checkpoint& checkpoint,
+                      const std::string& dtype) {
+  ModelShape shape;
+  shape.architecture = read_architecture(config);
+  if (config.contains("quantization_config"))
+    fail(ExitCode::data,
+         "{}: the model is already quantised (quantization_config); expected float weights",
+         config.where());
+  shape.layers = config.integer("num_hidden_layers");
+  shape.hidden = config.integer("hidden_size");
+  shape.vocabulary = config.integer("vocab_size");
+  shape.maximum_length = config.integer("max_position_embeddings", 2048);
+  const int64_t heads = config.integer("num_attention_heads");
+  shape.key_value_heads = config.integer("num_key_value_heads", heads);
+  if (heads % shape.key_value_heads != 0)
+    fail(ExitCode::data, "{}: {} attention heads cannot share {} key-value heads", config.where(),
+         heads, shape.key_value_heads);
+  shape.head_dim = config.integer("head_dim", std::max<int64_t>(1, shape.hidden / heads));
+  if (!config.contains("head_dim") && shape.hidden % heads != 0)
+    fail(ExitCode::data, "{}: hidden_size {} is not a multiple of {} attention heads",
+         config.where(), shape.hidden, heads);
+  const auto bos = config.token_ids("bos_token_id");
+  if (!bos.empty()) shape.bos_token = bos.front();
+  shape.eos_tokens = config.token_ids("eos_token_id");
+  shape.tied_embeddings = config.flag("tie_word_embeddings", false);
+  shape.stored_dtype = read_stored_dtype(config, checkpoint);
+  shape.compute_dtype = choose_compute_dtype(shape.stored_dtype, dtype);
+  return shape;
+}
+
+/// A weight or bias that the block's description does not know would be left out of the arithmetic.
+void check_nothing_is_left_out(const Checkpoint& checkpoint, const std::string& prefix,
+                               const BlockSpec& spec) {
+  for (const auto& name : checkpoint.names()) {
+    if (!name.starts_with(prefix) || !(name.ends_with(".weight") || name.ends_with(".bias")))
+      continue;
+    if (!spec.parameters.contains(name.substr(prefix.size())))
+      fail(ExitCode::data,
+           "{}: tensor '{}' has no place in the architecture that config.json describes",
+           checkpoint.file_of(name).string(), printable(name));
+  }
+}
+
+}  // namespace
+
+at::Tensor Model::read_weight(const std::string& name, const std::vector<int64_t>& shape) const {
+  const at::Tensor stored = checkpoint_->read(name, shape);
+  const std::string file = checkpoint_->file_of(name).string();
+  const at::ScalarType dtype = stored.scalar_type();
+  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf)
+    fail(ExitCode::data, "{}: tensor '{}' is {}, expected F32, BF16 or F16", file, printable(name),
+         dtype_name(dtype));
+  const at::Tensor weight = stored.to(shape_.compute_dtype);
+  if (!kernels::all_finite(context_, weight))
+    fail(ExitCode::data, "{}: tensor '{}' holds NaN or infinite values", file, printable(name));
+  return weight;
+}
+
+BlockWeights Model::read_block(int64_t layer) const {
+  const std::string prefix = block_prefix(layer);
+  const BlockSpec& spec = block(layer).spec();
+  check_nothing_is_left_out(*checkpoint_, prefix, spec);
+  BlockWeights weights;
+  for (const auto& [name, shape] : spec.parameters)
+    weights[name] = read_weight(prefix + name, shape);
+  return weights;
+}
+
+KeyValueCache Model::make_cache(int64_t sequences, int64_t capacity) const {
+  const auto zeros = [&] {
+    return at::zeros({sequences, shape_.key_value_heads, capacity, shape_.head_dim},
+                     shape_.compute_dtype);
+  };
+  return {zeros(), zeros()};
+}
+
+std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype,
+                                  kernels::Context context) {
+  auto checkpoint = std::make_shared<const Checkpoint>(directory);
+  const ModelConfig config(directory / "config.json", checkpoint->config_text());
+  ModelShape shape = read_shape(config, *checkpoint, dtype);
+  ModelParts parts = families().at(shape.architecture)(config, shape, context);
+  return std::make_unique<CausalModel>(std::move(shape), std::move(checkpoint), context,
+                                       std::move(parts));
+}
+
+}  // namespace selfcal

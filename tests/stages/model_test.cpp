@@ -1,0 +1,328 @@
+// Models against transformers' logits (tests/data/models, written by tools/make_model_fixtures),
+// cached decoding against the forward of whole sequences, and what is said of bad directories.
+#include "stages/model/model.hpp"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "base/error.hpp"
+#include "stages/model/config.hpp"
+#include "stages/model/rotary.hpp"
+
+namespace selfcal {
+namespace {
+
+const fs::path data = fs::path(SELFCAL_TEST_DATA) / "models";
+
+struct Weights {
+  explicit Weights(const Model& model) : outer(model.read_outer()) {
+    for (int64_t layer = 0; layer < model.shape().layers; ++layer)
+      blocks.push_back(model.read_block(layer));
+  }
+  OuterWeights outer;
+  std::vector<BlockWeights> blocks;
+};
+
+/// tokens [rows, length] -> logits float32 [rows, length, vocabulary], whole sequences at once.
+at::Tensor prefill(const Model& model, const Weights& weights, const at::Tensor& tokens) {
+  at::Tensor hidden = model.embed(tokens, weights.outer);
+  for (int64_t layer = 0; layer < model.shape().layers; ++layer)
+    hidden = forward(model.block(layer), hidden, weights.blocks[static_cast<size_t>(layer)]);
+  return model.logits(hidden.view({-1, model.shape().hidden}), weights.outer)
+      .view({tokens.size(0), tokens.size(1), model.shape().vocabulary});
+}
+
+/// Decodes a token at a time for rows of tokens, with one cache a block.
+class Decoder {
+ public:
+  Decoder(const Model& model, const Weights& weights, int64_t rows, int64_t capacity)
+      : model_(model), weights_(weights), positions_(at::zeros({rows}, at::kLong)) {
+    for (int64_t layer = 0; layer < model.shape().layers; ++layer)
+      caches_.push_back(model.make_cache(rows, capacity));
+  }
+  /// tokens [rows] at the next position -> logits [rows, vocabulary].
+  at::Tensor step(const at::Tensor& tokens) {
+    at::Tensor hidden = model_.embed(tokens, weights_.outer);
+    for (size_t layer = 0; layer < caches_.size(); ++layer)
+      hidden = model_.block(static_cast<int64_t>(layer))
+                   .step(hidden, positions_, caches_[layer], weights_.blocks[layer]);
+    positions_ += 1;
+    return model_.logits(hidden, weights_.outer);
+  }
+
+ private:
+  const Model& model_;
+  const Weights& weights_;
+  std::vector<KeyValueCache> caches_;
+  at::Tensor positions_;
+};
+
+/// Largest difference in units of the reference's standard deviation.
+double distance(const at::Tensor& found, const at::Tensor& expected) {
+  return ((found - expected).abs().max() / expected.std()).item<double>();
+}
+
+class Fixture : public testing::TestWithParam<const char*> {
+ protected:
+  static void SetUpTestSuite() { kernels::use_one_library_thread(); }
+
+  std::unique_ptr<Model> open(const std::string& dtype) {
+    return open_model(data / GetParam(), dtype, {&pool});
+  }
+
+  ThreadPool pool{2, kernels::use_one_library_thread};
+  TensorFile reference{data / GetParam() / "reference.safetensors"};
+};
+
+TEST_P(Fixture, LogitsEqualTransformers) {
+  const auto model = open("float32");
+  EXPECT_LT(distance(prefill(*model, Weights(*model), reference.read("input_ids")),
+                     reference.read("logits")),
+            1e-4);
+}
+
+TEST_P(Fixture, BfloatLogitsAreClose) {
+  const auto model = open("bfloat16");
+  const Weights weights(*model);
+  EXPECT_EQ(weights.outer.at("model.norm.weight").scalar_type(), at::kBFloat16);
+  const auto logits = prefill(*model, weights, reference.read("input_ids")),
+             expected = reference.read("logits");
+  EXPECT_LT(((logits - expected).pow(2).mean().sqrt() / expected.std()).item<double>(), 0.03);
+}
+
+TEST_P(Fixture, DecodingEqualsPrefill) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    const auto model = open(dtype);
+    const Weights weights(*model);
+    const auto tokens = reference.read("input_ids");
+    Decoder decoder(*model, weights, tokens.size(0), tokens.size(1));
+    std::vector<at::Tensor> steps;
+    for (int64_t t = 0; t < tokens.size(1); ++t)
+      steps.push_back(decoder.step(tokens.select(1, t).contiguous()));
+    const auto expected = prefill(*model, weights, tokens);
+    EXPECT_LT(distance(at::stack(steps, 1), expected),
+              model->shape().compute_dtype == at::kFloat ? 1e-5 : 0.15);
+  }
+}
+
+TEST_P(Fixture, GreedyContinuationEqualsTransformers) {
+  const auto model = open("float32");
+  const Weights weights(*model);
+  const auto tokens = reference.read("input_ids"), expected = reference.read("greedy");
+  Decoder decoder(*model, weights, tokens.size(0), tokens.size(1) + expected.size(1));
+  at::Tensor logits;
+  for (int64_t t = 0; t < tokens.size(1); ++t)
+    logits = decoder.step(tokens.select(1, t).contiguous());
+  std::vector<at::Tensor> continuation;
+  for (int64_t t = 0; t < expected.size(1); ++t) {
+    continuation.push_back(logits.argmax(-1));
+    logits = decoder.step(continuation.back());
+  }
+  EXPECT_TRUE(at::equal(at::stack(continuation, 1), expected));
+}
+
+TEST_P(Fixture, BitsDoNotDependOnThreads) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    at::Tensor first;
+    for (const int threads : {1, 2, 4}) {
+      ThreadPool threads_of_test(threads, kernels::use_one_library_thread);
+      const auto model = open_model(data / GetParam(), dtype, {&threads_of_test});
+      const auto logits = prefill(*model, Weights(*model), reference.read("input_ids"));
+      if (!first.defined()) first = logits;
+      EXPECT_TRUE(at::equal(logits, first)) << threads << " threads, " << dtype;
+    }
+  }
+}
+
+TEST_P(Fixture, TapsAreThereBeforeTheirStage) {
+  const auto model = open("auto");
+  const Block& block = model->block(0);
+  const Weights weights(*model);
+  const auto tokens = reference.read("input_ids");
+  State state = block.begin(model->embed(tokens, weights.outer), weights.blocks[0]);
+  for (int stage = 0; stage < block.spec().stages; ++stage) {
+    for (const auto& tap : block.spec().taps)
+      if (tap.stage == stage) {
+        ASSERT_TRUE(state.contains(tap.name));
+        EXPECT_EQ(state.at(tap.name).sizes(), (at::IntArrayRef{tokens.numel(), tap.columns}));
+      }
+    state = block.advance(std::move(state), stage, weights.blocks[0]);
+  }
+  for (const auto& linear : block.spec().linears) {
+    EXPECT_EQ(block.spec().taps[static_cast<size_t>(linear.tap)].columns, linear.columns);
+    EXPECT_EQ(block.spec().parameters.at(linear.name + ".weight"),
+              (std::vector<int64_t>{linear.rows, linear.columns}));
+  }
+  EXPECT_EQ(state.size(), 1u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Fixture,
+                         testing::Values("llama3", "tied-bf16", "wide-heads-f16", "old-keys",
+                                         "mistral"),
+                         [](const auto& name) {
+                           std::string text = name.param;
+                           std::replace(text.begin(), text.end(), '-', '_');
+                           return text;
+                         });
+
+/// A copy of a fixture that a test may spoil.
+class BadModel : public testing::Test {
+ protected:
+  BadModel() {
+    fs::remove_all(directory);
+    fs::copy(data / "llama3", directory);
+  }
+  ~BadModel() override { fs::remove_all(directory); }
+
+  void replace_in_config(const std::string& from, const std::string& to) {
+    std::string text = read_text(directory / "config.json");
+    const auto place = text.find(from);
+    ASSERT_NE(place, std::string::npos) << from;
+    std::ofstream(directory / "config.json") << text.replace(place, from.size(), to);
+  }
+  /// Rewrites the weights with some of them changed.
+  void rewrite(const std::function<void(NamedTensors&)>& change) {
+    const fs::path path = directory / "model.safetensors";
+    NamedTensors tensors;
+    {
+      const TensorFile file(path);
+      for (const auto& [name, entry] : file.entries()) tensors[name] = file.read(name);
+    }
+    change(tensors);
+    write_tensor_file(path, tensors);
+  }
+  /// Opens the model and reads all weights; the error must be of `code` and name all of `words`.
+  void expect_error(ExitCode code, const std::vector<std::string>& words,
+                    const std::string& dtype = "auto") {
+    try {
+      const auto model = open_model(directory, dtype, {});
+      const Weights weights(*model);
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code) << error.what();
+      for (const auto& word : words)
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+    }
+  }
+
+  const fs::path directory =
+      fs::temp_directory_path() / fmt::format("selfcal-bad-model-{}", ::getpid());
+};
+
+TEST_F(BadModel, UnknownArchitectureListsThoseKnown) {
+  replace_in_config("LlamaForCausalLM", "BertForMaskedLM");
+  expect_error(ExitCode::data, {"config.json", "BertForMaskedLM", "LlamaForCausalLM"});
+}
+
+TEST_F(BadModel, MissingKeyIsNamed) {
+  replace_in_config("\"hidden_size\"", "\"hidden_sise\"");
+  expect_error(ExitCode::data, {"config.json", "hidden_size"});
+}
+
+TEST_F(BadModel, ValueOfAnotherKindIsShown) {
+  replace_in_config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": \"two\"");
+  expect_error(ExitCode::data, {"config.json", "num_hidden_layers", "\"two\"", "whole number"});
+}
+
+TEST_F(BadModel, HeadsThatCannotBeGrouped) {
+  replace_in_config("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3");
+  expect_error(ExitCode::data, {"config.json", "4 attention heads", "3 key-value heads"});
+}
+
+TEST_F(BadModel, UnknownRotaryScalingIsNamed) {
+  replace_in_config("\"llama3\"", "\"yarn\"");
+  expect_error(ExitCode::data, {"config.json", "yarn", "llama3"});
+}
+
+TEST_F(BadModel, RotaryScalingWithoutItsFactors) {
+  replace_in_config("\"low_freq_factor\": 1.0,", "");
+  expect_error(ExitCode::data, {"config.json", "low_freq_factor"});
+}
+
+TEST_F(BadModel, AnotherActivation) {
+  replace_in_config("\"silu\"", "\"gelu\"");
+  expect_error(ExitCode::data, {"config.json", "hidden_act", "gelu", "silu"});
+}
+
+TEST_F(BadModel, AlreadyQuantised) {
+  replace_in_config("\"vocab_size\"",
+                    "\"quantization_config\": {\"quant_method\": \"gptq\"}, \"vocab_size\"");
+  expect_error(ExitCode::data, {"config.json", "quantization_config"});
+}
+
+TEST_F(BadModel, WrongShapeNamesTensorAndFile) {
+  rewrite([](NamedTensors& t) { t["model.layers.1.mlp.up_proj.weight"] = at::ones({80, 40}); });
+  expect_error(ExitCode::data,
+               {"model.safetensors", "model.layers.1.mlp.up_proj.weight", "[80, 40]", "[80, 48]"});
+}
+
+TEST_F(BadModel, MissingTensorIsNamed) {
+  rewrite([](NamedTensors& t) { t.erase("model.layers.0.self_attn.k_proj.weight"); });
+  expect_error(ExitCode::data, {"model.layers.0.self_attn.k_proj.weight"});
+}
+
+TEST_F(BadModel, NotANumberIsFound) {
+  rewrite([](NamedTensors& t) { t["model.layers.1.self_attn.o_proj.weight"][3][5] = NAN; });
+  expect_error(ExitCode::data,
+               {"model.safetensors", "model.layers.1.self_attn.o_proj.weight", "NaN"});
+}
+
+TEST_F(BadModel, InfinityInTheHeadIsFound) {
+  rewrite([](NamedTensors& t) { t["lm_head.weight"][3][5] = -INFINITY; });
+  expect_error(ExitCode::data, {"model.safetensors", "lm_head.weight"});
+}
+
+TEST_F(BadModel, IntegerWeightsAreRefused) {
+  rewrite([](NamedTensors& t) { t["model.norm.weight"] = at::ones({48}, at::kInt); });
+  expect_error(ExitCode::data, {"model.safetensors", "model.norm.weight", "I32", "BF16"});
+}
+
+TEST_F(BadModel, BiasThatTheConfigDoesNotDeclare) {
+  rewrite([](NamedTensors& t) { t["model.layers.0.self_attn.q_proj.bias"] = at::ones({48}); });
+  expect_error(ExitCode::data, {"model.safetensors", "model.layers.0.self_attn.q_proj.bias"});
+}
+
+TEST_F(BadModel, UnknownComputeTypeIsAConfigError) {
+  expect_error(ExitCode::config, {"int8", "bfloat16"}, "int8");
+  expect_error(ExitCode::config, {"float16", "float32"}, "float16");
+}
+
+TEST_F(BadModel, TokensOutsideTheVocabulary) {
+  const auto model = open_model(directory, "auto", {});
+  const auto outer = model->read_outer();
+  EXPECT_THROW(model->embed(at::full({1, 2}, 160, at::kLong), outer), Error);
+  EXPECT_THROW(model->embed(at::full({1, 2}, -1, at::kInt), outer), Error);
+}
+
+TEST(ModelShape, IsReadFromTheConfig) {
+  const auto model = open_model(data / "tied-bf16", "auto", {});
+  const ModelShape& shape = model->shape();
+  EXPECT_EQ(shape.architecture, "LlamaForCausalLM");
+  EXPECT_EQ(shape.layers, 2);
+  EXPECT_EQ(shape.head_dim, 12);
+  EXPECT_EQ(shape.bos_token, 1);
+  EXPECT_EQ(shape.eos_tokens, (std::vector<int64_t>{2, 5}));
+  EXPECT_TRUE(shape.tied_embeddings);
+  EXPECT_EQ(shape.compute_dtype, at::kBFloat16);
+  EXPECT_EQ(open_model(data / "wide-heads-f16", "auto", {})->shape().compute_dtype, at::kFloat);
+  EXPECT_EQ(open_model(data / "mistral", "auto", {})->shape().maximum_length, 64);
+  EXPECT_EQ(model->block_prefix(1), "model.layers.1.");
+  EXPECT_EQ(model->read_outer().size(), 2u);
+}
+
+TEST(Rotary, AnglesDoNotDependOnHowTheTableGrew) {
+  const ModelConfig config("config.json", R"({"rope_theta": 10000})");
+  const Rotary at_once(inverse_frequencies(config, 16)), grown(inverse_frequencies(config, 16));
+  const auto x = at::randn({3, 2, 16}), positions = at::tensor(std::vector<int64_t>{0, 70, 5});
+  auto a = x.clone(), b = x.clone(), other = x.clone();
+  at_once.apply({}, a, positions, 100);
+  grown.apply({}, other, at::zeros({3}, at::kLong), 1);
+  grown.apply({}, b, positions, 71);
+  EXPECT_TRUE(at::equal(a, b));
+}
+
+}  // namespace
+}  // namespace selfcal
