@@ -44,7 +44,9 @@ struct LayerRecord {
   std::map<std::string, std::string>
       source_hashes;  // content hash of each dense tensor as it was read
 
-  /// XXH3-128 over sorted (path, dtype, shape, raw bytes) of all stored tensors.
+  /// XXH3-128 over sorted (path, dtype, shape, raw bytes) of all stored tensors, and each layer's
+  /// bits, group size and symmetry. A weight that has codes is not stored but rebuilt from them, so
+  /// only its dtype and shape count.
   std::string content_hash() const;
 };
 
@@ -59,10 +61,14 @@ struct LayerHeader {
   std::string job_id, content_hash, chain;
 };
 
-/// Writes atomically: temporary file, fsync, rename, fsync of the folder. HDF5 failures and full
-/// disks: ExitCode::io.
+/// A quantised layer's weight must be what dequantise() gives, bit for bit; else
+/// ExitCode::internal. Writes atomically: temporary file, fsync, rename, fsync of the folder. HDF5
+/// failures and full disks: ExitCode::io.
 void write_layer(const fs::path& path, const LayerRecord& record, const std::string& chain);
 LayerHeader read_layer_header(const fs::path& path);
+/// Reads everything and recomputes the content hash without rebuilding weights: what resuming and
+/// verifying need.
+LayerHeader check_layer(const fs::path& path);
 /// Reads and recomputes the content hash; a mismatch or damaged file is ExitCode::data naming what
 /// was found and expected.
 LayerRecord read_layer(const fs::path& path);
