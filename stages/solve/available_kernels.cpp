@@ -1,0 +1,51 @@
+// Which of the compiled instruction sets this CPU has.
+#include <array>
+
+#include "stages/solve/lanes/lanes.hpp"
+
+namespace selfcal::lanes {
+
+namespace baseline {
+extern const Kernels kernels;
+}
+#ifdef SELFCAL_HAS_x86_64_v3
+namespace x86_64_v3 {
+extern const Kernels kernels;
+}
+namespace x86_64_v4 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+struct Available {
+  std::array<const Kernels*, 3> list{};
+  int64_t count = 0;
+
+  Available() {
+#ifdef SELFCAL_HAS_x86_64_v3
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    if (v4) list[count++] = &x86_64_v4::kernels;
+    if (v3) list[count++] = &x86_64_v3::kernels;
+#endif
+    list[count++] = &baseline::kernels;
+  }
+};
+
+const Available& available() {
+  static const Available sets;
+  return sets;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *available().list[0]; }
+
+KernelList available_kernels() { return {available().list.data(), available().count}; }
+
+}  // namespace selfcal::lanes

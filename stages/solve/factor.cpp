@@ -1,0 +1,118 @@
+#include "stages/solve/factor.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/solve/cholesky.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr double first_damping = 0.01;  // where the settings ask for none and some is needed
+
+/// What the factorisation needs to know of a Hessian's diagonal.
+struct Diagonal {
+  std::vector<double> values;
+  double live_mean = 1;  // of the entries that are not zero; dead ones are set to it
+};
+
+void check_hessian(const at::Tensor& hessian) {
+  if (hessian.dim() != 2 || hessian.size(0) != hessian.size(1) || hessian.size(0) < 1 ||
+      hessian.scalar_type() != at::kFloat || !hessian.is_contiguous()) {
+    fail(ExitCode::internal, "factorise: Hessian is {} [{}], expected contiguous float32 [n, n]",
+         toString(hessian.scalar_type()), fmt::join(hessian.sizes(), ", "));
+  }
+}
+
+Diagonal diagonal_of(const at::Tensor& hessian) {
+  const int64_t n = hessian.size(0);
+  const float* h = hessian.const_data_ptr<float>();
+  Diagonal diagonal;
+  double sum = 0;
+  int64_t live = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    diagonal.values.push_back(h[i * (n + 1)]);
+    sum += diagonal.values.back();
+    live += diagonal.values.back() != 0;
+  }
+  if (live > 0) diagonal.live_mean = sum / double(live);
+  return diagonal;
+}
+
+at::Tensor order_of(const Diagonal& diagonal, bool by_diagonal) {
+  at::Tensor permutation = at::arange(int64_t(diagonal.values.size()), at::kLong);
+  if (by_diagonal) {
+    auto* first = permutation.mutable_data_ptr<int64_t>();
+    std::stable_sort(first, first + permutation.numel(),
+                     [&](int64_t a, int64_t b) { return diagonal.values[a] > diagonal.values[b]; });
+  }
+  return permutation;
+}
+
+/// The damped Hessian in reversed order of the permutation, scaled so that its mean diagonal is
+/// near 1; false where it is not positive definite in T.
+template <class T>
+bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
+                const kernels::Context& context) {
+  const int64_t n = hessian.size(0);
+  const int exponent =
+      std::ilogb(diagonal.live_mean) / 2;  // by 4^exponent, so that its root is exact
+  const double scale = std::ldexp(1.0, -2 * exponent), added = damping * diagonal.live_mean;
+  at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
+  T* a = matrix.mutable_data_ptr<T>();
+  const float* h = hessian.const_data_ptr<float>();
+  const int64_t* column = factor.permutation.const_data_ptr<int64_t>();
+  kernels::for_ranges(context, n, 64, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) {
+      const float* row = h + column[n - 1 - i] * n;
+      for (int64_t j = 0; j <= i; ++j) a[i * n + j] = T(row[column[n - 1 - j]] * scale);
+      const double entry = diagonal.values[column[n - 1 - i]];
+      a[i * n + i] = T(((entry == 0 ? diagonal.live_mean : entry) + added) * scale);
+    }
+  });
+  if (!factorise_lower(a, n, context)) return false;
+  factor.upper = at::empty({n, n}, at::kFloat);
+  invert_reversed(a, n, factor.upper.mutable_data_ptr<float>(), context);
+  factor.upper.mul_(std::ldexp(1.0f, -exponent));
+  return factor.upper.isfinite().all().template item<bool>();
+}
+
+}  // namespace
+
+Factor factorise_inverse(const at::Tensor& hessian, double damping, bool by_diagonal,
+                         const kernels::Context& context) {
+  check_hessian(hessian);
+  if (!hessian.isfinite().all().item<bool>()) fail(ExitCode::data, "Hessian not finite");
+  const Diagonal diagonal = diagonal_of(hessian);
+  Factor factor;
+  factor.dead = hessian.diagonal().eq(0).to(at::kByte);
+  factor.permutation = order_of(diagonal, by_diagonal);
+  if (diagonal.live_mean > 0) {
+    for (double fraction = damping;; ++factor.retries) {
+      factor.damping = fraction;
+      if (try_factor<float>(hessian, diagonal, fraction, factor, context)) return factor;
+      if (try_factor<double>(hessian, diagonal, fraction, factor, context)) return factor;
+      if (fraction >= 1) break;
+      fraction = fraction == 0 ? first_damping : std::min(2 * fraction, 1.0);
+    }
+  }
+  fail(ExitCode::data,
+       "Hessian not positive definite, not even with its mean diagonal added (damping 1)");
+}
+
+Factor trivial_factor(const at::Tensor& hessian) {
+  check_hessian(hessian);
+  if (!hessian.isfinite().all().item<bool>()) fail(ExitCode::data, "Hessian not finite");
+  Factor factor;
+  factor.upper = at::empty({0, 0}, at::kFloat);
+  factor.permutation = at::arange(hessian.size(0), at::kLong);
+  factor.dead = hessian.diagonal().eq(0).to(at::kByte);
+  return factor;
+}
+
+}  // namespace selfcal

@@ -1,0 +1,18 @@
+// The factor that GPTQ and its relatives read: U upper with U^T U = (H + damping)^-1.
+#pragma once
+#include "stages/solve/method.hpp"
+
+namespace selfcal {
+
+/// hessian: contiguous float32 [columns, columns], symmetric. `by_diagonal`: columns in descending
+/// order of diag(H), ties by column. The fraction `damping` of the mean live diagonal is added; a
+/// matrix that is not positive definite in float32 is tried in float64, then the fraction is
+/// doubled, up to 1. Not finite, or never positive definite: ExitCode::data. Bits do not depend on
+/// the number of threads.
+Factor factorise_inverse(const at::Tensor& hessian, double damping, bool by_diagonal,
+                         const kernels::Context& context);
+
+/// For methods without one: the columns in order, `upper` empty.
+Factor trivial_factor(const at::Tensor& hessian);
+
+}  // namespace selfcal

@@ -1,0 +1,64 @@
+// Vector arithmetic of the solvers. Rows of a weight matrix are independent, so 32 of them lie side
+// by side in a tile [columns][32] and every vector lane works on a row of its own: a row's result
+// never depends on its neighbours. One source, compiled once an instruction set and chosen at run
+// time; this header must not bring inline code along.
+#pragma once
+#include <cstdint>
+
+namespace selfcal::lanes {
+
+inline constexpr int64_t rows = 32;
+
+/// What a float32 is rounded to (to nearest, ties to even) before it is stored.
+enum class Format : int { float32, bfloat16, float16 };
+
+/// The codes of a quantiser and how their scale is found (GPTQ's published quantiser).
+struct Grid {
+  float largest_code = 15;  // 2^bits - 1
+  bool symmetric = true;
+  bool search = false;  // shrink the range for the least sum |error|^2.4
+  Format scale = Format::float32;
+  Format weight = Format::float32;  // of (code - zero) * scale
+};
+
+struct Kernels {
+  const char* instruction_set;
+  int64_t panel_columns;  // width of a packed panel
+
+  /// tile[j] -= sum_k panel[k][j] * other[k], for j < columns, k < depth. The panels of
+  /// `panel_columns` columns follow one another, each [depth][panel_columns]; the last is padded.
+  /// Sums run over k in order.
+  void (*subtract_products)(const float* panels, int64_t depth, int64_t columns, const float* other,
+                            float* tile);
+
+  /// sums[row] += sum_j a[j][row] * b[j][row], in float64.
+  void (*add_dot_products)(const float* a, const float* b, int64_t columns, double* sums);
+
+  /// scale[row] and zero[row] (an integer) of the columns of a group. A range that overflows gives
+  /// an infinite scale.
+  void (*find_scale)(const Grid& grid, const float* tile, int64_t columns, float* scale,
+                     float* zero);
+
+  /// Rounds columns in place to the grid; column j uses scale[group[j]][row], zero[group[j]][row].
+  void (*round_columns)(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
+                        const float* scale, const float* zero, uint8_t* codes);
+
+  /// round_columns, one column after the other: column j's error (weight - rounded) / upper[j][j]
+  /// is kept in errors[j] and taken off, times upper[j][i], from the columns i > j of the run.
+  /// `stride`: of upper's rows.
+  void (*round_with_feedback)(const Grid& grid, float* tile, int64_t columns, const float* upper,
+                              int64_t stride, const int32_t* group, const float* scale,
+                              const float* zero, uint8_t* codes, float* errors);
+};
+
+/// Of the widest instruction set of this CPU.
+const Kernels& kernels();
+
+/// Every set that this CPU can run, widest first (the numeric kind names the first).
+struct KernelList {
+  const Kernels* const* first;
+  int64_t count;
+};
+KernelList available_kernels();
+
+}  // namespace selfcal::lanes

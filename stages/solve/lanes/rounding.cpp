@@ -1,0 +1,183 @@
+// Rounding to codes. Compiled without contraction: what is stored is what the errors are measured
+// against.
+#include "stages/solve/lanes/vector.hpp"
+
+namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
+
+void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
+                       float* tile);
+void add_dot_products(const float* a, const float* b, int64_t columns, double* sums);
+
+namespace {
+
+Vector code_of(const Grid& grid, Vector weight, Vector scale, Vector zero) {
+  // Clamped first, so that round_even holds for any weight.
+  const Vector steps = smaller(larger(weight / scale, all(-1024.0f)), all(1024.0f));
+  return smaller(larger(round_even(steps) + zero, all(0.0f)), all(grid.largest_code));
+}
+
+Vector weight_of(const Grid& grid, Vector code, Vector scale, Vector zero) {
+  return round_to(grid.weight, (code - zero) * scale);
+}
+
+/// value^2.4 for value >= 0, to about 1e-6; zero where it would underflow.
+Vector power_2_4(Vector value) {
+  // log2: mantissa in [sqrt 1/2, sqrt 2), then the series of atanh.
+  const Integers whole = bits(value) - 0x3f3504f3;
+  const Integers exponent = whole >> 23;
+  const Vector mantissa = from_bits((whole & 0x007fffff) + 0x3f3504f3);
+  const Vector s = (mantissa - 1.0f) / (mantissa + 1.0f), t = s * s;
+  const Vector series = (((t * (1.0f / 9) + 1.0f / 7) * t + 1.0f / 5) * t + 1.0f / 3) * t + 1.0f;
+  const Vector logarithm = __builtin_convertvector(exponent, Vector) + s * series * 2.88539008f;
+  // exp2: whole part into the exponent, the rest by Taylor's series.
+  const Vector power = smaller(larger(logarithm * 2.4f, all(-126.0f)), all(127.0f));
+  const Vector integer = round_even(power), f = (power - integer) * 0.693147181f;
+  Vector result = f * (1.0f / 5040) + 1.0f / 720;
+  result = result * f + 1.0f / 120;
+  result = result * f + 1.0f / 24;
+  result = result * f + 1.0f / 6;
+  result = result * f + 0.5f;
+  result = result * f + 1.0f;
+  result = result * f + 1.0f;
+  const Integers scaled = bits(result) + (__builtin_convertvector(integer, Integers) << 23);
+  return power > all(-126.0f) ? from_bits(scaled) : all(0.0f);
+}
+
+struct Range {
+  Vector low, high;
+};
+
+Range range_of(const Grid& grid, const float* tile, int64_t columns) {
+  Vector low{}, high{};
+  for (int64_t j = 0; j < columns; ++j) {
+    low = smaller(low, load(tile + j * rows));
+    high = larger(high, load(tile + j * rows));
+  }
+  if (grid.symmetric) {
+    // A row without negative weights keeps low = 0, as in the published code.
+    high = larger(high, -low);
+    low = low < all(0.0f) ? -high : low;
+  }
+  const Integers empty = (low == all(0.0f)) & (high == all(0.0f));
+  return {empty ? all(-1.0f) : low, empty ? all(1.0f) : high};
+}
+
+Vector scale_of(const Grid& grid, Range range) {
+  const Vector scale = round_to(grid.scale, (range.high - range.low) / grid.largest_code);
+  // Weights too small for the format still need a step.
+  const float smallest = grid.scale == Format::float16    ? 0x1p-24f
+                         : grid.scale == Format::bfloat16 ? 0x1p-133f
+                                                          : 0x1p-149f;
+  return larger(scale, all(smallest));
+}
+
+Vector zero_of(const Grid& grid, Range range, Vector scale) {
+  if (grid.symmetric) return all((grid.largest_code + 1) / 2);
+  return smaller(round_even(smaller(-range.low / scale, all(1024.0f))), all(grid.largest_code));
+}
+
+Vector distortion(const Grid& grid, const float* tile, int64_t columns, Vector scale, Vector zero) {
+  Vector total{};
+  for (int64_t first = 0; first < columns; first += 32) {
+    Vector sum{};
+    for (int64_t j = first; j < first + 32 && j < columns; ++j) {
+      const Vector weight = load(tile + j * rows);
+      sum += power_2_4(absolute((code_of(grid, weight, scale, zero) - zero) * scale - weight));
+    }
+    total += sum;
+  }
+  return total;
+}
+
+void find_scale_of_vector(const Grid& grid, const float* tile, int64_t columns, float* scale,
+                          float* zero) {
+  const Range range = range_of(grid, tile, columns);
+  Vector best_scale = scale_of(grid, range), best_zero = zero_of(grid, range, best_scale);
+  if (grid.search) {
+    constexpr int steps = 100, tried = 80;
+    Vector best = all(__builtin_inff());
+    for (int i = 0; i < tried; ++i) {
+      const float share = float(1 - double(i) / steps);
+      const Range shrunk{range.low * share, range.high * share};
+      const Vector a_scale = scale_of(grid, shrunk), a_zero = zero_of(grid, shrunk, a_scale);
+      const Vector error = distortion(grid, tile, columns, a_scale, a_zero);
+      const Integers better = error < best;
+      best = better ? error : best;
+      best_scale = better ? a_scale : best_scale;
+      best_zero = better ? a_zero : best_zero;
+    }
+  }
+  store(scale, best_scale);
+  store(zero, best_zero);
+}
+
+void find_scale(const Grid& grid, const float* tile, int64_t columns, float* scale, float* zero) {
+  for (int64_t row = 0; row < rows; row += width) {
+    find_scale_of_vector(grid, tile + row, columns, scale + row, zero + row);
+  }
+}
+
+/// Rounds one vector of a column and keeps its codes; returns the rounded weights.
+Vector round_vector(const Grid& grid, Vector weight, const float* scale, const float* zero,
+                    uint8_t* codes) {
+  const Vector step = load(scale), origin = load(zero);
+  const Vector code = code_of(grid, weight, step, origin);
+  *reinterpret_cast<UnalignedBytes*>(codes) =
+      __builtin_convertvector(__builtin_convertvector(code, Integers), Bytes);
+  return weight_of(grid, code, step, origin);
+}
+
+void round_columns(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
+                   const float* scale, const float* zero, uint8_t* codes) {
+  for (int64_t j = 0; j < columns; ++j) {
+    const int64_t parameters = group[j] * rows;
+    for (int64_t row = 0; row < rows; row += width) {
+      float* at = tile + j * rows + row;
+      store(at, round_vector(grid, load(at), scale + parameters + row, zero + parameters + row,
+                             codes + j * rows + row));
+    }
+  }
+}
+
+void round_with_feedback(const Grid& grid, float* tile, int64_t columns, const float* upper,
+                         int64_t stride, const int32_t* group, const float* scale,
+                         const float* zero, uint8_t* codes, float* errors) {
+  constexpr int vectors = rows / width;
+  for (int64_t j = 0; j < columns; ++j) {
+    const int64_t parameters = group[j] * rows;
+    const float* weights_of_errors = upper + j * stride;
+    Vector error[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t row = v * width;
+      float* at = tile + j * rows + row;
+      const Vector weight = load(at);
+      const Vector rounded = round_vector(grid, weight, scale + parameters + row,
+                                          zero + parameters + row, codes + j * rows + row);
+      error[v] = (weight - rounded) / weights_of_errors[j];
+      store(at, rounded);
+      store(errors + j * rows + row, error[v]);
+    }
+    for (int64_t i = j + 1; i < columns; ++i) {
+      const Vector factor = all(weights_of_errors[i]);
+      for (int v = 0; v < vectors; ++v) {
+        float* at = tile + i * rows + v * width;
+        store(at, load(at) - error[v] * factor);
+      }
+    }
+  }
+}
+
+#define SELFCAL_TEXT_OF(name) #name
+#define SELFCAL_TEXT(name) SELFCAL_TEXT_OF(name)
+
+}  // namespace
+
+extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
+                             panel,
+                             subtract_products,
+                             add_dot_products,
+                             find_scale,
+                             round_columns,
+                             round_with_feedback};
+
+}  // namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET

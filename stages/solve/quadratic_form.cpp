@@ -1,0 +1,55 @@
+#include "stages/solve/quadratic_form.hpp"
+
+#include <ATen/ATen.h>
+
+namespace selfcal {
+namespace {
+
+constexpr int64_t block = 128;
+
+/// Blocks of the upper triangle, column of blocks after column of blocks. Those off the diagonal
+/// stand for their mirror images too.
+std::vector<Rectangle> upper_blocks(int64_t columns) {
+  std::vector<Rectangle> blocks;
+  for (int64_t column = 0; column < columns; column += block) {
+    for (int64_t row = 0; row <= column; row += block) {
+      const float times = row == column ? 1.0f : 2.0f;
+      blocks.push_back(
+          {row, std::min(block, columns - row), column, std::min(block, columns - column), times});
+    }
+  }
+  return blocks;
+}
+
+}  // namespace
+
+QuadraticForm::QuadraticForm(const at::Tensor& hessian, const lanes::Kernels& kernels,
+                             const kernels::Context& context)
+    : columns_(hessian.size(0)),
+      kernels_(&kernels),
+      panels_(hessian, upper_blocks(columns_), kernels, context) {}
+
+at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
+  const int64_t count = tiles.size(0), tile_size = columns_ * lanes::rows,
+                product_size = block * lanes::rows;
+  const float* x = tiles.const_data_ptr<float>();
+  at::Tensor products = at::empty({count, block, lanes::rows}, at::kFloat);
+  at::Tensor sums = at::zeros({count, lanes::rows}, at::kDouble);
+  float* product = products.mutable_data_ptr<float>();
+  double* sum = sums.mutable_data_ptr<double>();
+  int64_t index = 0;
+  for (int64_t column = 0; column < columns_; column += block) {
+    std::fill_n(product, products.numel(), 0.0f);
+    for (int64_t row = 0; row <= column; row += block) {
+      panels_.subtract(index++, count, x + row * lanes::rows, tile_size, product, product_size);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      kernels_->add_dot_products(x + i * tile_size + column * lanes::rows,
+                                 product + i * product_size, std::min(block, columns_ - column),
+                                 sum + i * lanes::rows);
+    }
+  }
+  return sums.neg_();
+}
+
+}  // namespace selfcal

@@ -1,0 +1,110 @@
+#include "stages/solve/row_solver.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/solve/quadratic_form.hpp"
+#include "storage/packing.hpp"
+
+namespace selfcal {
+namespace {
+
+/// Tiles that one task takes: more of them read the factor from memory less often, fewer keep all
+/// threads busy. A row's result does not depend on it.
+int64_t tiles_of_a_task(int64_t tiles, const kernels::Context& context) {
+  const int64_t threads = context.threads ? context.threads->size() : 1;
+  return std::clamp<int64_t>(tiles / (8 * threads), 1, 4);
+}
+
+void store_forms(const at::Tensor& forms, at::Tensor& rows, int64_t first, int64_t count) {
+  const double* from = forms.const_data_ptr<double>();
+  for (int64_t row = 0; row < count; ++row) {
+    if (!std::isfinite(from[row])) {
+      fail(ExitCode::data,
+           "weight and Hessian are too large: the error of a row overflows float32");
+    }
+  }
+  std::copy_n(from, count, rows.mutable_data_ptr<double>() + first);
+}
+
+SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& settings,
+                      const Groups& groups, at::ScalarType weight_dtype) {
+  SolvedRows solved;
+  solved.linear.weight = at::empty({rows, columns}, weight_dtype);
+  solved.linear.codes = at::empty({rows, packed_row_bytes(columns, settings.bits)}, at::kByte);
+  solved.linear.scale = at::empty({rows, groups.count}, settings.scale_dtype);
+  solved.linear.zero = at::empty({rows, groups.count}, at::kByte);
+  solved.linear.bits = settings.bits;
+  solved.linear.group_size = groups.size;
+  solved.linear.symmetric = settings.symmetric;
+  for (auto* rows_of : {&solved.error, &solved.nearest_error, &solved.reference})
+    *rows_of = at::empty({rows}, at::kDouble);
+  return solved;
+}
+
+}  // namespace
+
+TileSolution empty_solution(int64_t tiles, int64_t columns, int64_t groups) {
+  return {at::empty({tiles, columns, lanes::rows}, at::kFloat),
+          at::empty({tiles, columns, lanes::rows}, at::kByte),
+          at::empty({tiles, groups, lanes::rows}, at::kFloat),
+          at::empty({tiles, groups, lanes::rows}, at::kFloat)};
+}
+
+TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
+                              const Groups& groups, const lanes::Kernels& kernels) {
+  const int64_t columns = tiles.size(1), tile_size = columns * lanes::rows,
+                scale_size = groups.count * lanes::rows;
+  TileSolution solution = empty_solution(tiles.size(0), columns, groups.count);
+  solution.weight.copy_(tiles);
+  for (int64_t i = 0; i < tiles.size(0); ++i) {
+    float* weight = solution.weight.mutable_data_ptr<float>() + i * tile_size;
+    float* scale = solution.scale.mutable_data_ptr<float>() + i * scale_size;
+    float* zero = solution.zero.mutable_data_ptr<float>() + i * scale_size;
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const int64_t first = group * groups.size, count = std::min(groups.size, columns - first);
+      kernels.find_scale(grid, weight + first * lanes::rows, count, scale + group * lanes::rows,
+                         zero + group * lanes::rows);
+    }
+    kernels.round_columns(grid, weight, columns, groups.of_position.data(), scale, zero,
+                          solution.codes.mutable_data_ptr<uint8_t>() + i * tile_size);
+  }
+  return solution;
+}
+
+SolvedRows RowSolver::operator()(const at::Tensor& weight, const at::Tensor& hessian,
+                                 at::ScalarType weight_dtype, const Groups& groups,
+                                 const SolveTiles& solve) const {
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  const lanes::Grid grid = grid_of(settings, weight_dtype);
+  const Groups plain = plain_groups(settings, columns);
+  const QuadraticForm form(hessian, kernels, context);
+  SolvedRows solved = empty_rows(rows, columns, settings, groups, weight_dtype);
+  const int64_t step = tiles_of_a_task(tiles_of(rows), context) * lanes::rows;
+  kernels::for_ranges(context, rows, step, [&](int64_t first, int64_t count) {
+    const at::Tensor tiles = load_tiles(weight, first, count);
+    const TileSolution solution = solve(tiles);
+    if (!solution.scale.isfinite().all().item<bool>()) {
+      fail(ExitCode::data, "weight too large: the scale of a group overflows {}",
+           toString(settings.scale_dtype));
+    }
+    at::Tensor codes = at::empty({count, columns}, at::kByte);
+    store_tiles(solution.codes, codes, 0, count);
+    solved.linear.codes.narrow(0, first, count).copy_(pack_codes(codes, settings.bits));
+    store_tiles(solution.weight, solved.linear.weight, first, count);
+    store_tiles(solution.scale, solved.linear.scale, first, count);
+    store_tiles(solution.zero, solved.linear.zero, first, count);
+
+    store_forms(form(tiles), solved.reference, first, count);
+    store_forms(form(tiles - solution.weight), solved.error, first, count);
+    const TileSolution nearest = round_to_nearest(tiles, grid, plain, kernels);
+    store_forms(form(tiles - nearest.weight), solved.nearest_error, first, count);
+  });
+  return solved;
+}
+
+}  // namespace selfcal

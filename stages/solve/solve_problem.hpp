@@ -1,0 +1,25 @@
+// The `solve` command: one linear layer's weight and Hessian in a file, solved by one method,
+// written to another.
+#pragma once
+#include <string>
+
+#include "base/file.hpp"
+#include "stages/solve/method.hpp"
+
+namespace selfcal {
+
+struct SolveProblem {
+  fs::path problem;  // safetensors: weight float32 [out, in], hessian float32 [in, in]
+  fs::path out;  // safetensors: weight, codes (uint8 [out, in], not packed), scales, zeros [out,
+                 // groups]; g_idx
+  MethodSettings method;
+  at::ScalarType weight_dtype = at::kFloat;  // of the weight that is written
+};
+
+/// Solves and writes atomically. Returns one line of JSON: method, rows, columns, relative_error,
+/// nearest_relative_error, loss, damping, damping_retries, dead_columns, factor_seconds,
+/// solve_seconds, seconds. Independent. A file without the tensors, or with others than expected:
+/// ExitCode::data with file and tensor named.
+std::string solve_problem(const SolveProblem& options, const kernels::Context& context);
+
+}  // namespace selfcal

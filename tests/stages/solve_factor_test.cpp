@@ -1,0 +1,124 @@
+// The factor of the damped inverse: right, the same on any number of threads, and honest about what
+// it had to do.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "stages/solve/factor.hpp"
+#include "stages/solve/lanes/lanes.hpp"
+#include "stages/solve/quadratic_form.hpp"
+#include "stages/solve/tiles.hpp"
+#include "tests/stages/solve_support.hpp"
+
+namespace selfcal {
+namespace {
+
+using namespace testing_support;
+
+/// Largest entry of U^T U (H + damping) - 1, H in the order of the factor.
+double residual(const Factor& factor, const at::Tensor& hessian) {
+  at::Tensor h = hessian.to(at::kDouble)
+                     .index_select(0, factor.permutation)
+                     .index_select(1, factor.permutation);
+  h.diagonal().add_(factor.damping * h.diag().mean().item<double>());
+  const at::Tensor u = factor.upper.to(at::kDouble);
+  return (u.t().mm(u).mm(h) - at::eye(h.size(0), at::kDouble)).abs().max().item<double>();
+}
+
+TEST(Factor, IsTheFactorOfTheInverse) {
+  for (const int64_t columns : {1, 7, 64, 128, 129, 300, 500}) {
+    Threads threads(2);
+    const at::Tensor hessian = random_problem(1, 1, columns).hessian;
+    const Factor factor = factorise_inverse(hessian, 0.01, false, threads.context());
+    EXPECT_LT(residual(factor, hessian), 2e-3) << columns;
+    EXPECT_EQ(factor.upper.tril(-1).abs().max().item<float>(), 0);
+    EXPECT_GT(factor.upper.diag().min().item<float>(), 0);
+    EXPECT_EQ(factor.retries, 0);
+    EXPECT_EQ(factor.damping, 0.01);
+  }
+}
+
+TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
+  const at::Tensor hessian = random_problem(2, 1, 700).hessian;
+  Threads one(1);
+  const Factor expected = factorise_inverse(hessian, 0.01, true, one.context());
+  for (const int count : {2, 3, 4}) {
+    Threads threads(count);
+    EXPECT_TRUE(
+        same_bits(factorise_inverse(hessian, 0.01, true, threads.context()).upper, expected.upper))
+        << count;
+  }
+}
+
+TEST(Factor, OrdersByDiagonalWithTiesByColumn) {
+  Threads threads(1);
+  const at::Tensor hessian =
+      at::diag(at::tensor({1.0f, 3.0f, 2.0f, 3.0f, 0.0f, 2.0f})).contiguous();
+  const Factor factor = factorise_inverse(hessian, 0.01, true, threads.context());
+  EXPECT_TRUE(factor.permutation.equal(at::tensor({1, 3, 2, 5, 0, 4}, at::kLong)));
+  EXPECT_TRUE(factor.dead.equal(at::tensor({0, 0, 0, 0, 1, 0}, at::kByte)));
+}
+
+TEST(Factor, DoesNotDependOnTheUnitOfTheHessian) {
+  Threads threads(1);
+  const at::Tensor hessian = random_problem(3, 1, 100).hessian;
+  const Factor expected = factorise_inverse(hessian, 0.01, false, threads.context());
+  for (const int power : {-60, 60}) {
+    const Factor scaled =
+        factorise_inverse(hessian * std::exp2(power), 0.01, false, threads.context());
+    EXPECT_TRUE(same_bits(scaled.upper * std::exp2(power / 2.0), expected.upper)) << power;
+  }
+}
+
+TEST(Factor, RaisesTheDampingStepByStepAndSaysSo) {
+  Threads threads(1);
+  // A matrix whose least eigenvalue is -0.1 of its mean diagonal.
+  at::Tensor hessian = at::eye(50) + 0.0f;
+  hessian[0][1] = hessian[1][0] = 1.1f;
+  const Factor factor = factorise_inverse(hessian, 0.01, false, threads.context());
+  EXPECT_EQ(factor.retries, 4);
+  EXPECT_DOUBLE_EQ(factor.damping, 0.16);
+  EXPECT_LT(residual(factor, hessian), 1e-3);
+  const Factor from_none = factorise_inverse(hessian, 0, false, threads.context());
+  EXPECT_EQ(from_none.retries, 5);
+  EXPECT_DOUBLE_EQ(from_none.damping, 0.16);
+}
+
+TEST(Factor, TriesFloat64BeforeMoreDamping) {
+  Threads threads(1);
+  // Positive definite, but not to float32: two columns that differ by 1e-5 of themselves.
+  at::Tensor hessian = at::eye(4) + 0.0f;
+  hessian[0][1] = hessian[1][0] = 1 - 0x1p-23f;
+  const Factor factor = factorise_inverse(hessian, 0, false, threads.context());
+  EXPECT_EQ(factor.retries, 0);
+  EXPECT_LT(residual(factor, hessian), 1e-3);
+}
+
+TEST(Factor, RefusesWhatNoDampingCures) {
+  Threads threads(1);
+  expect_failure(ExitCode::data, "not positive definite",
+                 [&] { factorise_inverse(-at::eye(8), 0.01, false, threads.context()); });
+  at::Tensor infinite = at::eye(8) + 0.0f;
+  infinite[2][3] = INFINITY;
+  expect_failure(ExitCode::data, "not finite",
+                 [&] { factorise_inverse(infinite, 0.01, false, threads.context()); });
+}
+
+TEST(QuadraticForm, AgreesWithFloat64OnEveryInstructionSet) {
+  Threads threads(2);
+  for (const int64_t columns : {1, 5, 128, 200, 300}) {
+    const Problem problem = random_problem(4, 70, columns);
+    const at::Tensor w = problem.weight.to(at::kDouble);
+    const at::Tensor expected = (w.mm(problem.hessian.to(at::kDouble)) * w).sum(1);
+    const auto sets = lanes::available_kernels();
+    for (int64_t set = 0; set < sets.count; ++set) {
+      const QuadraticForm form(problem.hessian, *sets.first[set], threads.context());
+      const at::Tensor found = form(load_tiles(problem.weight, 0, 70)).view(-1).narrow(0, 0, 70);
+      EXPECT_LT(((found - expected).abs() / expected).max().item<double>(), 1e-5)
+          << sets.first[set]->instruction_set;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace selfcal

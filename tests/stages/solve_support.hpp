@@ -1,0 +1,46 @@
+// Problems and a plain float64 solver to hold the fast one against.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <functional>
+
+#include "base/error.hpp"
+#include "stages/solve/method.hpp"
+
+namespace selfcal::testing_support {
+
+struct Threads {
+  explicit Threads(int count) : pool(count, kernels::use_one_library_thread) {
+    kernels::use_one_library_thread();
+  }
+  kernels::Context context() { return {&pool}; }
+  ThreadPool pool;
+};
+
+struct Problem {
+  at::Tensor weight, hessian;
+};
+
+/// A weight and a Hessian of correlated columns of uneven size.
+Problem random_problem(int seed, int64_t rows, int64_t columns);
+
+/// The published algorithm, column by column, unblocked, in float64 (the blocks matter to dynamic
+/// groups only). Returns codes uint8 [rows, columns].
+at::Tensor reference_codes(const Problem& problem, const MethodSettings& settings);
+
+SolvedRows solve(const Problem& problem, const MethodSettings& settings, int threads = 1,
+                 at::ScalarType weight_dtype = at::kFloat);
+
+/// tr(E H E^T) / tr(W H W^T) in float64.
+double relative_error(const Problem& problem, const at::Tensor& solved);
+
+inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.is_contiguous() &&
+         b.is_contiguous() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+}
+
+/// Runs action and expects it to fail with the code and a text that contains `text`.
+void expect_failure(ExitCode code, const std::string& text, const std::function<void()>& action);
+
+}  // namespace selfcal::testing_support
