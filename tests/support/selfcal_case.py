@@ -1,0 +1,119 @@
+"""Runs the selfcal binary from tests: under mpirun, with a time limit, on a tiny model in a folder of its own."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tiny_model import write_tiny_model  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("SELFCAL_BINARY", REPOSITORY / "build" / "selfcal"))
+TIME_LIMIT = 120
+
+CONFIG = """\
+model: {path: model}
+output: run
+threads: 1
+layout: {mode: split}
+calibration: {source: self, sequences: 8, length: 48, micro_batch: 2, end_of_text: pack}
+method: {name: gptq, bits: 4, group_size: 16, symmetric: true, act_order: static}
+export: []
+"""
+
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none", "OMP_NUM_THREADS": "1"}
+
+
+def session_of(pid):
+    """Session id of a process; None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[3])
+    except (OSError, IndexError):
+        return None
+
+
+class Job:
+    """A running command. Its processes, mpirun's ranks too, share a session, so that all can be found and ended."""
+
+    def __init__(self, words, folder, environment=None):
+        self.process = subprocess.Popen([str(w) for w in words], cwd=folder, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                        env=os.environ | ENVIRONMENT | (environment or {}))
+
+    def processes(self):
+        return [int(entry) for entry in os.listdir("/proc")
+                if entry.isdigit() and session_of(entry) == self.process.pid]
+
+    def signal(self, number, to_all=True):
+        for pid in self.processes() if to_all else [self.process.pid]:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def result(self, limit=TIME_LIMIT):
+        """(exit code, stdout, stderr); a command that goes over the limit is ended, and that is an error."""
+        try:
+            out, err = self.process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            out, err = self.process.communicate()
+            raise AssertionError(f"still running after {limit} s; stdout:\n{out}\nstderr:\n{err}") from None
+        return self.process.returncode, out, err
+
+
+class SelfcalCase(unittest.TestCase):
+    """A folder with `model`, a tiny Llama, and `config.yaml`; commands run in that folder."""
+
+    @classmethod
+    def setUpClass(cls):
+        if not BINARY.exists():
+            raise unittest.SkipTest(f"{BINARY} is not built")
+        cls.folder = Path(tempfile.mkdtemp(prefix="selfcal-"))
+        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
+        write_tiny_model(cls.folder / "model")
+        (cls.folder / "config.yaml").write_text(CONFIG)
+
+    def start(self, *arguments, ranks=None, environment=None, folder=None):
+        launcher = ["mpirun", "-n", ranks] if ranks else []
+        return Job([*launcher, BINARY, *arguments], folder or self.folder, environment)
+
+    def selfcal(self, *arguments, ranks=None, environment=None, folder=None):
+        """Runs to the end: (exit code, stdout, stderr)."""
+        return self.start(*arguments, ranks=ranks, environment=environment, folder=folder).result()
+
+    def succeed(self, *arguments, **how):
+        code, out, err = self.selfcal(*arguments, **how)
+        self.assertEqual(code, 0, f"selfcal {' '.join(map(str, arguments))}\n{out}\n{err}")
+        return out
+
+    @staticmethod
+    def settings(output, **values):
+        """--set words; `a__b=1` sets the key a.b."""
+        pairs = {"output": output} | {key.replace("__", "."): value for key, value in values.items()}
+        return [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
+
+    def compress(self, output, ranks=None, **values):
+        return self.succeed("compress", "config.yaml", *self.settings(output, **values), ranks=ranks)
+
+    def hashes(self, output):
+        """The content hashes that `selfcal verify` prints for a run."""
+        return self.succeed("verify", output)
+
+    def layer_files(self, output):
+        return sorted((self.folder / output).glob("jobs/*/layers/*.h5"))
+
+    def wait_for(self, condition, job, what, limit=60):
+        end = time.monotonic() + limit
+        while not condition():
+            if job.process.poll() is not None or time.monotonic() > end:
+                self.fail(f"{what}: did not come; {job.result()}")
+            time.sleep(0.002)
