@@ -3,19 +3,21 @@
 #include <memory>
 
 #include "stages/kernels/cpu/matrix.hpp"
-#include "stages/kernels/ops.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal::kernels {
 
 at::Tensor decode_attention(const Context& context, const at::Tensor& q,
                             const at::Tensor& positions, const at::Tensor& keys,
                             const at::Tensor& values, double scale) {
-  TORCH_CHECK(q.dim() == 3 && keys.dim() == 4 && keys.sizes() == values.sizes() &&
-                  q.size(0) == keys.size(0) && q.size(2) == keys.size(3) &&
-                  q.size(1) % keys.size(1) == 0 && positions.size(0) == q.size(0),
-              "decode_attention: q ", q.sizes(), " does not fit a cache of ", keys.sizes());
-  TORCH_CHECK(q.scalar_type() == keys.scalar_type() && q.scalar_type() == values.scalar_type(),
-              "decode_attention: q is ", q.scalar_type(), ", the cache ", keys.scalar_type());
+  require(q.dim() == 3 && keys.dim() == 4 && keys.sizes() == values.sizes() &&
+              q.size(0) == keys.size(0) && q.size(2) == keys.size(3) &&
+              q.size(1) % keys.size(1) == 0 && positions.numel() == q.size(0),
+          "decode_attention: {} queries of {} heads do not fit a cache of {} with {}", q.size(0),
+          q.size(1), keys.size(0), keys.size(1));
+  require(q.scalar_type() == keys.scalar_type() && q.scalar_type() == values.scalar_type(),
+          "decode_attention: a query of {} and a cache of {}", at::toString(q.scalar_type()),
+          at::toString(keys.scalar_type()));
   const auto& vectors = vector_kernels();
   const int64_t sequences = q.size(0), head_dim = q.size(2), kv_heads = keys.size(1),
                 capacity = keys.size(2);
@@ -27,12 +29,12 @@ at::Tensor decode_attention(const Context& context, const at::Tensor& q,
   const auto* const key_data = static_cast<const char*>(matrix_of(keys).data);
   const auto* const value_data = static_cast<const char*>(matrix_of(values).data);
   for (int64_t s = 0; s < sequences; ++s)
-    TORCH_CHECK(position[s] >= 0 && position[s] < capacity, "decode_attention: position ",
-                position[s], " is outside a cache of ", capacity);
+    require(position[s] >= 0 && position[s] < capacity,
+            "decode_attention: position {} is outside a cache of {}", position[s], capacity);
 
   auto result = at::empty_like(q);
   auto* const result_data = static_cast<char*>(result.mutable_data_ptr());
-  context.threads->parallel_for(sequences * kv_heads, [&](int64_t index) {
+  for_tiles(context, sequences * kv_heads, [&](int64_t index) {
     const int64_t tokens = position[index / kv_heads] + 1;
     const auto scratch =
         std::make_unique_for_overwrite<float[]>(vectors.attention_scratch(heads, tokens, head_dim));

@@ -2,21 +2,21 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include "stages/kernels/cpu/tiles.hpp"
 #include "stages/kernels/cpu/vector_kernels.hpp"
 
 namespace selfcal::kernels {
 
 inline Number number_of(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16,
-              "expected float32 or bfloat16, found ", tensor.scalar_type());
+  require(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16,
+          "kernels compute in float32 or bfloat16, not {}", at::toString(tensor.scalar_type()));
   return tensor.scalar_type() == at::kFloat ? Number::float32 : Number::bfloat16;
 }
 
 /// A contiguous matrix, or a vector as one row; no data for an undefined tensor.
 inline Matrix matrix_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {nullptr, Number::float32, 0, 0};
-  TORCH_CHECK(tensor.is_contiguous(), "expected a contiguous tensor, found strides ",
-              tensor.strides());
+  require(tensor.is_contiguous(), "an operand is not contiguous");
   const int64_t columns = tensor.size(-1);
   return {tensor.const_data_ptr(), number_of(tensor), columns == 0 ? 0 : tensor.numel() / columns,
           columns};
