@@ -477,7 +477,6 @@ void File::write_in_place(const fs::path& path, MPI_Comm ranks,
   if (parallel) {
     checked(H5Pset_fapl_mpio(access.id(), ranks, MPI_INFO_NULL), path.string(), "cannot create",
             ExitCode::io);
-    H5Pset_all_coll_metadata_ops(access.id(), true);
     H5Pset_coll_metadata_write(access.id(), true);
   }
   const auto origin = create(path, access);
