@@ -1,0 +1,11 @@
+// A finished run as a model: the dense checkpoint with its committed layers in place.
+#pragma once
+#include "stages/evaluate/streamed_forward.hpp"
+#include "storage/run_directory.hpp"
+
+namespace selfcal {
+
+/// Weights of block `layer` as compressed: what propagation used. A missing or damaged layer is ExitCode::data.
+BlockSource compressed_blocks(const Model& model, JobDirectory job);
+
+}  // namespace selfcal
