@@ -113,3 +113,5 @@ BENCHMARK_TEMPLATE(block_forward, at::BFloat16)->Apply(thread_counts);
 
 }  // namespace
 }  // namespace selfcal
+
+BENCHMARK_MAIN();
