@@ -1,0 +1,312 @@
+#include "pipeline/report.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "base/error.hpp"
+
+namespace selfcal {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json seconds_json(const PhaseSeconds& seconds) {
+  Json object = Json::object();
+  for (size_t phase = 0; phase < seconds.size(); ++phase)
+    if (seconds[phase] > 0) object[std::string(phase_names[phase])] = seconds[phase];
+  return object;
+}
+
+PhaseSeconds seconds_from(const Json& object) {
+  PhaseSeconds seconds{};
+  for (size_t phase = 0; phase < seconds.size(); ++phase)
+    seconds[phase] = object.value(std::string(phase_names[phase]), 0.0);
+  return seconds;
+}
+
+/// Numbers that are not finite are null in JSON.
+double number_from(const Json& object, const char* key) {
+  const auto& value = object.at(key);
+  return value.is_null() ? std::nan("") : value.get<double>();
+}
+
+Json linear_json(const LinearReport& linear) {
+  return {{"name", linear.name},
+          {"rows", linear.rows},
+          {"columns", linear.columns},
+          {"bits", linear.bits},
+          {"group_size", linear.group_size},
+          {"relative_error", linear.relative_error},
+          {"nearest_error", linear.nearest_error},
+          {"loss", linear.loss},
+          {"damping", linear.damping},
+          {"damping_retries", linear.damping_retries},
+          {"dead_columns", linear.dead_columns}};
+}
+
+LinearReport linear_from(const Json& object) {
+  LinearReport linear;
+  object.at("name").get_to(linear.name);
+  object.at("rows").get_to(linear.rows);
+  object.at("columns").get_to(linear.columns);
+  object.at("bits").get_to(linear.bits);
+  object.at("group_size").get_to(linear.group_size);
+  linear.relative_error = number_from(object, "relative_error");
+  linear.nearest_error = number_from(object, "nearest_error");
+  linear.loss = number_from(object, "loss");
+  linear.damping = number_from(object, "damping");
+  object.at("damping_retries").get_to(linear.damping_retries);
+  object.at("dead_columns").get_to(linear.dead_columns);
+  return linear;
+}
+
+Json layers_json(const std::vector<LayerReport>& layers) {
+  Json list = Json::array();
+  for (const auto& layer : layers) {
+    Json linears = Json::array();
+    for (const auto& linear : layer.linears) linears.push_back(linear_json(linear));
+    list.push_back({{"layer", layer.layer},
+                    {"replayed", layer.replayed},
+                    {"seconds", seconds_json(layer.seconds)},
+                    {"linears", std::move(linears)}});
+  }
+  return list;
+}
+
+std::vector<LayerReport> layers_from(const Json& list) {
+  std::vector<LayerReport> layers;
+  for (const auto& object : list) {
+    LayerReport layer{object.at("layer").get<int64_t>(),
+                      object.at("replayed").get<bool>(),
+                      seconds_from(object.at("seconds")),
+                      {}};
+    for (const auto& linear : object.at("linears")) layer.linears.push_back(linear_from(linear));
+    layers.push_back(std::move(layer));
+  }
+  return layers;
+}
+
+Json ranks_json(const std::vector<RankReport>& ranks) {
+  Json list = Json::array();
+  for (const auto& rank : ranks)
+    list.push_back({{"rank", rank.rank},
+                    {"host", rank.host},
+                    {"role", rank.role},
+                    {"threads", rank.threads},
+                    {"seconds", seconds_json(rank.seconds)},
+                    {"peak_memory", rank.peak_memory},
+                    {"bytes_read", rank.bytes_read},
+                    {"bytes_written", rank.bytes_written},
+                    {"bytes_sent", rank.bytes_sent}});
+  return list;
+}
+
+std::vector<RankReport> ranks_from(const Json& list) {
+  std::vector<RankReport> ranks;
+  for (const auto& object : list) {
+    RankReport rank;
+    object.at("rank").get_to(rank.rank);
+    object.at("host").get_to(rank.host);
+    object.at("role").get_to(rank.role);
+    object.at("threads").get_to(rank.threads);
+    rank.seconds = seconds_from(object.at("seconds"));
+    object.at("peak_memory").get_to(rank.peak_memory);
+    object.at("bytes_read").get_to(rank.bytes_read);
+    object.at("bytes_written").get_to(rank.bytes_written);
+    object.at("bytes_sent").get_to(rank.bytes_sent);
+    ranks.push_back(std::move(rank));
+  }
+  return ranks;
+}
+
+/// The fields of text and number, by their JSON keys: one list for both directions.
+template <class Report>
+auto text_fields(Report& report) {
+  return std::array{std::pair{"tool", &report.tool},
+                    std::pair{"numeric_kind", &report.numeric_kind},
+                    std::pair{"finished", &report.finished},
+                    std::pair{"job", &report.job},
+                    std::pair{"job_id", &report.job_id},
+                    std::pair{"model", &report.model},
+                    std::pair{"architecture", &report.architecture},
+                    std::pair{"method", &report.method},
+                    std::pair{"propagation", &report.propagation},
+                    std::pair{"layout", &report.layout},
+                    std::pair{"config", &report.config}};
+}
+
+std::string dumped(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+/// rchar and wchar of this process: bytes through read and write calls, cached or not.
+std::pair<int64_t, int64_t> bytes_of_files() {
+  std::ifstream io("/proc/self/io");
+  std::map<std::string, int64_t> counts;
+  std::string key;
+  for (int64_t value = 0; io >> key >> value;) counts[key] = value;
+  return {counts["rchar:"], counts["wchar:"]};
+}
+
+}  // namespace
+
+RankReport report_of_this_rank(int rank, const PhaseSeconds& seconds) {
+  RankReport report;
+  report.rank = rank;
+  report.seconds = seconds;
+  std::array<char, 256> host{};
+  if (gethostname(host.data(), host.size() - 1) == 0) report.host = host.data();
+  rusage usage{};
+  if (getrusage(RUSAGE_SELF, &usage) == 0)
+    report.peak_memory = static_cast<int64_t>(usage.ru_maxrss) * 1024;
+  std::tie(report.bytes_read, report.bytes_written) = bytes_of_files();
+  return report;
+}
+
+RunReport gather_report(const Communicator& world, RunReport mine) {
+  const std::string text =
+      dumped({{"layers", layers_json(mine.layers)}, {"ranks", ranks_json(mine.ranks)}}, -1);
+  mine.layers.clear();
+  mine.ranks.clear();
+  for (const auto& message : world.all_gather(std::as_bytes(std::span(text)))) {
+    const auto* first = reinterpret_cast<const char*>(message.data());
+    const Json part = Json::parse(first, first + message.size());
+    for (auto& layer : layers_from(part.at("layers"))) mine.layers.push_back(std::move(layer));
+    for (auto& rank : ranks_from(part.at("ranks"))) mine.ranks.push_back(std::move(rank));
+  }
+  std::ranges::sort(mine.layers, {}, &LayerReport::layer);
+  std::ranges::sort(mine.ranks, {}, &RankReport::rank);
+  return mine;
+}
+
+std::string to_json(const RunReport& report) {
+  Json json{{"schema", 1}};
+  for (const auto& [key, text] : text_fields(report)) json[key] = *text;
+  json["damping"] = report.damping;
+  json["seconds"] = report.seconds;
+  json["tokens"] = report.tokens;
+  json["tokens_sampled"] = report.tokens_sampled;
+  json["sampling_seconds"] = report.sampling_seconds;
+  if (const auto& perplexity = report.perplexity)
+    json["perplexity"] = {{"dense", perplexity->dense},
+                          {"compressed", perplexity->compressed},
+                          {"tokens", perplexity->tokens},
+                          {"windows", perplexity->windows},
+                          {"window", perplexity->window}};
+  const MeanErrors means = mean_errors(report);
+  json["mean"] = {
+      {"relative_error", means.compressed}, {"nearest_error", means.nearest}, {"bits", means.bits}};
+  json["needs_a_look"] = needs_a_look(report);
+  json["ranks"] = ranks_json(report.ranks);
+  json["layers"] = layers_json(report.layers);
+  return dumped(json, 1) + "\n";
+}
+
+RunReport report_from_json(const std::string& text) try {
+  const Json json = Json::parse(text);
+  if (json.at("schema") != 1)
+    fail(ExitCode::data, "report: found schema {}, expected 1", json.at("schema").dump());
+  RunReport report;
+  for (const auto& [key, field] : text_fields(report)) json.at(key).get_to(*field);
+  report.damping = number_from(json, "damping");
+  report.seconds = number_from(json, "seconds");
+  json.at("tokens").get_to(report.tokens);
+  json.at("tokens_sampled").get_to(report.tokens_sampled);
+  report.sampling_seconds = number_from(json, "sampling_seconds");
+  if (json.contains("perplexity")) {
+    const auto& object = json["perplexity"];
+    report.perplexity = {number_from(object, "dense"), number_from(object, "compressed"),
+                         object.at("tokens").get<std::string>(),
+                         object.at("windows").get<int64_t>(), object.at("window").get<int64_t>()};
+  }
+  report.ranks = ranks_from(json.at("ranks"));
+  report.layers = layers_from(json.at("layers"));
+  return report;
+} catch (const nlohmann::json::exception& error) {
+  fail(ExitCode::data, "report: not a report of selfcal: {}", error.what());
+}
+
+MeanErrors mean_errors(const RunReport& report) {
+  MeanErrors sums;
+  double weights = 0;
+  for (const auto& layer : report.layers)
+    for (const auto& linear : layer.linears) {
+      const auto size = static_cast<double>(linear.rows * linear.columns);
+      constexpr double scale_bits = 16;
+      weights += size;
+      sums.compressed += size * linear.relative_error;
+      sums.nearest += size * linear.nearest_error;
+      if (linear.bits > 0 && linear.group_size > 0)
+        sums.bits += size * (linear.bits + scale_bits / static_cast<double>(linear.group_size));
+    }
+  if (weights == 0) return {};
+  return {sums.compressed / weights, sums.nearest / weights, sums.bits / weights};
+}
+
+std::vector<std::string> needs_a_look(const RunReport& report) {
+  struct Finding {
+    int64_t count = 0;
+    double worst = -1;
+    std::string text;  // of the worst
+  };
+  Finding unfinished, damped, dead, worse;
+  const auto note = [](Finding& finding, double badness, const std::string& text) {
+    ++finding.count;
+    if (badness > finding.worst) {
+      finding.worst = badness;
+      finding.text = text;
+    }
+  };
+  for (const auto& layer : report.layers)
+    for (const auto& linear : layer.linears) {
+      if (!std::isfinite(linear.relative_error) || !std::isfinite(linear.loss))
+        note(unfinished, 1, linear.name);
+      if (linear.damping_retries > 0)
+        note(damped, linear.damping,
+             fmt::format("{}: {:.3g} instead of {:.3g}", linear.name, linear.damping,
+                         report.damping));
+      if (linear.dead_columns > 0)
+        note(dead, static_cast<double>(linear.dead_columns),
+             fmt::format("{}: {} of {}", linear.name, linear.dead_columns, linear.columns));
+      if (linear.relative_error > linear.nearest_error * (1 + 1e-6))
+        note(worse, linear.relative_error / std::max(linear.nearest_error, 1e-30),
+             fmt::format("{}: relative error {:.3g} against {:.3g}", linear.name,
+                         linear.relative_error, linear.nearest_error));
+    }
+  std::vector<std::string> lines;
+  const auto tell = [&](const Finding& finding, const char* one, const char* many,
+                        const char* worst) {
+    if (finding.count == 1) lines.push_back(fmt::format("{} ({})", one, finding.text));
+    if (finding.count > 1)
+      lines.push_back(fmt::format("{} {} ({} {})", finding.count, many, worst, finding.text));
+  };
+  tell(unfinished, "1 layer has errors that are not finite",
+       "layers have errors that are not finite", "first");
+  tell(damped, "1 layer needed more damping", "layers needed more damping", "most");
+  tell(dead, "1 layer has inputs that are always zero", "layers have inputs that are always zero",
+       "most");
+  tell(worse, "1 layer is worse than round-to-nearest", "layers are worse than round-to-nearest",
+       "worst");
+  if (const auto& perplexity = report.perplexity)
+    if (!(perplexity->compressed < 2 * perplexity->dense))
+      lines.push_back(fmt::format("perplexity rose from {:.2f} to {:.2f}", perplexity->dense,
+                                  perplexity->compressed));
+  return lines;
+}
+
+void write_report(const RunReport& report, const fs::path& json) {
+  write_text_atomically(json, to_json(report));
+  write_text_atomically(fs::path(json).replace_extension(".html"), report_page(report));
+}
+
+}  // namespace selfcal
