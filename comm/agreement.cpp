@@ -1,5 +1,6 @@
 #include "comm/agreement.hpp"
 
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <new>
@@ -21,6 +22,7 @@ void agree(const Communicator& ranks, const std::function<void()>& local) {
   } catch (const std::exception& error) {
     code = static_cast<int>(ExitCode::internal);
     text = error.what();
+    text.resize(std::min(text.find('\n'), text.size()));  // libraries add their stack
   }
   if (code != 0 && ranks.size() > 1) text += fmt::format(" [rank {}]", ranks.world_rank());
 

@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
     if (launched_rank() == 0) print_error(error.what());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
-    print_error(error.what());
+    const std::string text = error.what();
+    print_error(text.substr(0, text.find('\n')).c_str());  // libraries add their stack
     return static_cast<int>(ExitCode::internal);
   }
 }

@@ -30,8 +30,13 @@ void add_logits(CLI::App& app) {
   auto* command = app.add_subcommand("logits", "logits of given tokens, for parity checks");
   const auto options = std::make_shared<LogitsOptions>();
   command->add_option("model", options->model, "Hugging Face directory")->required();
-  command->add_option("--tokens", options->tokens, "safetensors with input_ids int64 [batch, tokens]")->required();
-  command->add_option("--out", options->out, "safetensors to write: logits float32 [batch, tokens, vocab]")->required();
+  command
+      ->add_option("--tokens", options->tokens, "safetensors with input_ids int64 [batch, tokens]")
+      ->required();
+  command
+      ->add_option("--out", options->out,
+                   "safetensors to write: logits float32 [batch, tokens, vocab]")
+      ->required();
   command->add_option("--dtype", options->dtype, "auto, float32 or bfloat16: what to compute in");
   command->add_option("--threads", options->threads, "0: all usable cores");
   command->callback([options] {
@@ -52,15 +57,16 @@ void evaluate(const EvaluateOptions& options) {
   const bool run = is_run(options.directory);
   RunConfig config;
   if (run) config = load_config(RunDirectory(options.directory).config());
-  const auto model = open_model(run ? config.model : options.directory, run ? config.dtype : options.dtype,
-                                compute.context());
-  const BlockSource blocks = run ? compressed_blocks(*model, RunDirectory(options.directory).job(options.job))
-                                 : dense_blocks(*model);
+  const auto model = open_model(run ? config.model : options.directory,
+                                run ? config.dtype : options.dtype, compute.context());
+  const BlockSource blocks =
+      run ? compressed_blocks(*model, RunDirectory(options.directory).job(options.job))
+          : dense_blocks(*model);
   Progress progress(true);
   progress.start("evaluate", model->shape().layers, "layers");
-  const Perplexity result =
-      measure_perplexity(*model, read_text_tokens(options.tokens), options.settings, model->read_outer(), blocks,
-                         compute.context(), [&](int64_t done, int64_t) { progress.update(done); });
+  const Perplexity result = measure_perplexity(
+      *model, read_text_tokens(options.tokens), options.settings, model->read_outer(), blocks,
+      compute.context(), [&](int64_t done, int64_t) { progress.update(done); });
   progress.finish();
   const nlohmann::json line{{"perplexity", result.perplexity},
                             {"loss", result.loss},
@@ -72,10 +78,18 @@ void evaluate(const EvaluateOptions& options) {
 void add_evaluate(CLI::App& app) {
   auto* command = app.add_subcommand("evaluate", "perplexity of a model directory or of a run");
   const auto options = std::make_shared<EvaluateOptions>();
-  command->add_option("directory", options->directory, "Hugging Face directory, or the output of a run")->required();
-  command->add_option("--tokens", options->tokens, "safetensors with input_ids [1, tokens] (tools/tokenize)")->required();
-  command->add_option("--window", options->settings.window, "tokens a window")->check(CLI::PositiveNumber);
-  command->add_option("--stride", options->settings.stride, "tokens between windows")->check(CLI::PositiveNumber);
+  command
+      ->add_option("directory", options->directory,
+                   "Hugging Face directory, or the output of a run")
+      ->required();
+  command
+      ->add_option("--tokens", options->tokens,
+                   "safetensors with input_ids [1, tokens] (tools/tokenize)")
+      ->required();
+  command->add_option("--window", options->settings.window, "tokens a window")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--stride", options->settings.stride, "tokens between windows")
+      ->check(CLI::PositiveNumber);
   command->add_option("--windows", options->settings.windows, "only so many; 0: all");
   command->add_option("--job", options->job, "job of a run");
   command->add_option("--dtype", options->dtype, "auto, float32 or bfloat16: what to compute in");
@@ -95,13 +109,17 @@ void export_run(const ExportOptions& options) {
   const Compute compute(1);
   const auto model = open_model(config.model, config.dtype, compute.context());
   const JobDirectory job = run.job(options.job);
-  const std::string job_id = fs::exists(job.layer(0)) ? read_layer_header(job.layer(0)).job_id : std::string();
-  if (job_id.empty()) fail(ExitCode::data, "{}: no committed layer 0; is the run complete?", job.path().string());
-  export_model({model->checkpoint(), job, model->shape().layers, job_id}, export_format_of(options.format), options.out);
+  const std::string job_id =
+      fs::exists(job.layer(0)) ? read_layer_header(job.layer(0)).job_id : std::string();
+  if (job_id.empty())
+    fail(ExitCode::data, "{}: no committed layer 0; is the run complete?", job.path().string());
+  export_model({model->checkpoint(), job, model->shape().layers, job_id},
+               export_format_of(options.format), options.out);
 }
 
 void add_export(CLI::App& app) {
-  auto* command = app.add_subcommand("export", "a finished run as a directory that transformers and vLLM load");
+  auto* command =
+      app.add_subcommand("export", "a finished run as a directory that transformers and vLLM load");
   const auto options = std::make_shared<ExportOptions>();
   command->add_option("run", options->run, "output of a run")->required();
   command->add_option("--format", options->format, "compressed-tensors or dense");

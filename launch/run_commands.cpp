@@ -59,7 +59,8 @@ void run_on_ranks(const RunOptions& options,
     } catch (const Error& error) {
       end_job(world, error);
     } catch (const std::exception& error) {
-      end_job(world, Error(ExitCode::internal, error.what()));
+      const std::string text = error.what();
+      end_job(world, Error(ExitCode::internal, text.substr(0, text.find('\n'))));
     }
   }
   if (failure) throw Reported(*failure);

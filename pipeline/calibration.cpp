@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <chrono>
 #include <map>
 
 #include "base/hash.hpp"
@@ -88,7 +89,7 @@ std::string calibration_id(const Session& session) {
 
 /// Collective. The whole set on rank 0.
 CalibrationSet sample_set(
-    const Session& session, const fs::path& parts,
+    const Session& session, const fs::path& parts, Calibration& calibration,
     const std::function<void(const MicroBatch&, const Generator&)>& on_sampled) {
   const auto& settings = session.config.calibration;
   std::unique_ptr<ArrivedBatches> arrived;
@@ -106,6 +107,8 @@ CalibrationSet sample_set(
   const int64_t tokens_a_batch = settings.micro_batch * settings.length;
   const auto kept = static_cast<int64_t>(done_set.size()) * tokens_a_batch;
   session.progress.start("sample", micro_batches(settings) * tokens_a_batch, "tokens");
+  session.progress.update(kept);
+  const auto start = std::chrono::steady_clock::now();
   SamplingHooks hooks;
   hooks.on_sampled = on_sampled;
   hooks.on_arrived = [&](const MicroBatch& batch) { arrived->add(batch); };
@@ -116,7 +119,15 @@ CalibrationSet sample_set(
       [&] { return std::make_unique<Generator>(session.model, settings, session.context); }, hooks,
       session.stop, session.timer);
   session.progress.finish();
-  return session.world.rank() == 0 ? arrived->whole() : CalibrationSet{};
+  calibration.tokens_sampled = micro_batches(settings) * tokens_a_batch - kept;
+  calibration.sampling_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (session.world.rank() != 0) return {};
+  CalibrationSet set = arrived->whole();
+  if (set.tokens.size(0) != settings.sequences)
+    fail(ExitCode::internal, "calibration: {} of {} sequences have arrived", set.tokens.size(0),
+         settings.sequences);
+  return set;
 }
 
 }  // namespace
@@ -126,6 +137,7 @@ Calibration prepare_calibration(
     const std::function<void(const MicroBatch&, const Generator&)>& on_sampled) {
   const auto& settings = session.config.calibration;
   const auto& world = session.world;
+  Calibration calibration;
   CalibrationSet set;
   fs::path file, parts;
   int32_t found = 0;
@@ -145,7 +157,8 @@ Calibration prepare_calibration(
   });
   world.broadcast(std::as_writable_bytes(std::span(&found, 1)), 0);
   if (!found) {
-    if (settings.source == CalibrationSource::self) set = sample_set(session, parts, on_sampled);
+    if (settings.source == CalibrationSource::self)
+      set = sample_set(session, parts, calibration, on_sampled);
     agree(world, [&] {
       if (world.rank() != 0) return;
       make_folder(file.parent_path());
@@ -154,7 +167,6 @@ Calibration prepare_calibration(
     });
   }
 
-  Calibration calibration;
   calibration.content_hash.resize(32);
   calibration.tokens = at::empty({settings.sequences, settings.length}, at::kInt);
   if (world.rank() == 0) {

@@ -10,7 +10,9 @@ namespace selfcal {
 
 struct Calibration {
   std::string content_hash;
-  at::Tensor tokens;  // int32 [sequences, length], on every rank
+  at::Tensor tokens;           // int32 [sequences, length], on every rank
+  int64_t tokens_sampled = 0;  // by this run
+  double sampling_seconds = 0;
 };
 
 /// Collective over the world. A set that is already in the run directory is read (its hash is

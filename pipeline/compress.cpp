@@ -168,6 +168,7 @@ enum class Goal { calibration, everything };
 void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   const Communicator& world = environment.world;
   PhaseTimer timer;
+  const auto start = std::chrono::steady_clock::now();
   RunConfig config = given;
   std::unique_ptr<Model> model;
   std::unique_ptr<Layout> layout;
@@ -189,10 +190,10 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
     make_folder(directory.job(config.name).layers());
   });
   Progress progress(world.rank() == 0);
-  progress.log_to(directory.logs() / fmt::format("rank-{:04}.jsonl", world.rank()));
+  progress.log_to(directory.logs() / fmt::format("rank-{:04}.jsonl", world.rank()), world.rank());
   const Session session{
-      config, *model, world,   *layout, directory, environment.stop, environment.context,
-      kind,   timer,  progress};
+      config, *model, world,    *layout, directory, environment.stop, environment.context,
+      kind,   timer,  progress, start};
   log::info("{}: {} layers; {}; {} thread{} a rank", config.model.string(), model->shape().layers,
             layout->describe(), environment.context.threads->size(),
             environment.context.threads->size() == 1 ? "" : "s");
@@ -212,9 +213,9 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
     job.id = job_id(session, calibration);
     job.committed = scan_committed(session, job.id);
     boundaries.send_rest(job.tokens);
-    const auto outcomes = compress_shard(session, job, boundaries.take_inbox());
+    auto layers = compress_shard(session, job, boundaries.take_inbox());
     boundaries.finish();
-    finish_job(session, job, outcomes);
+    finish_job(session, job, calibration, std::move(layers));
   } catch (const Stopped&) {
     // With one shard every stop is agreed on; teams of several shards do not wait for each other.
     if (layout->shards() == 1) throw AgreedStop();

@@ -1,4 +1,144 @@
 #include "pipeline/finish.hpp"
+
+#include <fmt/chrono.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "base/log.hpp"
+#include "comm/agreement.hpp"
+#include "pipeline/run_blocks.hpp"
+#include "stages/evaluate/perplexity.hpp"
+#include "stages/export/export.hpp"
+#include "storage/gathered_checkpoint.hpp"
+
 namespace selfcal {
-void finish_job(const Session&, const Job&, const std::vector<LayerOutcome>&) {}
+namespace {
+
+void gather(const Session& session, const Job& job, bool changed) {
+  const JobDirectory folder = session.directory.job(session.config.name);
+  if (!any(session.world, changed || !fs::exists(folder.gathered()))) return;
+  const auto scope = session.timer.measure(Phase::write);
+  GatherSettings settings;
+  settings.layers = session.model.shape().layers;
+  settings.job_id = job.id;
+  settings.provenance = {{"tool", "selfcal"},
+                         {"config", to_yaml(session.config)},
+                         {"numeric_kind", session.numeric_kind},
+                         {"model", session.config.model.string()}};
+  gather_checkpoint(session.world, session.model.checkpoint(), folder, settings);
+}
+
+/// One rank writes; a directory of an earlier, unchanged run stays.
+void write_exports(const Session& session, const Job& job, bool changed) {
+  const JobDirectory folder = session.directory.job(session.config.name);
+  const bool anew = any(session.world, changed);
+  agree(session.world, [&] {
+    if (session.world.rank() != 0) return;
+    const auto scope = session.timer.measure(Phase::write);
+    for (const auto& format : session.config.exports) {
+      const fs::path directory = folder.exported(format);
+      if (fs::exists(directory) && !anew) continue;
+      fs::remove_all(directory);  // ours: it lies in the run directory
+      make_folder(directory.parent_path());
+      export_model({session.model.checkpoint(), folder, session.model.shape().layers, job.id},
+                   export_format_of(format), directory);
+      log::info("export: {}", directory.string());
+    }
+  });
+}
+
+std::optional<PerplexityReport> evaluate(const Session& session) {
+  const EvaluateSettings& settings = session.config.evaluate;
+  if (settings.tokens.empty()) return std::nullopt;
+  std::optional<PerplexityReport> report;
+  agree(session.world, [&] {
+    if (session.world.rank() != 0) return;
+    const auto scope = session.timer.measure(Phase::evaluate);
+    const at::Tensor tokens = read_text_tokens(settings.tokens);
+    const OuterWeights outer = session.model.read_outer();
+    const auto measure = [&](const char* what, const BlockSource& blocks) {
+      session.progress.start(what, session.model.shape().layers, "layers");
+      session.progress.update(0);
+      const auto result = measure_perplexity(
+          session.model, tokens, {settings.window, settings.stride}, outer, blocks, session.context,
+          [&](int64_t done, int64_t) { session.progress.update(done); });
+      session.progress.finish();
+      return result;
+    };
+    const auto dense = measure("evaluate dense", dense_blocks(session.model));
+    const auto compressed =
+        measure("evaluate compressed",
+                compressed_blocks(session.model, session.directory.job(session.config.name)));
+    report = PerplexityReport{dense.perplexity, compressed.perplexity, settings.tokens,
+                              dense.windows, settings.window};
+  });
+  return report;
+}
+
+RunReport describe(const Session& session, const Job& job, const Calibration& calibration) {
+  RunReport report;
+  report.tool = "selfcal";
+  report.numeric_kind = session.numeric_kind;
+  report.job = session.config.name;
+  report.job_id = job.id;
+  report.model = session.config.model.string();
+  report.architecture = session.model.shape().architecture;
+  report.method = to_text(session.config.method.name);
+  report.propagation = to_text(session.config.propagation);
+  report.layout = session.layout.describe();
+  report.config = to_yaml(session.config);
+  report.finished = fmt::format("{:%Y-%m-%d %H:%M:%S}", fmt::gmtime(std::time(nullptr)));
+  report.damping = session.config.method.damping;
+  report.tokens = calibration.tokens.numel();
+  report.tokens_sampled = calibration.tokens_sampled;
+  report.sampling_seconds = calibration.sampling_seconds;
+  return report;
+}
+
+std::string role_of(const Session& session) {
+  const auto& generators = session.layout.generators();
+  const bool samples = std::ranges::find(generators, session.world.rank()) != generators.end();
+  const auto shard = fmt::format("shard {}", session.layout.shard_of(session.world.rank()));
+  return samples ? "samples, then " + shard : shard;
+}
+
+void tell(const Session& session, const RunReport& report) {
+  const MeanErrors errors = mean_errors(report);
+  log::info("relative error {:.5f} (round-to-nearest {:.5f}), {:.2f} bits a weight",
+            errors.compressed, errors.nearest, errors.bits);
+  if (report.perplexity)
+    log::info("perplexity {:.3f} (dense {:.3f}) on {}", report.perplexity->compressed,
+              report.perplexity->dense, report.perplexity->tokens);
+  for (const auto& sentence : needs_a_look(report)) log::warn("{}", sentence);
+  const fs::path page =
+      session.directory.job(session.config.name).report().replace_extension(".html");
+  log::info("done in {:.1f} s; report: {}", report.seconds, page.string());
+}
+
+}  // namespace
+
+void finish_job(const Session& session, const Job& job, const Calibration& calibration,
+                std::vector<LayerReport> layers) {
+  const bool changed =
+      std::ranges::any_of(layers, [](const LayerReport& layer) { return !layer.replayed; });
+  gather(session, job, changed);
+  write_exports(session, job, changed);
+  RunReport report = describe(session, job, calibration);
+  report.perplexity = evaluate(session);
+  report.layers = std::move(layers);
+  RankReport mine = report_of_this_rank(session.world.rank(), session.timer.seconds());
+  mine.role = role_of(session);
+  mine.threads = session.context.threads->size();
+  report.ranks = {mine};
+  report.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - session.start).count();
+  report = gather_report(session.world, std::move(report));
+  agree(session.world, [&] {
+    if (session.world.rank() != 0) return;
+    write_report(report, session.directory.job(session.config.name).report());
+    tell(session, report);
+  });
+}
+
 }  // namespace selfcal

@@ -122,14 +122,15 @@ class Sampling {
 
  private:
   void serve() {
-    while (const auto message = next_message(world_, batch_tag))
-      hooks_.on_arrived(to_batch(*message));
-    while (const auto message = next_message(world_, progress_tag))
-      in_progress_[number(*message)] = number(*message, 1);
+    // Ends first: what their senders sent before is here too, and is taken below.
     while (const auto message = next_message(world_, end_tag)) {
       ++ended_;
       if (number(*message) != 0) stopping_ = true;
     }
+    while (const auto message = next_message(world_, batch_tag))
+      hooks_.on_arrived(to_batch(*message));
+    while (const auto message = next_message(world_, progress_tag))
+      in_progress_[number(*message)] = number(*message, 1);
     if (stopping_ && !told_) {
       for (int rank = 1; rank < world_.size(); ++rank) outbox_.send(to_bytes({1}), rank, stop_tag);
       told_ = true;

@@ -22,6 +22,7 @@ struct Session {
   std::string numeric_kind;
   PhaseTimer& timer;
   Progress& progress;
+  std::chrono::steady_clock::time_point start;
 };
 
 }  // namespace selfcal

@@ -64,21 +64,24 @@ class ShardRun {
       if (session.layout.owner(leaf.index, shard_) == session.world.rank()) owned_.push_back(leaf);
   }
 
-  std::vector<LayerOutcome> run(std::optional<BoundaryInbox> inbox) {
+  std::vector<LayerReport> run(std::optional<BoundaryInbox> inbox) {
     const int64_t first = session_.layout.first_layer(shard_),
                   end = session_.layout.first_layer(shard_ + 1);
     receive_inputs(std::move(inbox));
     BlockReader reader(session_, team_, end);
+    session_.progress.start("compress", end - first, "layers");
+    session_.progress.update(0);
     for (int64_t layer = first; layer < end; ++layer) {
       BlockWeights weights = reader.read(layer);
       if (is_committed(layer))
         replay(layer, std::move(weights));
       else
         compress(layer, std::move(weights));
-      if (team_.rank() == 0) session_.progress.update(layer + 1 - first);
+      session_.progress.update(layer + 1 - first);
     }
+    session_.progress.finish();
     send_outputs();
-    return std::move(outcomes_);
+    return std::move(reports_);
   }
 
   /// The rank that reads and writes for its team.
@@ -137,6 +140,7 @@ class ShardRun {
   }
 
   void replay(int64_t layer, BlockWeights weights) {
+    const PhaseSeconds before = session_.timer.seconds();
     LayerRecord record;
     const std::string prefix = session_.model.block_prefix(layer);
     agree(team_, [&] {
@@ -155,10 +159,11 @@ class ShardRun {
     }
     if (any(team_, session_.stop.requested())) throw Stopped();
     chain_ = job_.committed.at(static_cast<size_t>(layer))->chain;
-    note_outcome(layer, std::move(record.linears), true);
+    report(layer, record.linears, true, before);
   }
 
   void compress(int64_t layer, BlockWeights weights) {
+    const PhaseSeconds before = session_.timer.seconds();
     const LayerWork work{session_.model,      session_.config, team_,
                          session_.stop,       session_.timer,  session_.context,
                          job_.tokens.numel(), LeafMemory::keep};
@@ -181,14 +186,23 @@ class ShardRun {
     });
     team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
     chain_ = chain;
-    note_outcome(layer, std::move(record.linears), false);
+    report(layer, record.linears, false, before);
   }
 
-  void note_outcome(int64_t layer, std::map<std::string, CompressedLinear> linears, bool replayed) {
-    for (auto& [name, linear] : linears)
-      linear.weight = linear.codes = linear.scale = linear.zero = linear.g_idx = linear.mask =
-          at::Tensor();
-    outcomes_.push_back({layer, std::move(linears), replayed});
+  void report(int64_t layer, const std::map<std::string, CompressedLinear>& linears, bool replayed,
+              const PhaseSeconds& before) {
+    if (!leads()) return;
+    LayerReport report;
+    report.layer = layer;
+    report.replayed = replayed;
+    report.seconds = session_.timer.seconds();
+    for (size_t phase = 0; phase < before.size(); ++phase) report.seconds[phase] -= before[phase];
+    for (const auto& [name, linear] : linears)
+      report.linears.push_back({name.substr(0, name.rfind(".weight")), linear.weight.size(0),
+                                linear.weight.size(1), linear.bits, linear.group_size,
+                                linear.relative_error, linear.nearest_error, linear.loss,
+                                linear.damping, linear.damping_retries, linear.dead_columns});
+    reports_.push_back(std::move(report));
   }
 
   const Session& session_;
@@ -198,13 +212,13 @@ class ShardRun {
   std::vector<Leaf> owned_;
   std::vector<at::Tensor> hidden_;
   std::string chain_;
-  std::vector<LayerOutcome> outcomes_;
+  std::vector<LayerReport> reports_;
 };
 
 }  // namespace
 
-std::vector<LayerOutcome> compress_shard(const Session& session, const Job& job,
-                                         std::optional<BoundaryInbox> inbox) {
+std::vector<LayerReport> compress_shard(const Session& session, const Job& job,
+                                        std::optional<BoundaryInbox> inbox) {
   ShardRun run(session, job);
   try {
     return run.run(std::move(inbox));
