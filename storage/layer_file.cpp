@@ -181,11 +181,11 @@ LayerHeader check_layer(const fs::path& path) {
   return header;
 }
 
-LayerRecord read_layer(const fs::path& path) {
+LayerRecord read_layer(const fs::path& path, bool rebuild_weights) {
   const hdf5::Group file = hdf5::File::open(path);
   LayerRecord record = read_stored(file, read_header(file, path), path);
   for (auto& [name, linear] : record.linears)
-    if (linear.codes.defined())
+    if (rebuild_weights && linear.codes.defined())
       linear.weight =
           dequantise(linear, linear.weight.size(1), linear.weight.scalar_type(), file.place(name));
   return record;

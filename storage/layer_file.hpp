@@ -71,6 +71,8 @@ LayerHeader read_layer_header(const fs::path& path);
 LayerHeader check_layer(const fs::path& path);
 /// Reads and recomputes the content hash; a mismatch or damaged file is ExitCode::data naming what
 /// was found and expected.
-LayerRecord read_layer(const fs::path& path);
+/// Without `rebuild_weights`, the weight of a layer with codes is only a stand-in of its dtype and
+/// shape, for readers that want the codes.
+LayerRecord read_layer(const fs::path& path, bool rebuild_weights = true);
 
 }  // namespace selfcal

@@ -1,0 +1,38 @@
+// From a finished job to a Hugging Face model directory.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "storage/checkpoint.hpp"
+#include "storage/run_directory.hpp"
+
+namespace selfcal {
+
+/// compressed_tensors: packed codes that vLLM and transformers load (format pack-quantized).
+/// dense: the dequantised or pruned weights as an ordinary model.
+enum class ExportFormat { compressed_tensors, dense };
+
+/// "compressed-tensors", "dense"; another name is ExitCode::config and lists those there are.
+ExportFormat export_format_of(const std::string& name);
+
+/// What an export reads.
+struct ExportInputs {
+  const Checkpoint& dense;  // the model that was compressed
+  JobDirectory job;         // whose layers are all committed
+  int64_t layers = 0;
+  std::string job_id;
+};
+
+/// Writes `directory`: config.json, safetensors in shards of at most `shard_bytes` (a larger tensor
+/// stands alone), and every other file of the dense model's directory except weights. A layer is
+/// held in memory at a time. Loaded in the dtype that config.json names, every weight is bit for
+/// bit the one that propagation used. Complete or absent: written beside `directory`, synced and
+/// renamed. One rank calls it.
+///
+/// A directory that exists is ExitCode::usage. What the format cannot hold is ExitCode::config:
+/// nothing quantised, or scales that the model's dtype cannot represent. Layers that are missing or
+/// damaged are ExitCode::data.
+void export_model(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,
+                  uint64_t shard_bytes = 5'000'000'000);
+
+}  // namespace selfcal

@@ -1,0 +1,305 @@
+#include "stages/export/export.hpp"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "../storage/temporary_folder.hpp"
+#include "export_model.hpp"
+#include "stages/export/compressed_tensors.hpp"
+#include "storage/tensor_hash.hpp"
+
+namespace selfcal {
+namespace {
+
+using export_example::Compress;
+using Json = nlohmann::json;
+
+/// The value at bits [i * bits, (i + 1) * bits) of a row of 32-bit words: the published packing,
+/// element by element.
+int64_t packed_value(const at::Tensor& words, int64_t i, int bits) {
+  int64_t value = 0;
+  for (int bit = 0; bit < bits; ++bit) {
+    const int64_t at = i * bits + bit;
+    const auto word = static_cast<uint32_t>(words[at / 32].item<int32_t>());
+    value |= static_cast<int64_t>((word >> (at % 32)) & 1) << bit;
+  }
+  return value;
+}
+
+/// What a loader makes of the packed tensors: (value - zero) * scale, every step in the scale's
+/// dtype.
+at::Tensor unpack_as_published(const Checkpoint& exported, const std::string& module,
+                               const Json& weights) {
+  const auto read = [&](const std::string& field) {
+    const std::string name = module + "." + field;
+    return exported.read(name, exported.entry(name).shape);
+  };
+  const int bits = weights["num_bits"];
+  const at::Tensor words = read("weight_packed"), scale = read("weight_scale"),
+                   shape = read("weight_shape");
+  const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>(),
+                groups = scale.size(1);
+  at::Tensor values = at::empty({rows, columns}, at::kLong);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column)
+      values[row][column] = packed_value(words[row], column, bits) - (1 << (bits - 1));
+  at::Tensor zeros = at::zeros({rows, groups}, at::kLong);
+  if (!weights["symmetric"].get<bool>()) {
+    const at::Tensor packed = read("weight_zero_point").t();
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t group = 0; group < groups; ++group)
+        zeros[row][group] = packed_value(packed[group], row, bits) - (1 << (bits - 1));
+  }
+  at::Tensor group = at::arange(columns).div(columns / groups, "floor");
+  if (weights["actorder"] == "group") group = read("weight_g_idx").to(at::kLong);
+  const at::Tensor difference =
+      values.to(scale.scalar_type()) - zeros.to(scale.scalar_type()).index_select(1, group);
+  return difference * scale.index_select(1, group);
+}
+
+/// The config group that a module falls into: the one that names it, else the one for the class.
+const Json& weights_of(const Json& config, const std::string& module) {
+  const Json* by_class = nullptr;
+  for (const auto& group : config["quantization_config"]["config_groups"]) {
+    for (const auto& target : group["targets"]) {
+      if (target == module) return group["weights"];
+      if (target == "Linear") by_class = &group["weights"];
+    }
+  }
+  if (by_class == nullptr) throw std::runtime_error("no group for " + module);
+  return *by_class;
+}
+
+class Export : public testing::Test {
+ protected:
+  void prepare(at::ScalarType dtype, bool tied, const Compress& compress) {
+    export_example::write(folder_ / "model", job_, dtype, tied, compress);
+    dense_.emplace(folder_ / "model");
+  }
+  ExportInputs inputs() const {
+    return {*dense_, job_, export_example::layers, export_example::job_id};
+  }
+
+  /// Exports both forms and compares every weight with the layer files, bit for bit.
+  void expect_faithful(const std::string& name) {
+    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+    export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+    const Checkpoint packed(folder_ / "packed"), dense(folder_ / "dense");
+    const Json config = Json::parse(packed.config_text());
+    EXPECT_EQ(dense.names(), dense_->names());
+    std::set<std::string> expected_plain;
+    for (const auto& tensor : dense_->names()) {
+      const auto& shape = dense_->entry(tensor).shape;
+      at::Tensor expected = dense_->read(tensor, shape);
+      bool is_packed = false;
+      for (int64_t layer = 0; layer < export_example::layers; ++layer) {
+        const LayerRecord record = read_layer(job_.layer(layer));
+        if (record.changed.contains(tensor)) expected = record.changed.at(tensor);
+        if (!record.linears.contains(tensor)) continue;
+        expected = record.linears.at(tensor).weight;
+        is_packed = record.linears.at(tensor).codes.defined();
+      }
+      EXPECT_EQ(tensor_hash(dense.read(tensor, shape)), tensor_hash(expected)) << tensor;
+      const std::string module = compressed_tensors::module_of(tensor);
+      if (is_packed) {
+        EXPECT_FALSE(packed.contains(tensor));
+        EXPECT_EQ(tensor_hash(unpack_as_published(packed, module, weights_of(config, module))),
+                  tensor_hash(expected))
+            << tensor;
+      } else {
+        EXPECT_EQ(tensor_hash(packed.read(tensor, shape)), tensor_hash(expected)) << tensor;
+        if (shape.size() == 2) expected_plain.insert(module);
+      }
+    }
+    expected_plain.insert("lm_head");
+    const std::set<std::string> ignore = config["quantization_config"]["ignore"];
+    EXPECT_EQ(ignore, expected_plain);
+    keep(name);
+  }
+
+  /// Leaves both exports for the check with transformers (tests/stages/export_check.py), where
+  /// asked.
+  void keep(const std::string& name) {
+    const char* to = std::getenv("SELFCAL_KEEP_EXPORTS");
+    if (to == nullptr) return;
+    fs::create_directories(fs::path(to) / name);
+    for (const char* form : {"packed", "dense"})
+      fs::copy(folder_ / form, fs::path(to) / name / form, fs::copy_options::recursive);
+  }
+
+  TemporaryFolder folder_;
+  JobDirectory job_{folder_ / "job"};
+  std::optional<Checkpoint> dense_;
+};
+
+Compress uniform(int bits, int64_t group_size, bool symmetric, at::ScalarType dtype) {
+  return [=](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+    return example_quantised(rows, columns, bits, group_size < 0 ? columns : group_size, symmetric,
+                             layer, dtype);
+  };
+}
+
+TEST_F(Export, FourBitsSymmetric) {
+  prepare(at::kBFloat16, true, uniform(4, 16, true, at::kBFloat16));
+  expect_faithful("symmetric");
+  const Json config =
+      Json::parse(Checkpoint(folder_ / "packed").config_text())["quantization_config"];
+  EXPECT_EQ(config["config_groups"].size(), 1U);
+  EXPECT_EQ(config["config_groups"]["group_0"]["targets"], Json::array({"Linear"}));
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["group_size"], 16);
+  EXPECT_EQ(config["format"], "pack-quantized");
+}
+
+TEST_F(Export, ThreeBitsAsymmetricInHalfPrecision) {
+  prepare(at::kHalf, false, uniform(3, 16, false, at::kHalf));
+  expect_faithful("asymmetric");
+}
+
+TEST_F(Export, EightBitsWholeRowsInFloat) {
+  prepare(at::kFloat, false, uniform(8, -1, false, at::kFloat));
+  expect_faithful("whole_rows");
+  const Json config =
+      Json::parse(Checkpoint(folder_ / "packed").config_text())["quantization_config"];
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["strategy"], "channel");
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["group_size"], nullptr);
+}
+
+TEST_F(Export, MixedSchemesNameTheirModules) {
+  prepare(at::kBFloat16, false,
+          [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
+            if (layer == 0 && name == "mlp.down_proj")
+              return example_quantised(rows, columns, 8, columns, true, 3, at::kBFloat16);
+            if (layer == 1 && name == "self_attn.o_proj") return CompressedLinear();  // skipped
+            if (layer == 1 && name == "mlp.up_proj")
+              return example_pruned(rows, columns, 4, at::kBFloat16);  // pruned only
+            if (layer == 2) return example_quantised(rows, columns, 4, 16, false, 5, at::kBFloat16);
+            return example_quantised(rows, columns, 4, 16, true, 6, at::kBFloat16);
+          });
+  expect_faithful("mixed");
+  const Json config =
+      Json::parse(Checkpoint(folder_ / "packed").config_text())["quantization_config"];
+  EXPECT_EQ(config["config_groups"].size(), 3U);
+}
+
+TEST_F(Export, GroupIndexIsWritten) {
+  prepare(at::kBFloat16, false,
+          [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+            CompressedLinear linear =
+                example_quantised(rows, columns, 4, 16, true, layer, at::kBFloat16);
+            linear.g_idx = at::arange(columns, at::kInt).remainder(columns / 16).to(at::kInt);
+            linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
+            return linear;
+          });
+  expect_faithful("group_index");
+}
+
+TEST_F(Export, PrunedModelsAreDense) {
+  prepare(at::kBFloat16, false,
+          [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+            return example_pruned(rows, columns, layer, at::kBFloat16);
+          });
+  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+  const Checkpoint dense(folder_ / "dense");
+  const std::string name = layer_prefix(1) + "mlp.up_proj.weight";
+  EXPECT_EQ(tensor_hash(dense.read(name, dense.entry(name).shape)),
+            tensor_hash(read_layer(job_.layer(1)).linears.at(name).weight));
+  EXPECT_FALSE(Json::parse(dense.config_text()).contains("quantization_config"));
+  expect_error(ExitCode::config, "no layer is quantised", [&] {
+    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+  });
+  EXPECT_FALSE(fs::exists(folder_ / "packed"));
+}
+
+TEST_F(Export, DtypeOfTheConfigIsThatOfTheWeights) {
+  prepare(at::kBFloat16, false, uniform(4, 16, true, at::kFloat));
+  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+  EXPECT_EQ(Json::parse(Checkpoint(folder_ / "packed").config_text())["torch_dtype"], "float32");
+}
+
+TEST_F(Export, ScalesThatALoaderWouldRoundAreRefused) {
+  prepare(
+      at::kBFloat16, false, [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+        CompressedLinear linear = example_quantised(rows, columns, 4, 16, true, layer, at::kFloat);
+        linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
+        return linear;
+      });
+  expect_error(ExitCode::config, "model.layers.0.mlp.down_proj.weight: scales are F32", [&] {
+    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+  });
+  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+}
+
+TEST_F(Export, ShardsHoldWhatOneFileHolds) {
+  prepare(at::kBFloat16, false, uniform(4, 16, false, at::kBFloat16));
+  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "one");
+  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "many", 20'000);
+  const Checkpoint one(folder_ / "one"), many(folder_ / "many");
+  EXPECT_EQ(one.names(), many.names());
+  for (const auto& name : one.names())
+    EXPECT_EQ(tensor_hash(one.read(name, one.entry(name).shape)),
+              tensor_hash(many.read(name, many.entry(name).shape)));
+  EXPECT_TRUE(fs::exists(folder_ / "many" / "model-00001-of-00004.safetensors") ||
+              fs::exists(folder_ / "many" / "model.safetensors.index.json"));
+  for (const auto& entry : fs::directory_iterator(folder_ / "many"))
+    if (entry.path().extension() == ".safetensors") EXPECT_LT(entry.file_size(), 25'000U);
+}
+
+TEST_F(Export, CompanionFilesComeAlong) {
+  prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
+  write_bytes(folder_ / "model" / "pytorch_model.bin", "old weights");
+  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+  EXPECT_EQ(read_bytes(folder_ / "dense" / "tokenizer.json"), "{}\n");
+  EXPECT_TRUE(fs::exists(folder_ / "dense" / "generation_config.json"));
+  EXPECT_FALSE(fs::exists(folder_ / "dense" / "pytorch_model.bin"));
+}
+
+TEST_F(Export, NothingIsOverwrittenOrLeftHalf) {
+  prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
+  const auto run = [&](const fs::path& to) { export_model(inputs(), ExportFormat::dense, to); };
+  fs::create_directories(folder_ / "there");
+  expect_error(ExitCode::usage, "exists already", [&] { run(folder_ / "there"); });
+  expect_error(ExitCode::usage, "exists already", [&] { run(folder_ / "there/"); });
+  fs::resize_file(job_.layer(2), 1000);
+  expect_error(ExitCode::data, "0002.h5", [&] { run(folder_ / "out"); });
+  fs::remove(job_.layer(2));
+  expect_error(ExitCode::data, "layer 2 is not committed", [&] { run(folder_ / "out"); });
+  ExportInputs other = inputs();
+  other.job_id = "other";
+  expect_error(ExitCode::data, "expected layer 0 of job other",
+               [&] { export_model(other, ExportFormat::dense, folder_ / "out"); });
+  for (const auto& entry : fs::directory_iterator(folder_.path()))
+    EXPECT_TRUE(entry.path().filename() == "model" || entry.path().filename() == "job" ||
+                entry.path().filename() == "there")
+        << entry.path();
+}
+
+TEST_F(Export, FullDiskLeavesNothing) {
+  prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit small{10'000, before.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  expect_error(ExitCode::io, "model.safetensors: write failed",
+               [&] { export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "out"); });
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, old_handler);
+  for (const auto& entry : fs::directory_iterator(folder_.path()))
+    EXPECT_TRUE(entry.path().filename() == "model" || entry.path().filename() == "job")
+        << entry.path();
+}
+
+TEST(ExportFormat, NamesAreListed) {
+  EXPECT_EQ(export_format_of("dense"), ExportFormat::dense);
+  EXPECT_EQ(export_format_of("compressed-tensors"), ExportFormat::compressed_tensors);
+  expect_error(ExitCode::config, "expected compressed-tensors or dense",
+               [] { export_format_of("gguf"); });
+}
+
+}  // namespace
+}  // namespace selfcal
