@@ -24,7 +24,7 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
   if (count <= 0) return;
-  if (workers_.empty() || count == 1) {
+  if (workers_.empty() || count == 1 || busy_.exchange(true)) {
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
@@ -37,6 +37,8 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
   run_tiles(lock);
   done_.wait(lock, [this] { return running_ == 0 && next_ >= count_; });
   body_ = nullptr;
+  lock.unlock();
+  busy_ = false;
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 

@@ -1,6 +1,7 @@
 // The threads of one rank. Work is cut into fixed tiles by the caller; which thread runs a tile
 // never changes a result.
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -32,6 +33,7 @@ class ThreadPool {
   void run_tiles(std::unique_lock<std::mutex>& lock);
 
   std::vector<std::thread> workers_;
+  std::atomic<bool> busy_ = false;  // a call is using the workers
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   const std::function<void(int64_t)>* body_ = nullptr;

@@ -106,9 +106,6 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
 /// are not in it; the model, the calibration content and the numeric kind are added by the job.
 std::string identity(const RunConfig& config);
 
-/// Rows of a leaf: sequences that are always computed together in forward passes and statistics.
-int64_t leaf_rows(const CalibrationSettings& calibration);
-
 /// "gptq", "sequential" ... as they are written in the configuration.
 std::string to_text(MethodName name);
 std::string to_text(Propagation propagation);

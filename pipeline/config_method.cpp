@@ -9,13 +9,13 @@
 
 #include "base/error.hpp"
 #include "pipeline/config_table.hpp"
+#include "pipeline/leaves.hpp"
 
 namespace selfcal {
 namespace {
 
 constexpr int format_version = 1;     // of the layer files
 constexpr int algorithm_version = 1;  // raised when the same settings give other results
-constexpr int64_t leaf_tokens = 2048;
 
 std::string layer_name(const std::string& tensor_name) {
   constexpr std::string_view suffix = ".weight";
@@ -124,16 +124,12 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
   }
 }
 
-int64_t leaf_rows(const CalibrationSettings& calibration) {
-  return std::max<int64_t>(1, leaf_tokens / calibration.length);
-}
-
 std::string identity(const RunConfig& config) {
   nlohmann::json settings;
   for (const auto& key : config_keys())
     if (decides_results(key.path)) settings[key.path] = key.print(config);
   const nlohmann::json fixed_shapes{{"micro_batch", config.calibration.micro_batch},
-                                    {"leaf_rows", leaf_rows(config.calibration)},
+                                    {"leaf_rows", leaf_rows(config.calibration.length)},
                                     {"solve_row_tile", solve_row_tile}};
   return nlohmann::json{{"format_version", format_version},
                         {"algorithm_version", algorithm_version},

@@ -10,8 +10,66 @@
 namespace selfcal {
 namespace {
 
-/// First layers of `shards` runs of nearly equal cost, none empty; the last entry is the number of
-/// layers.
+using Mode = LayoutSettings::Mode;
+
+/// Ranks that sample first, and ranks that compress from the start. In shared mode these are the
+/// same ranks.
+struct Counts {
+  bool split = false;
+  int replicas = 0;
+  int compressors = 0;
+};
+
+/// "2 shards of 1 rank", "1 generator".
+std::string counted(int count, const char* what) {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+}
+std::string grid(int shards, int team) {
+  return counted(shards, "shard") + (team > 0 ? " of " + counted(team, "rank") : "");
+}
+
+Counts shared_counts(const LayoutSettings& settings, int ranks, int shards) {
+  const int needed = shards * std::max(1, settings.team);
+  if (needed > ranks)
+    fail(ExitCode::config, "layout.compressors: {} need {}, found {}", grid(shards, settings.team),
+         counted(needed, "rank"), ranks);
+  if (settings.team > 0 && needed < ranks)
+    fail(ExitCode::config, "layout.compressors: {} leave {} of {} ranks without work",
+         grid(shards, settings.team), ranks - needed, ranks);
+  if (settings.replicas > ranks)
+    fail(ExitCode::config, "layout.generators: {} need {}, found {}",
+         counted(settings.replicas, "replica"), counted(settings.replicas, "rank"), ranks);
+  return {false, settings.replicas > 0 ? settings.replicas : ranks, ranks};
+}
+
+Counts split_counts(const LayoutSettings& settings, int ranks, int shards) {
+  const int least = shards * std::max(1, settings.team);
+  // Counts left to the plan: half of the ranks sample, or what the compressors leave.
+  const int room = settings.team > 0 ? ranks - least : std::min(ranks / 2, ranks - least);
+  const int replicas = settings.replicas > 0 ? settings.replicas : room;
+  if (replicas + least > ranks || replicas < 1)
+    fail(ExitCode::config, "layout: {} and {} need {}, found {}",
+         counted(std::max(1, replicas), "generator"), grid(shards, settings.team),
+         counted(std::max(1, replicas) + least, "rank"), ranks);
+  const int compressors = settings.team > 0 ? least : ranks - replicas;
+  if (replicas + compressors < ranks)
+    fail(ExitCode::config, "layout: {} and {} leave {} of {} ranks without work",
+         counted(replicas, "generator"), grid(shards, settings.team),
+         ranks - replicas - compressors, ranks);
+  return {true, replicas, compressors};
+}
+
+/// A split needs a rank for a generator that no shard asks for; without one, the ranks that
+/// compress sample first. One job gains nothing from `split` over sampling on all ranks, so `auto`
+/// takes it only for a given number of generators.
+bool wants_split(const LayoutSettings& settings, int ranks, int shards) {
+  if (ranks == 1 || settings.mode == Mode::shared) return false;
+  if (settings.mode == Mode::automatic) return settings.replicas > 0 && settings.replicas < ranks;
+  return settings.replicas > 0 || ranks != shards * std::max(1, settings.team);
+}
+
+}  // namespace
+
 std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
   const auto layers = static_cast<int64_t>(cost.size());
   const double total = std::accumulate(cost.begin(), cost.end(), 0.0);
@@ -30,56 +88,25 @@ std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
   return first;
 }
 
-}  // namespace
-
 Layout::Layout(const LayoutSettings& settings, int ranks, const std::vector<double>& layer_cost)
     : ranks_(ranks) {
-  if (settings.depth > 1)
-    fail(
-        ExitCode::config,
-        "layout.generators.depth: found {}; generators of more than one rank are not supported yet",
-        settings.depth);
   const int shards = std::max(1, settings.shards);
   if (shards > static_cast<int>(layer_cost.size()))
     fail(ExitCode::config, "layout.compressors.shards: found {}, but the model has {} layers",
          shards, layer_cost.size());
+  const Counts counts = wants_split(settings, ranks, shards)
+                            ? split_counts(settings, ranks, shards)
+                            : shared_counts(settings, ranks, shards);
+  split_ = counts.split;
 
-  split_ = settings.mode == LayoutSettings::Mode::split && ranks > 1;
-  int compressors = ranks, replicas = ranks;
-  if (split_) {
-    replicas = settings.replicas > 0 ? settings.replicas : 0;
-    compressors = settings.team > 0 ? shards * settings.team : 0;
-    if (replicas == 0 && compressors == 0) replicas = ranks / 2;
-    if (replicas == 0) replicas = ranks - compressors;
-    if (compressors == 0) compressors = ranks - replicas;
-    if (replicas < 1 || compressors < shards || replicas + compressors > ranks)
-      fail(ExitCode::config,
-           "layout: {} generators and {} compressors ({} shards) need at least {} ranks, found {}",
-           std::max(1, replicas), std::max(shards, compressors), shards,
-           std::max(1, replicas) + std::max(shards, compressors), ranks);
-    if (replicas + compressors < ranks)
-      fail(ExitCode::config,
-           "layout: {} generators and {} compressors leave {} of {} ranks without work", replicas,
-           compressors, ranks - replicas - compressors, ranks);
-  } else {
-    const int needed = settings.team > 0 ? shards * settings.team : shards;
-    if (ranks < shards || (settings.team > 0 && needed != ranks))
-      fail(ExitCode::config, "layout: {} shards x {} ranks need {} ranks, found {}", shards,
-           std::max(1, settings.team), needed, ranks);
-    if (settings.replicas > ranks)
-      fail(ExitCode::config, "layout.generators.replicas: found {}, but there are {} ranks",
-           settings.replicas, ranks);
-    if (settings.replicas > 0) replicas = settings.replicas;
-  }
-
-  const int first_generator = split_ ? compressors : 0;
-  for (int g = 0; g < replicas; ++g) generators_.push_back(first_generator + g);
+  const int first_generator = split_ ? counts.compressors : 0;
+  for (int g = 0; g < counts.replicas; ++g) generators_.push_back(first_generator + g);
 
   teams_.resize(static_cast<size_t>(shards));
   shard_of_rank_.resize(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
-    const int shard =
-        rank < compressors ? rank * shards / compressors : (rank - compressors) % shards;
+    const int shard = rank < counts.compressors ? rank * shards / counts.compressors
+                                                : (rank - counts.compressors) % shards;
     teams_[static_cast<size_t>(shard)].push_back(rank);
     shard_of_rank_[static_cast<size_t>(rank)] = shard;
   }
@@ -87,15 +114,17 @@ Layout::Layout(const LayoutSettings& settings, int ranks, const std::vector<doub
 }
 
 std::string Layout::describe() const {
-  const auto compressors = split_ ? generators_.front() : ranks_;
-  const std::string grid =
-      fmt::format("{} shard{} x {}", shards(), shards() == 1 ? "" : "s", compressors / shards());
-  if (!split_)
-    return fmt::format("{} of {} ranks generate, then all compress ({})", generators_.size(),
-                       ranks_, grid);
-  return fmt::format(
-      "{} generators + {} compressors ({}); generators join the compressors when they are done",
-      generators_.size(), compressors, grid);
+  if (ranks_ == 1) return "1 rank generates, then compresses";
+  const int compressors = split_ ? generators_.front() : ranks_;
+  const int smallest = compressors / shards(), largest = (compressors + shards() - 1) / shards();
+  const std::string teams = fmt::format("{} x {}{}", counted(shards(), "shard"), smallest,
+                                        largest > smallest ? fmt::format(" or {}", largest) : "");
+  if (split_)
+    return fmt::format("{} + {} ({}); generators join the compressors when they are done",
+                       counted(static_cast<int>(generators_.size()), "generator"),
+                       counted(compressors, "compressor"), teams);
+  return fmt::format("{} of {} ranks generate, then all compress ({})", generators_.size(), ranks_,
+                     teams);
 }
 
 }  // namespace selfcal

@@ -11,7 +11,7 @@ namespace selfcal {
 
 /// Ranks [0, compressors) compress; with `split` the ranks after them sample first and then join a
 /// shard's team (generator g joins shard g % shards). With `shared` every rank samples and then
-/// compresses.
+/// compresses. A split that leaves no rank to sample is shared, and so is one rank.
 class Layout {
  public:
   /// `layer_cost`: relative cost of each layer; shards are runs of layers of nearly equal cost.
@@ -50,5 +50,9 @@ class Layout {
   std::vector<int> shard_of_rank_;
   std::vector<int64_t> first_layer_;
 };
+
+/// First layers of `shards` runs of nearly equal cost, none empty; the last entry is the number of
+/// layers.
+std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards);
 
 }  // namespace selfcal

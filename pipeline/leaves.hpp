@@ -15,7 +15,10 @@ struct Leaf {
   int64_t micro_batch = 0;
 };
 
-/// Leaves of at most max(1, 2048 / length) rows.
+/// Sequences of a full leaf: max(1, 2048 / length).
+int64_t leaf_rows(int64_t length);
+
+/// Leaves of at most leaf_rows(length) rows.
 std::vector<Leaf> cut_leaves(int64_t sequences, int64_t length, int64_t micro_batch);
 
 }  // namespace selfcal

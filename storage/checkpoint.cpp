@@ -148,6 +148,10 @@ at::Tensor Checkpoint::read(const std::string& name,
   return file.read(name);
 }
 
+at::Tensor Checkpoint::read_rows(const std::string& name, int64_t first, int64_t count) const {
+  return holder(name).read_rows(name, first, count);
+}
+
 std::string Checkpoint::identity() const {
   Hasher hasher;
   hasher.text(config_text_);

@@ -29,6 +29,9 @@ class Checkpoint {
   /// Reads a tensor and checks its shape: a mismatch names file, tensor, found and expected.
   at::Tensor read(const std::string& name, const std::vector<int64_t>& expected_shape) const;
 
+  /// Rows [first, first + count) of a tensor's first dimension.
+  at::Tensor read_rows(const std::string& name, int64_t first, int64_t count) const;
+
   /// Hash of config.json and all safetensors headers: the model's identity without reading its
   /// weights.
   std::string identity() const;

@@ -361,6 +361,31 @@ void Group::set(const std::string& name, double number) const {
   write_attribute(name, file_type(at::kDouble), &number);
 }
 
+void Group::set(const std::string& name, const Value& value) const {
+  std::visit([&](const auto& plain) { set(name, plain); }, value);
+}
+
+std::map<std::string, Value> Group::values() const {
+  std::map<std::string, Value> all;
+  for (const auto& name : attributes()) {
+    const AttributeHandle attribute(checked(H5Aopen(group_.id(), name.c_str(), H5P_DEFAULT),
+                                            place("@" + name), "cannot open the attribute"));
+    const Type type(
+        checked(H5Aget_type(attribute.id()), place("@" + name), "cannot read the type"));
+    switch (H5Tget_class(type.id())) {
+      case H5T_STRING:
+        all.emplace(name, text(name));
+        break;
+      case H5T_INTEGER:
+        all.emplace(name, integer(name));
+        break;
+      default:
+        all.emplace(name, real(name));
+    }
+  }
+  return all;
+}
+
 bool Group::has_attribute(const std::string& name) const {
   return checked(H5Aexists(group_.id(), name.c_str()), place("@" + name), "cannot look up") > 0;
 }
@@ -444,17 +469,24 @@ void File::write(const fs::path& path, uint64_t expected_bytes,
   write_text_atomically(path, image_of(origin->file, path.string()));
 }
 
-void File::write_parallel(const fs::path& path, MPI_Comm ranks,
+void File::write_in_place(const fs::path& path, MPI_Comm ranks,
                           const std::function<void(const Group&)>& fill) {
   start_library();
+  const bool parallel = ranks != MPI_COMM_NULL;
   const PropertyList access = access_by_path();
-  checked(H5Pset_fapl_mpio(access.id(), ranks, MPI_INFO_NULL), path.string(), "cannot create",
-          ExitCode::io);
-  H5Pset_all_coll_metadata_ops(access.id(), true);
-  H5Pset_coll_metadata_write(access.id(), true);
+  if (parallel) {
+    checked(H5Pset_fapl_mpio(access.id(), ranks, MPI_INFO_NULL), path.string(), "cannot create",
+            ExitCode::io);
+    H5Pset_coll_metadata_write(access.id(), true);
+  }
   const auto origin = create(path, access);
-  origin->parallel = true;
-  fill(root_of(origin));
+  origin->parallel = parallel;
+  try {
+    fill(root_of(origin));
+  } catch (...) {
+    origin->file.release();  // closing is collective too, and the other ranks do not come
+    throw;
+  }
   checked(H5Fclose(origin->file.release()), path.string(), "cannot write", ExitCode::io);
 }
 

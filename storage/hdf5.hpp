@@ -8,9 +8,12 @@
 #include <hdf5.h>
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "base/error.hpp"
@@ -58,6 +61,9 @@ struct Layout {
   int deflate = 0;
 };
 
+/// What an attribute may hold.
+using Value = std::variant<std::string, int64_t, double>;
+
 /// What the header of a dataset says.
 struct DatasetInfo {
   at::ScalarType dtype;
@@ -99,7 +105,10 @@ class Group {
   void set(const std::string& name, const char* text) const { set(name, std::string(text)); }
   void set(const std::string& name, int64_t number) const;
   void set(const std::string& name, double number) const;
+  void set(const std::string& name, const Value& value) const;
   bool has_attribute(const std::string& name) const;
+  /// All attributes of this group.
+  std::map<std::string, Value> values() const;
   std::string text(const std::string& name) const;
   int64_t integer(const std::string& name) const;
   double real(const std::string& name) const;
@@ -131,8 +140,10 @@ class File {
                     const std::function<void(const Group&)>& fill);
 
   /// Collective over `ranks`: creates `path` in place, calls `fill` on every rank (which makes the
-  /// same collective calls on all), closes. Not atomic: the caller renames.
-  static void write_parallel(const fs::path& path, MPI_Comm ranks,
+  /// same collective calls on all), closes. Not atomic: the caller renames. MPI_COMM_NULL: this
+  /// process alone, without MPI. After an error the file is left open and HDF5 unfit for
+  /// MPI_Finalize: end by abort.
+  static void write_in_place(const fs::path& path, MPI_Comm ranks,
                              const std::function<void(const Group&)>& fill);
 
  private:

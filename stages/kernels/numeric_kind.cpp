@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+#include "stages/kernels/cpu/vector_kernels.hpp"
+
 namespace selfcal::kernels {
 namespace {
 
@@ -37,8 +39,8 @@ std::string numeric_kind() {
   note(__builtin_cpu_supports("avx512f"), "avx512f");
   note(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
   note(has_tile_units(), "amx-bf16");
-  return fmt::format("cpu {}{}; libtorch {}; arithmetic {}", processor_vendor(), instructions,
-                     TORCH_VERSION, arithmetic_version);
+  return fmt::format("cpu {}{}; vectors {}; libtorch {}; arithmetic {}", processor_vendor(),
+                     instructions, vector_kernels().name, TORCH_VERSION, arithmetic_version);
 }
 
 }  // namespace selfcal::kernels

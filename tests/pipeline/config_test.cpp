@@ -219,13 +219,5 @@ TEST(Config, GroupSizeMustDivideTheColumns) {
             std::string::npos);
 }
 
-TEST(Config, LeavesHaveAFixedNumberOfTokens) {
-  CalibrationSettings calibration;
-  for (const auto& [length, rows] : {std::pair{2048, 1}, {512, 4}, {4096, 1}, {2, 1024}}) {
-    calibration.length = length;
-    EXPECT_EQ(leaf_rows(calibration), rows);
-  }
-}
-
 }  // namespace
 }  // namespace selfcal

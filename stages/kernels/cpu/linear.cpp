@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include "stages/kernels/cpu/few_rows.hpp"
 #include "stages/kernels/cpu/gemm.hpp"
 #include "stages/kernels/cpu/loops.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
@@ -55,6 +56,8 @@ at::Tensor linear(const Context& context, const at::Tensor& x, const at::Tensor&
       !bias.defined() || (bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type()),
       "linear: a bias of {} entries for {} outputs", bias.defined() ? bias.numel() : 0,
       weight.size(0));
+  if (x.size(0) <= few_rows)
+    return linear_few_rows(context, x.contiguous(), weight.contiguous(), bias, result);
   const at::Tensor x_aligned = aligned(x), weight_aligned = aligned(weight);
   const at::Tensor bias_aligned = bias.defined() ? aligned(bias) : bias;
   at::Tensor y =

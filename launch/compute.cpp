@@ -1,0 +1,44 @@
+#include "launch/compute.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace selfcal {
+namespace {
+
+cpu_set_t affinity() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  sched_getaffinity(0, sizeof mask, &mask);
+  return mask;
+}
+
+}  // namespace
+
+int ranks_sharing_cores(const Communicator& world) {
+  MPI_Comm node = MPI_COMM_NULL;
+  MPI_Comm_split_type(world.mpi(), MPI_COMM_TYPE_SHARED, world.rank(), MPI_INFO_NULL, &node);
+  int ranks = 1;
+  MPI_Comm_size(node, &ranks);
+  const cpu_set_t mine = affinity();
+  std::vector<cpu_set_t> all(static_cast<size_t>(ranks));
+  MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, node);
+  MPI_Comm_free(&node);
+  return static_cast<int>(
+      std::ranges::count_if(all, [&](const cpu_set_t& other) { return CPU_EQUAL(&mine, &other); }));
+}
+
+int usable_cores() {
+  const cpu_set_t mask = affinity();
+  return std::max(1, CPU_COUNT(&mask));
+}
+
+Compute::Compute(int threads, int sharing_ranks) {
+  if (threads == 0) threads = std::max(1, usable_cores() / sharing_ranks);
+  kernels::use_one_library_thread();
+  pool_ = std::make_unique<ThreadPool>(threads, kernels::use_one_library_thread);
+}
+
+}  // namespace selfcal

@@ -1,0 +1,95 @@
+// compress and generate: the commands that run on many ranks.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "base/log.hpp"
+#include "comm/agreement.hpp"
+#include "comm/mpi/mpi_backend.hpp"
+#include "launch/commands.hpp"
+#include "launch/compute.hpp"
+#include "pipeline/compress.hpp"
+
+namespace selfcal {
+namespace {
+
+struct RunOptions {
+  fs::path config;
+  std::vector<std::string> settings;
+  double max_hours = 0;
+};
+
+/// Ends the job for an error that other ranks do not know of.
+[[noreturn]] void end_job(const Communicator& world, const Error& error) {
+  const bool stopped = error.code() == ExitCode::stopped;
+  // An error of a team carries its rank already.
+  const bool named = std::string_view(error.what()).find(" [rank ") != std::string_view::npos;
+  const auto rank =
+      world.size() > 1 && !named ? fmt::format(" [rank {}]", world.rank()) : std::string();
+  std::fprintf(stderr, "selfcal: %s%s%s\n", stopped ? "" : "error: ", error.what(), rank.c_str());
+  std::fflush(stderr);
+  world.abort(static_cast<int>(error.code()));
+}
+
+/// Runs `job` on all ranks. Errors that all ranks agree on end in an orderly way; others end the
+/// job at once.
+void run_on_ranks(const RunOptions& options,
+                  const std::function<void(const RunConfig&, const RunEnvironment&)>& job) {
+  std::optional<ExitCode> failure;
+  {
+    MpiSession session;
+    const Communicator world = Communicator::world();
+    log::set_speaking(world.rank() == 0);
+    try {
+      RunConfig config;
+      agree(world, [&] { config = load_config(options.config, options.settings); });
+      const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
+                                                  : std::nullopt);
+      const Compute compute(config.threads, ranks_sharing_cores(world));
+      job(config, {world, stop, compute.context()});
+    } catch (const AgreedError& error) {
+      if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
+      failure = error.code();
+    } catch (const AgreedStop& stop) {
+      if (world.rank() == 0) std::fprintf(stderr, "selfcal: %s\n", stop.what());
+      failure = stop.code();
+    } catch (const Error& error) {
+      end_job(world, error);
+    } catch (const std::exception& error) {
+      end_job(world, Error(ExitCode::internal, error.what()));
+    }
+  }
+  if (failure) throw Reported(*failure);
+}
+
+void add_run_command(CLI::App& app, const char* name, const char* help,
+                     void (*job)(const RunConfig&, const RunEnvironment&)) {
+  auto* command = app.add_subcommand(name, help);
+  const auto options = std::make_shared<RunOptions>();
+  command->add_option("config", options->config, "YAML file (selfcal config-help lists its keys)")
+      ->required();
+  command->add_option("--set", options->settings,
+                      "key=value on top of the file, as often as needed");
+  command->add_option("--max-hours", options->max_hours,
+                      "stop with a checkpoint after so long (exit code 75)");
+  command->callback([options, job] { run_on_ranks(*options, job); });
+}
+
+}  // namespace
+
+void add_run_commands(CLI::App& app) {
+  add_run_command(app, "compress",
+                  "generate calibration data and compress the model (under mpirun or srun)",
+                  [](const RunConfig& config, const RunEnvironment& environment) {
+                    compress(config, environment);
+                  });
+  add_run_command(app, "generate", "generate the calibration data only (under mpirun or srun)",
+                  [](const RunConfig& config, const RunEnvironment& environment) {
+                    generate(config, environment);
+                  });
+}
+
+}  // namespace selfcal

@@ -1,0 +1,27 @@
+// What the parts of one run share; borrowed from compress().
+#pragma once
+#include "base/stop_signal.hpp"
+#include "comm/communicator.hpp"
+#include "pipeline/config.hpp"
+#include "pipeline/layout.hpp"
+#include "pipeline/phase_timer.hpp"
+#include "pipeline/progress.hpp"
+#include "stages/model/model.hpp"
+#include "storage/run_directory.hpp"
+
+namespace selfcal {
+
+struct Session {
+  const RunConfig& config;
+  const Model& model;
+  const Communicator& world;
+  const Layout& layout;
+  const RunDirectory& directory;
+  const StopSignal& stop;
+  kernels::Context context;
+  std::string numeric_kind;
+  PhaseTimer& timer;
+  Progress& progress;
+};
+
+}  // namespace selfcal

@@ -1,0 +1,38 @@
+#include "stages/kernels/cpu/few_rows.hpp"
+
+#include <ATen/ATen.h>
+
+#include "stages/kernels/cpu/matrix.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
+
+namespace selfcal::kernels {
+
+/// Input columns that one thread transposes.
+static constexpr int64_t transpose_tile = 1024;
+
+at::Tensor linear_few_rows(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                           const at::Tensor& bias, std::optional<at::ScalarType> result_dtype) {
+  require(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
+          "linear_few_rows: {} columns do not fit a weight of {} columns", x.size(-1),
+          weight.size(-1));
+  const auto& vectors = vector_kernels();
+  const int64_t n = x.size(0), columns = x.size(1);
+  const int64_t lanes = ceil_divide(n, vectors.width) * vectors.width;
+  const Matrix x_rows = matrix_of(x), weight_rows = matrix_of(weight), bias_row = matrix_of(bias);
+
+  auto transposed = at::empty({columns + vectors.width, lanes}, at::kFloat);
+  auto* const x_columns = transposed.mutable_data_ptr<float>();
+  for_ranges(context, columns, transpose_tile, [&](int64_t first, int64_t count) {
+    vectors.transpose(x_rows, lanes, first, count, x_columns);
+  });
+
+  auto result = at::empty({n, weight.size(0)}, result_dtype.value_or(x.scalar_type()));
+  void* const data = result.mutable_data_ptr();
+  const Number number = number_of(result);
+  for_tiles(context, ceil_divide(weight.size(0), weight_tile), [&](int64_t tile) {
+    vectors.few_rows_tile(x_columns, n, lanes, weight_rows, bias_row, tile, data, number);
+  });
+  return result;
+}
+
+}  // namespace selfcal::kernels

@@ -1,0 +1,19 @@
+#include "stages/kernels/cpu/vector/kernels.hpp"
+#include "stages/kernels/cpu/vector/vector.hpp"
+
+#define SELFCAL_TEXT_OF(name) #name
+#define SELFCAL_TEXT(name) SELFCAL_TEXT_OF(name)
+
+namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
+
+extern const VectorKernels kernels;
+const VectorKernels kernels = {SELFCAL_TEXT(SELFCAL_INSTRUCTIONS),
+                               width,
+                               transpose,
+                               few_rows_tile,
+                               attention_scratch,
+                               attention_tile,
+                               maximum,
+                               exponentials};
+
+}  // namespace selfcal::kernels::SELFCAL_INSTRUCTIONS
