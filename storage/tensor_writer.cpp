@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -45,18 +46,37 @@ TensorWriter::~TensorWriter() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-void TensorWriter::write(const std::string& name, const at::Tensor& tensor) {
+TensorPlan::iterator TensorWriter::awaited(const std::string& name, const at::Tensor& tensor,
+                                           bool whole) {
   const auto entry = missing_.find(name);
   if (entry == missing_.end())
     fail(ExitCode::internal, "{}: tensor '{}' is not awaited", path_.string(), name);
-  if (tensor.scalar_type() != entry->second.dtype ||
-      tensor.sizes() != at::IntArrayRef(entry->second.shape))
+  auto expected = entry->second.shape;
+  if (!whole && !expected.empty() && tensor.dim() > 0)
+    expected[0] = std::min(expected[0], tensor.size(0));
+  if (tensor.scalar_type() != entry->second.dtype || tensor.sizes() != at::IntArrayRef(expected))
     fail(ExitCode::internal, "{}: tensor '{}' is {} {}, planned as {} {}", path_.string(), name,
          dtype_name(tensor.scalar_type()), shape_text(tensor.sizes().vec()),
          dtype_name(entry->second.dtype), shape_text(entry->second.shape));
+  return entry;
+}
+
+void TensorWriter::write(const std::string& name, const at::Tensor& tensor) {
+  const auto entry = awaited(name, tensor, /*whole=*/true);
   const at::Tensor dense = tensor.contiguous();
   write_at(data_begin_ + entry->second.offset, dense.const_data_ptr(), entry->second.bytes);
   missing_.erase(entry);
+}
+
+void TensorWriter::write_rows(const std::string& name, const at::Tensor& rows) {
+  const auto entry = awaited(name, rows, /*whole=*/false);
+  const at::Tensor dense = rows.contiguous();
+  TensorEntry& rest = entry->second;
+  write_at(data_begin_ + rest.offset, dense.const_data_ptr(), dense.nbytes());
+  rest.offset += dense.nbytes();
+  rest.bytes -= dense.nbytes();
+  rest.shape[0] -= dense.size(0);
+  if (rest.shape[0] == 0) missing_.erase(entry);
 }
 
 void TensorWriter::finish() {

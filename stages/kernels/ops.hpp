@@ -38,6 +38,11 @@ at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b)
 /// Whether no entry is NaN or infinite. x: float32, bfloat16 or float16, contiguous.
 bool all_finite(const Context& context, const at::Tensor& x);
 
+/// Negative log-likelihood of each row's target, float32 [n]: log(sum(exp(row))) - row[target].
+/// logits: float32 [n, vocabulary]; targets: int64 [n].
+at::Tensor cross_entropy(const Context& context, const at::Tensor& logits,
+                         const at::Tensor& targets);
+
 /// Rotates in place the first 2 * cosine.size(1) entries of each head (half-split pairing, as in
 /// Hugging Face Llama). x: [n, heads, head_dim]; positions: int64 [n]; cosine, sine: float32
 /// [positions, rotary_dim / 2].

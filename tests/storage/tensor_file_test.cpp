@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "storage/dtype.hpp"
+#include "storage/tensor_writer.hpp"
 #include "temporary_folder.hpp"
 
 namespace selfcal {
@@ -64,6 +65,23 @@ TEST(TensorFile, NonContiguousTensorsAreWrittenByValue) {
   const at::Tensor tensor = at::arange(6, at::kFloat).reshape({2, 3});
   write_tensor_file(folder / "a.safetensors", {{"t", tensor.t()}});
   EXPECT_TRUE(at::equal(TensorFile(folder / "a.safetensors").read("t"), tensor.t()));
+}
+
+TEST(TensorFile, TensorComesInParts) {
+  const TemporaryFolder folder;
+  const at::Tensor rows = at::randn({7, 3}), other = at::randn({2});
+  TensorWriter writer(folder / "a.safetensors",
+                      {{"rows", planned(at::kFloat, {7, 3})}, {"other", planned(at::kFloat, {2})}});
+  writer.write_rows("rows", rows.slice(0, 0, 4));
+  EXPECT_THROW(writer.write_rows("rows", rows.slice(1, 0, 2)), Error);
+  writer.write("other", other);
+  EXPECT_THROW(writer.finish(), Error);
+  writer.write_rows("rows", rows.slice(0, 4));
+  EXPECT_THROW(writer.write_rows("rows", rows.slice(0, 4)), Error);
+  writer.finish();
+  const TensorFile file(folder / "a.safetensors");
+  EXPECT_TRUE(at::equal(file.read("rows"), rows));
+  EXPECT_TRUE(at::equal(file.read("other"), other));
 }
 
 TEST(TensorFile, RowsAreReadAlone) {

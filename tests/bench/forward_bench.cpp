@@ -1,0 +1,117 @@
+// One decoder block of the demo model's shape on a leaf of 2048 tokens: GFLOP/s, and the share of
+// what the same threads reach in bare matrix products. Block and products take turns, the best of
+// each counts: neighbours on the machine then spoil neither alone.
+#include <ATen/ATen.h>
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <thread>
+
+#include "stages/kernels/cpu/gemm.hpp"
+#include "stages/model/pre_norm_block.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr int64_t sequences = 4, tokens = 512, hidden_size = 576, mlp_width = 1536, heads = 9,
+                  key_value_heads = 3, head_dim = 64, rows = sequences * tokens;
+
+PreNormBlock demo_block(kernels::Context context) {
+  Attention attention;
+  attention.hidden = hidden_size;
+  attention.heads = heads;
+  attention.key_value_heads = key_value_heads;
+  attention.head_dim = head_dim;
+  attention.scale = 0.125;
+  attention.rotary =
+      std::make_shared<Rotary>(inverse_frequencies(ModelConfig("demo", "{}"), head_dim));
+  GatedMlp mlp;
+  mlp.hidden = hidden_size;
+  mlp.width = mlp_width;
+  return PreNormBlock(context, {"input_layernorm", hidden_size, 1e-5}, attention,
+                      {"post_attention_layernorm", hidden_size, 1e-5}, mlp);
+}
+
+BlockWeights random_weights(const BlockSpec& spec, at::ScalarType dtype) {
+  BlockWeights weights;
+  for (const auto& [name, shape] : spec.parameters)
+    weights[name] = (at::randn(shape) / std::sqrt(static_cast<double>(shape.back()))).to(dtype);
+  return weights;
+}
+
+double linear_operations(const BlockSpec& spec) {
+  double products = 0;
+  for (const auto& linear : spec.linears)
+    products += static_cast<double>(rows * linear.rows * linear.columns);
+  return 2 * products;
+}
+
+/// q k^T and p v, each query with the keys that it sees.
+double attention_operations() {
+  return 2.0 * 2 * head_dim * heads * sequences * static_cast<double>(tokens * (tokens + 1) / 2);
+}
+
+double seconds_of(const auto& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// Each thread multiplies its share of the rows of one up-projection, as one library call.
+template <class T>
+double seconds_of_products(ThreadPool& pool, const at::Tensor& x, const at::Tensor& weight,
+                           at::Tensor& product) {
+  const int64_t share = rows / pool.size();
+  return seconds_of([&] {
+    pool.parallel_for(pool.size(), [&](int64_t part) {
+      kernels::multiply_transposed(
+          share, mlp_width, hidden_size,
+          {x.const_data_ptr<T>() + part * share * hidden_size, hidden_size},
+          {weight.const_data_ptr<T>(), hidden_size},
+          {product.mutable_data_ptr<float>() + part * share * mlp_width, mlp_width});
+    });
+  });
+}
+
+template <class T>
+void block_forward(benchmark::State& state) {
+  kernels::use_one_library_thread();
+  ThreadPool pool(static_cast<int>(state.range(0)), kernels::use_one_library_thread);
+  const PreNormBlock block = demo_block({&pool});
+  const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
+  const BlockWeights weights = random_weights(block.spec(), dtype);
+  const at::Tensor hidden = at::randn({sequences, tokens, hidden_size}).to(dtype);
+  const at::Tensor x = hidden.view({rows, hidden_size}), up = weights.at("mlp.up_proj.weight");
+  at::Tensor product = at::empty({rows, mlp_width});
+
+  double best_block = 1e9, best_product = 1e9;
+  for (auto _ : state) {
+    best_product = std::min(best_product, seconds_of_products<T>(pool, x, up, product));
+    const double seconds =
+        seconds_of([&] { benchmark::DoNotOptimize(forward(block, hidden, weights)); });
+    best_block = std::min(best_block, seconds);
+    state.SetIterationTime(seconds);
+  }
+  const double operations = linear_operations(block.spec()) + attention_operations();
+  const double share = rows / pool.size() * pool.size();
+  const double block_rate = operations / best_block,
+               product_rate = 2.0 * share * mlp_width * hidden_size / best_product;
+  state.counters["GFLOP/s"] = block_rate * 1e-9;
+  state.counters["products_GFLOP/s"] = product_rate * 1e-9;
+  state.counters["of_products"] = block_rate / product_rate;
+}
+
+void thread_counts(benchmark::internal::Benchmark* benchmark) {
+  for (int threads = 1; threads <= static_cast<int>(std::thread::hardware_concurrency());
+       threads *= 2)
+    benchmark->Arg(threads);
+  benchmark->ArgName("threads")->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(3);
+}
+
+BENCHMARK_TEMPLATE(block_forward, float)->Apply(thread_counts);
+BENCHMARK_TEMPLATE(block_forward, at::BFloat16)->Apply(thread_counts);
+
+}  // namespace
+}  // namespace selfcal
+
+BENCHMARK_MAIN();
