@@ -109,7 +109,7 @@ class Sampling {
   /// wanted to stop.
   void end() {
     if (world_.rank() == 0) {
-      ended_ = 1;
+      ++ended_;
       wait_until([&] {
         if (stop_.requested()) stopping_ = true;
         serve();
