@@ -1,10 +1,29 @@
 #include "base/thread_pool.hpp"
 
+#include <sched.h>
+
 #include <utility>
 
 namespace selfcal {
 
-ThreadPool::ThreadPool(int threads, std::function<void()> on_start) {
+void Signal::pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+/// About 50 microseconds of looking, unless the threads would take the processor from each other.
+static int patience(int threads) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  const bool known = sched_getaffinity(0, sizeof(allowed), &allowed) == 0;
+  return known && threads <= CPU_COUNT(&allowed) ? 2000 : 0;
+}
+
+ThreadPool::ThreadPool(int threads, std::function<void()> on_start)
+    : begun_(patience(threads)), finished_(patience(threads)) {
   for (int i = 1; i < threads; ++i) {
     workers_.emplace_back([this, on_start] {
       if (on_start) on_start();
@@ -14,11 +33,8 @@ ThreadPool::ThreadPool(int threads, std::function<void()> on_start) {
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(mutex_);
-    closing_ = true;
-  }
-  wake_.notify_all();
+  closing_ = true;
+  begun_.notify();
   for (auto& worker : workers_) worker.join();
 }
 
@@ -28,48 +44,48 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
-  std::unique_lock lock(mutex_);
   body_ = &body;
-  next_ = 0;
   count_ = count;
-  error_ = nullptr;
-  wake_.notify_all();
-  run_tiles(lock);
-  done_.wait(lock, [this] { return running_ == 0 && next_ >= count_; });
-  body_ = nullptr;
-  lock.unlock();
+  failed_ = false;
+  unfinished_ = count;
+  const uint32_t turn = ticket_.load().turn + 1;
+  ticket_ = {turn, static_cast<uint32_t>(count)};
+  begun_.notify();
+  run_tiles(turn);
+  finished_.wait([this] { return unfinished_ == 0; });
+  const std::exception_ptr error = std::exchange(error_, nullptr);
   busy_ = false;
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  if (error) std::rethrow_exception(error);
 }
 
 void ThreadPool::work() {
-  std::unique_lock lock(mutex_);
+  uint32_t turn = 0;
   while (true) {
-    wake_.wait(lock, [this] { return closing_ || (body_ != nullptr && next_ < count_); });
+    begun_.wait([&] { return closing_ || ticket_.load().turn != turn; });
     if (closing_) return;
-    run_tiles(lock);
-    if (running_ == 0) done_.notify_all();
+    turn = ticket_.load().turn;
+    run_tiles(turn);
   }
 }
 
-void ThreadPool::run_tiles(std::unique_lock<std::mutex>& lock) {
-  while (body_ != nullptr && next_ < count_) {
-    const int64_t tile = next_++;
-    const auto* body = body_;
-    ++running_;
-    lock.unlock();
-    std::exception_ptr error;
-    try {
-      (*body)(tile);
-    } catch (...) {
-      error = std::current_exception();
-    }
-    lock.lock();
-    --running_;
-    if (error) {
-      if (!error_) error_ = error;
-      next_ = count_;
-    }
+void ThreadPool::run_tiles(uint32_t turn) {
+  Ticket ticket = ticket_.load();
+  while (ticket.turn == turn && ticket.left > 0) {
+    if (!ticket_.compare_exchange_weak(ticket, {turn, ticket.left - 1})) continue;
+    run(count_ - ticket.left);
+    if (--unfinished_ == 0) finished_.notify();
+    ticket = ticket_.load();
+  }
+}
+
+void ThreadPool::run(int64_t tile) noexcept {
+  if (failed_) return;
+  try {
+    (*body_)(tile);
+  } catch (...) {
+    std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+    failed_ = true;
   }
 }
 

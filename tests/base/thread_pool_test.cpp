@@ -35,6 +35,29 @@ TEST(ThreadPool, RethrowsTheErrorOfATile) {
   EXPECT_EQ(sum, 45);
 }
 
+TEST(ThreadPool, ManyShortCallsAndSleepsBetween) {
+  for (int threads : {2, 4}) {
+    ThreadPool pool(threads);
+    std::atomic<int64_t> total = 0;
+    for (int round = 0; round < 3000; ++round) {
+      pool.parallel_for(5, [&](int64_t tile) { total += tile; });
+      EXPECT_EQ(total, 10 * (round + 1));
+      if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+}
+
+TEST(ThreadPool, LeavesTilesOutAfterAnError) {
+  ThreadPool pool(2);
+  std::atomic<int64_t> run = 0;
+  EXPECT_THROW(pool.parallel_for(1000000,
+                                 [&](int64_t) {
+                                   if (++run == 5) throw std::runtime_error("5");
+                                 }),
+               std::runtime_error);
+  EXPECT_LT(run, 1000000);
+}
+
 // A read-ahead thread once used the pool while the main thread did, and both waited for ever.
 TEST(ThreadPool, ServesSeveralCallersAndNestedCalls) {
   ThreadPool pool(2);
