@@ -71,8 +71,9 @@ int64_t number(const std::vector<std::byte>& message, size_t index = 0) {
   return value;
 }
 
-/// One rank's part. Every other rank ends with an end message to rank 0, so rank 0 knows when
-/// nothing is on its way.
+/// One rank's part. Every other rank ends with an end message to rank 0 that says how many batches
+/// it sent (messages of different tags may be seen out of order), so rank 0 knows when nothing is
+/// on its way.
 class Sampling {
  public:
   Sampling(const Communicator& world, const SamplingHooks& hooks, const StopSignal& stop)
@@ -84,6 +85,7 @@ class Sampling {
       hooks_.on_arrived(batch);
     else
       outbox_.send(to_message(batch), 0, batch_tag);
+    ++batches_;
   }
 
   /// True when this rank should stop sampling; called after every token.
@@ -111,10 +113,10 @@ class Sampling {
       wait_until([&] {
         if (stop_.requested()) stopping_ = true;
         serve();
-        return ended_ == world_.size();
+        return ended_ == world_.size() && received_ == announced_;
       });
     } else {
-      outbox_.send(to_bytes({stopping_ ? 1 : 0}), 0, end_tag);
+      outbox_.send(to_bytes({stopping_ ? 1 : 0, batches_}), 0, end_tag);
     }
     outbox_.finish();
     if (any(world_, stopping_)) throw Stopped();
@@ -122,15 +124,17 @@ class Sampling {
 
  private:
   void serve() {
-    // Ends first: what their senders sent before is here too, and is taken below.
-    while (const auto message = next_message(world_, end_tag)) {
-      ++ended_;
-      if (number(*message) != 0) stopping_ = true;
-    }
-    while (const auto message = next_message(world_, batch_tag))
+    while (const auto message = next_message(world_, batch_tag)) {
       hooks_.on_arrived(to_batch(*message));
+      ++received_;
+    }
     while (const auto message = next_message(world_, progress_tag))
       in_progress_[number(*message)] = number(*message, 1);
+    while (const auto message = next_message(world_, end_tag)) {
+      ++ended_;
+      announced_ += number(*message, 1);
+      if (number(*message) != 0) stopping_ = true;
+    }
     if (stopping_ && !told_) {
       for (int rank = 1; rank < world_.size(); ++rank) outbox_.send(to_bytes({1}), rank, stop_tag);
       told_ = true;
@@ -146,6 +150,8 @@ class Sampling {
   Outbox outbox_;
   std::map<int64_t, int64_t> in_progress_;  // rank 0: tokens sampled, by rank
   int64_t sampled_ = 0;
+  int64_t batches_ = 0;                   // finished by this rank
+  int64_t received_ = 0, announced_ = 0;  // rank 0: batches of the others
   int ended_ = 0;
   bool stopping_ = false, told_ = false;
   std::chrono::steady_clock::time_point next_report_{};

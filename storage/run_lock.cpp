@@ -18,7 +18,8 @@
 namespace selfcal {
 namespace {
 
-/// Field 22 of /proc/<pid>/stat; 0 where there is no such process.
+/// Field 22 of /proc/<pid>/stat; 0 where there is no such process, or it has ended and only waits to
+/// be reaped.
 int64_t start_of_process(int64_t pid) {
   try {
     std::array<char, 4096> buffer{};
@@ -29,7 +30,10 @@ int64_t start_of_process(int64_t pid) {
     const std::string text(buffer.data(), got > 0 ? static_cast<size_t>(got) : 0);
     std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 2)));
     std::string field;
-    for (int i = 3; i <= 22; ++i) fields >> field;
+    for (int i = 3; i <= 22; ++i) {
+      fields >> field;
+      if (i == 3 && (field == "Z" || field == "X")) return 0;
+    }
     return std::stoll(field);
   } catch (const std::exception&) {
     return 0;
@@ -59,7 +63,8 @@ bool is_stale(const LockOwner& holder, const LockOwner& owner) {
   if (holder.host != owner.host || holder.pid <= 0) return false;
   if (::kill(static_cast<pid_t>(holder.pid), 0) != 0 && errno == ESRCH) return true;
   const int64_t started = start_of_process(holder.pid);
-  return started != 0 && holder.started != 0 && started != holder.started;
+  if (started == 0) return fs::exists("/proc/self/stat");
+  return holder.started != 0 && started != holder.started;
 }
 
 /// True when the file was made; false when it is already there.

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Bad input ends in one clear line and the right exit code, on every number of ranks, and nothing is lost."""
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import CONFIG, Job, SelfcalCase, BINARY  # noqa: E402
+
+USAGE, DATA, INTERNAL, INPUT_OUTPUT, STOPPED, BAD_CONFIG = 64, 65, 70, 74, 75, 78
+
+
+def rewrite_tensor(folder, name, change):
+    """change(header entry, raw bytes) -> raw bytes of one tensor; the header is written back as it then is."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + size])
+    begin, end = header[name]["data_offsets"]
+    raw = change(header[name], data[8 + size + begin:8 + size + end])
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size:8 + size + begin] + raw
+                     + data[8 + size + end:])
+
+
+def drop_tensor(folder, name):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + size])
+    header[name + ".renamed"] = header.pop(name)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size:])
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def nan_weight(entry, raw):
+    return raw[:200] + b"\xc0\x7f" + raw[202:]
+
+
+def swapped_shape(entry, raw):
+    entry["shape"] = entry["shape"][::-1]
+    return raw
+
+
+WEIGHT = "model.layers.3.mlp.down_proj.weight"
+
+# name: (change of the model folder, exit code, words of the one line)
+BAD_MODELS = {
+    "weights missing": (lambda m: (m / "model.safetensors").unlink(), DATA, ["model.safetensors"]),
+    "config missing": (lambda m: (m / "config.json").unlink(), DATA, ["config.json"]),
+    "config not JSON": (lambda m: (m / "config.json").write_text("{"), DATA, ["config.json"]),
+    "file cut short": (truncate, DATA, ["model.safetensors"]),
+    "empty file": (lambda m: (m / "model.safetensors").write_bytes(b""), DATA, ["model.safetensors"]),
+    "header of nonsense": (lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 4096), DATA,
+                           ["model.safetensors"]),
+    "tensor missing": (lambda m: drop_tensor(m, WEIGHT), DATA, [WEIGHT]),
+    "wrong shape": (lambda m: rewrite_tensor(m, WEIGHT, swapped_shape), DATA, [WEIGHT, "64", "96"]),
+    "a NaN weight": (lambda m: rewrite_tensor(m, WEIGHT, nan_weight), DATA, [WEIGHT]),
+    "unknown architecture": (lambda m: change_config(m, architectures=["MambaForCausalLM"], model_type="mamba"), DATA,
+                             ["MambaForCausalLM"]),
+    "heads that do not divide": (lambda m: change_config(m, num_key_value_heads=3), DATA, ["3"]),
+}
+
+# name: (change of the config text, exit code, words of the one line)
+BAD_CONFIGS = {
+    "unknown key": (lambda c: c.replace("threads: 1", "thread: 1"), BAD_CONFIG, ["config.yaml:3", "thread"]),
+    "unknown key inside": (lambda c: c.replace("bits: 4", "bit: 4"), BAD_CONFIG, ["config.yaml:6", "bit"]),
+    "duplicate key": (lambda c: c + "threads: 2\n", BAD_CONFIG, ["config.yaml:8", "threads"]),
+    "out of range": (lambda c: c.replace("bits: 4", "bits: 40"), BAD_CONFIG, ["config.yaml:6", "method.bits", "40"]),
+    "not a number": (lambda c: c.replace("bits: 4", "bits: four"), BAD_CONFIG, ["config.yaml:6", "bits", "four"]),
+    "unknown word": (lambda c: c.replace("name: gptq", "name: gptk"), BAD_CONFIG, ["config.yaml:6", "gptk", "gptq"]),
+    "not YAML": (lambda c: c + "[\n", BAD_CONFIG, ["config.yaml"]),
+    "no model": (lambda c: c.replace("model: {path: model}\n", ""), BAD_CONFIG, ["config.yaml", "model.path"]),
+    "group size that does not divide": (lambda c: c.replace("group_size: 16", "group_size: 64"), BAD_CONFIG,
+                                        ["group_size", "64", "down_proj", "32"]),
+    "model folder missing": (lambda c: c.replace("path: model", "path: no-such-model"), DATA, ["no-such-model"]),
+    "length over the model's": (lambda c: c.replace("length: 48", "length: 4096"), BAD_CONFIG,
+                                ["calibration.length", "4096", "256"]),
+    "token file missing": (lambda c: c.replace("source: self", "source: tokens, tokens: nothing.safetensors"), DATA,
+                           ["nothing.safetensors"]),
+}
+
+
+class BadInput(SelfcalCase):
+    def fresh(self, name):
+        """A folder with a copy of the model and of the config."""
+        folder = self.folder / name.replace(" ", "-")
+        shutil.copytree(self.folder / "model", folder / "model")
+        (folder / "config.yaml").write_text(CONFIG)
+        return folder
+
+    def check(self, result, code, words, ranks):
+        found, out, err = result
+        lines = [line for line in err.splitlines() if line.startswith("selfcal:")]
+        everything = f"exit code {found}, expected {code}\nstdout:\n{out}\nstderr:\n{err}"
+        self.assertEqual(found, code, everything)
+        self.assertEqual(len(lines), 1, everything)
+        if ranks is None:  # mpirun adds words of its own
+            self.assertEqual(len(err.splitlines()), 1, everything)
+        for word in words:
+            self.assertIn(word, lines[0], everything)
+
+    def compress_in(self, folder, ranks=None, **how):
+        return self.selfcal("compress", "config.yaml", ranks=ranks, folder=folder, **how)
+
+    def test_bad_models(self):
+        for name, (change, code, words) in BAD_MODELS.items():
+            folder = self.fresh(name)
+            change(folder / "model")
+            for ranks in (None, 3):
+                with self.subTest(name, ranks=ranks):
+                    self.check(self.compress_in(folder, ranks), code, words, ranks)
+            self.assertFalse(list(folder.glob("run/jobs/*/model.h5")), "a checkpoint that looks whole")
+
+    def test_bad_configs(self):
+        for name, (change, code, words) in BAD_CONFIGS.items():
+            folder = self.fresh(name)
+            (folder / "config.yaml").write_text(change(CONFIG))
+            for ranks in (None, 2):
+                with self.subTest(name, ranks=ranks):
+                    self.check(self.compress_in(folder, ranks), code, words, ranks)
+            self.assertFalse((folder / "run").exists(), f"{name}: a run directory was made")
+
+    def test_output_of_another_config(self):
+        folder = self.fresh("other config")
+        self.succeed("compress", "config.yaml", folder=folder)
+        before = self.succeed("verify", "run", folder=folder)
+        (folder / "config.yaml").write_text(CONFIG.replace("bits: 4", "bits: 3"))
+        for ranks in (None, 2):
+            self.check(self.compress_in(folder, ranks), BAD_CONFIG, ["run", "method.bits"], ranks)
+        self.assertEqual(self.succeed("verify", "run", folder=folder), before)
+
+    def test_too_few_ranks(self):
+        folder = self.fresh("too few ranks")
+        words = ["compress", "config.yaml", "--set", "layout.compressors.shards=2", "--set",
+                 "layout.compressors.team=2", "--set", "layout.generators.replicas=1"]
+        self.check(self.selfcal(*words, ranks=3, folder=folder), BAD_CONFIG, ["3", "5"], 3)
+
+    def test_usage(self):
+        for words, expected in [(["compres"], "compres"), (["compress"], "config"), (["compress", "no.yaml"], "no.yaml"),
+                                (["compress", "config.yaml", "--sets", "a=1"], "--sets")]:
+            with self.subTest(" ".join(words)):
+                code = BAD_CONFIG if "no.yaml" in words else USAGE
+                self.check(self.selfcal(*words), code, [expected], None)
+
+    def test_verify_and_inspect_of_nothing(self):
+        self.check(self.selfcal("verify", "nowhere"), DATA, ["nowhere"], None)
+        self.check(self.selfcal("inspect", "nowhere.h5"), DATA, ["nowhere.h5"], None)
+
+    def test_output_folder_that_cannot_be_written(self):
+        folder = self.fresh("file in the way")
+        (folder / "run").write_text("not a folder")
+        for ranks in (None, 2):
+            self.check(self.compress_in(folder, ranks), INPUT_OUTPUT, ["run"], ranks)
+        self.assertEqual((folder / "run").read_text(), "not a folder")
+
+    def test_full_disk(self):
+        """A file system that fills up while layers are written, then one that is full at the gathered checkpoint."""
+        folder = self.fresh("full disk")
+        disk = folder / "disk"
+        disk.mkdir()
+        script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
+        mount = ["unshare", "--mount", "sh", "-c", script, "sh"]
+        if subprocess.run([*mount, "64k", disk, "true"], capture_output=True).returncode:
+            self.skipTest("this machine lets no test mount a file system")
+        for size in ("64k", "160k", "320k"):
+            for ranks in (1, 3):
+                with self.subTest(size=size, ranks=ranks):
+                    job = Job([*mount, size, disk, "mpirun", "-n", ranks, BINARY, "compress", "config.yaml", "--set",
+                               "output=disk/run"], folder)
+                    self.check(job.result(), INPUT_OUTPUT, ["disk/run", os.strerror(28)], ranks)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""The same job gives the same content hashes on any number of ranks and threads, in any layout."""
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import SelfcalCase  # noqa: E402
+
+
+class EqualHashes(SelfcalCase):
+    def check(self, propagation, layouts):
+        """Every layout, (ranks, settings), against one rank."""
+        self.compress(f"{propagation}-1", method__propagation=propagation)
+        expected = self.hashes(f"{propagation}-1")
+        for number, (ranks, settings) in enumerate(layouts, 2):
+            with self.subTest(propagation=propagation, ranks=ranks, **settings):
+                output = f"{propagation}-{number}"
+                self.compress(output, ranks, method__propagation=propagation, **settings)
+                self.assertEqual(self.hashes(output).replace(output, f"{propagation}-1"), expected)
+
+    def test_sequential(self):
+        self.check("sequential", [
+            (1, {"layout__mode": "shared"}),
+            (1, {"threads": 3}),
+            (2, {}),
+            (2, {"layout__mode": "shared", "threads": 2}),
+            (3, {}),
+            (4, {}),
+            (4, {"layout__mode": "shared"}),
+            (4, {"layout__mode": "auto"}),
+            (3, {"layout__compressors__shards": 2, "layout__compressors__team": 1}),
+            (4, {"layout__mode": "shared", "layout__compressors__shards": 2, "layout__compressors__team": 2}),
+        ])
+
+    def test_dense(self):
+        self.check("dense", [
+            (2, {}),
+            (3, {"layout__compressors__shards": 2, "layout__compressors__team": 1}),
+            (4, {"layout__mode": "shared"}),
+            (4, {"layout__mode": "shared", "layout__compressors__shards": 2, "layout__compressors__team": 2}),
+        ])
+
+    def test_other_seed_gives_other_hashes(self):
+        self.compress("seed-0", seed=0)
+        self.compress("seed-1", seed=1)
+        self.assertNotEqual(self.hashes("seed-0").replace("seed-0", ""), self.hashes("seed-1").replace("seed-1", ""))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
