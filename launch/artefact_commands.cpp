@@ -5,7 +5,12 @@
 
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
+#include "pipeline/config.hpp"
 #include "stages/solve/solve_problem.hpp"
+#include "storage/gathered_checkpoint.hpp"
+#include "storage/inspect.hpp"
+#include "storage/layer_file.hpp"
+#include "storage/verify.hpp"
 
 namespace selfcal {
 namespace {
@@ -54,8 +59,55 @@ void add_solve(CLI::App& app) {
   });
 }
 
+void add_inspect(CLI::App& app) {
+  auto* command = app.add_subcommand(
+      "inspect", "what a layer, calibration, checkpoint or safetensors file holds");
+  const auto path = std::make_shared<fs::path>();
+  command->add_option("path", *path, "file, or model directory")->required();
+  command->callback([path] { std::fputs(inspect(*path).c_str(), stdout); });
+}
+
+/// What the numerical contract is about: a line a layer, and one for the job as a whole.
+void print_content_hashes(const RunDirectory& run) {
+  for (const auto& name : run.jobs()) {
+    const JobDirectory job = run.job(name);
+    std::vector<std::string> hashes;
+    for (int64_t layer = 0; fs::exists(job.layer(layer)); ++layer) {
+      hashes.push_back(read_layer_header(job.layer(layer)).content_hash);
+      fmt::print("{} layer {:04}: {}\n", name, layer, hashes.back());
+    }
+    fmt::print("{} content hash: {}\n", name, job_content_hash(hashes));
+  }
+}
+
+/// Every problem is a line on standard error; the exit code is that of bad data.
+void verify(const fs::path& path) {
+  const RunDirectory run(path);
+  if (!fs::exists(run.config()))
+    fail(ExitCode::data, "{}: not a run directory: it has no run.yaml", path.string());
+  const Checkpoint dense(load_config(run.config()).model);
+  const Verdict verdict = verify_run(run, &dense);
+  for (const auto& line : verdict.lines) std::puts(line.c_str());
+  if (verdict.whole()) print_content_hashes(run);
+  for (const auto& problem : verdict.problems)
+    std::fprintf(stderr, "selfcal: error: %s\n", problem.c_str());
+  if (!verdict.whole()) throw Reported(ExitCode::data);
+}
+
+void add_verify(CLI::App& app) {
+  auto* command =
+      app.add_subcommand("verify", "read everything in a run and check every hash and shape");
+  const auto path = std::make_shared<fs::path>();
+  command->add_option("run", *path, "output of a run")->required();
+  command->callback([path] { verify(*path); });
+}
+
 }  // namespace
 
-void add_artefact_commands(CLI::App& app) { add_solve(app); }
+void add_artefact_commands(CLI::App& app) {
+  add_solve(app);
+  add_inspect(app);
+  add_verify(app);
+}
 
 }  // namespace selfcal
