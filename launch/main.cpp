@@ -28,6 +28,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", selfcal::version_text());
   selfcal::add_commands(app);
   try {
+    if (argc > 1 && argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1]))
+      selfcal::fail(ExitCode::usage, "{}: not a command (selfcal --help lists what there is)",
+                    argv[1]);
     app.parse(argc, argv);
     return static_cast<int>(ExitCode::done);
   } catch (const CLI::Success& request) {  // --help, --version
