@@ -175,6 +175,9 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   agree(world, [&] {
     model = open_model(given.model, given.dtype, environment.context);
     config = resolve(given, model->shape());
+    const auto& calibration = config.calibration;
+    if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
+      fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
     check_linears(config, all_linears(*model));
     layout = std::make_unique<Layout>(config.layout, world.size(), layer_costs(*model));
   });
