@@ -32,18 +32,6 @@ std::string agree_on_numeric_kind(const Communicator& world) {
   return mine;
 }
 
-std::vector<double> layer_costs(const Model& model) {
-  std::vector<double> costs;
-  for (int64_t layer = 0; layer < model.shape().layers; ++layer) {
-    double cost = 0;
-    for (const auto& linear : model.block(layer).spec().linears)
-      cost +=
-          static_cast<double>(linear.rows + linear.columns) * static_cast<double>(linear.columns);
-    costs.push_back(cost);
-  }
-  return costs;
-}
-
 /// The dense forward that feeds later shards at once, and where its results wait.
 class DenseBoundaries {
  public:
