@@ -76,7 +76,7 @@ class Resume(SelfcalCase):
         self.finish("terminated", 3)
 
     def test_time_limit_stops_with_a_checkpoint(self):
-        code, _, err = self.begin("limited", 2, "--max-hours", "0.0001").result(limit=60)
+        code, _, err = self.begin("limited", 2, "--max-hours", "0.000005").result(limit=60)
         self.assertEqual(code, STOPPED, err)
         self.finish("limited", 2)
 
