@@ -3,9 +3,14 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+
+#include <csignal>
 #include <cstring>
+#include <random>
 
 #include "storage/dtype.hpp"
+#include "storage/tensor_header.hpp"
 #include "storage/tensor_writer.hpp"
 #include "temporary_folder.hpp"
 
@@ -266,6 +271,73 @@ TEST(TensorFile, FlippedHeaderBytesNeverCrash) {
       }
     }
   }
+}
+
+/// Headers changed at random, with pieces that parsers trip over: a header that holds together or
+/// one clear error.
+TEST(TensorFile, MutatedHeadersNeverCrash) {
+  const std::string base =
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+      R"("b":{"dtype":"U8","shape":[3],"data_offsets":[24,27]}})";
+  const std::vector<std::string> pieces{
+      "{",       "}",    "[",      "]",         "\"",
+      ":",       ",",    "-1",     "0",         "18446744073709551615",
+      "null",    "true", "1e308",  "\"dtype\"", "\"shape\"",
+      "\\ud800", "\x80", "F64",    "24",        "9223372036854775807",
+      "[0,0]",   "{}",   "\"a\":", "\\u0000",   "  ",
+      "\n",      "27",   "[2,3]",  "\"\"",      "__metadata__"};
+  std::mt19937 random(1);
+  const auto below = [&](size_t end) {
+    return std::uniform_int_distribution<size_t>(0, end - 1)(random);
+  };
+  int accepted = 0;
+  for (int round = 0; round < 30'000; ++round) {
+    std::string text = base;
+    for (size_t changes = 1 + below(4); changes > 0; --changes) {
+      const size_t at = below(text.size() + 1), length = std::min(below(12), text.size() - at);
+      switch (below(4)) {
+        case 0:
+          text.erase(at, length);
+          break;
+        case 1:
+          text.insert(at, pieces[below(pieces.size())]);
+          break;
+        case 2:
+          text.insert(at, text.substr(at, length));
+          break;
+        default:
+          text.replace(at, length, pieces[below(pieces.size())]);
+      }
+    }
+    try {
+      uint64_t bytes = 0;
+      for (const auto& [name, entry] : parse_tensor_header(text, 27, "f").entries)
+        bytes += entry.bytes;
+      EXPECT_EQ(bytes, 27U) << text;
+      ++accepted;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::data) << text;
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_GT(accepted, 100);
+}
+
+TEST(TensorFile, FullDiskIsOneErrorAndLeavesNothing) {
+  const TemporaryFolder folder;
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  for (const rlim_t limit : {rlim_t{0}, rlim_t{10}, rlim_t{1000}}) {
+    const rlimit small{limit, before.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    expect_error(ExitCode::io, "write failed", [&] {
+      write_tensor_file(folder / "a.safetensors", {{"t", at::ones({1000})}});
+    });
+    setrlimit(RLIMIT_FSIZE, &before);
+    EXPECT_TRUE(fs::is_empty(folder.path()));
+  }
+  std::signal(SIGXFSZ, old_handler);
 }
 
 TEST(TensorFile, FailedWriteLeavesTheOldFile) {
