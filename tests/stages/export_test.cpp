@@ -124,8 +124,8 @@ class Export : public testing::Test {
     keep(name);
   }
 
-  /// Leaves both exports for the check with transformers (tests/stages/export_check.py), where
-  /// asked.
+  /// Leaves both exports for the check with transformers (tests/python/export_weights_test.py),
+  /// where asked.
   void keep(const std::string& name) {
     const char* to = std::getenv("SELFCAL_KEEP_EXPORTS");
     if (to == nullptr) return;
