@@ -34,7 +34,8 @@ at::Tensor linear_by(const VectorKernels& vectors, const at::Tensor& x, const at
   auto result = at::full({n, weight.size(0)}, std::nan(""), dtype);
   for (int64_t tile = 0; tile * weight_tile < weight.size(0); ++tile)
     vectors.few_rows_tile(transposed.const_data_ptr<float>(), n, lanes, matrix_of(weight),
-                          matrix_of(bias), tile, result.mutable_data_ptr(), number_of(result));
+                          matrix_of(bias), tile, tile + 1, result.mutable_data_ptr(),
+                          number_of(result));
   return result;
 }
 

@@ -29,8 +29,10 @@ at::Tensor linear_few_rows(const Context& context, const at::Tensor& x, const at
   auto result = at::empty({n, weight.size(0)}, result_dtype.value_or(x.scalar_type()));
   void* const data = result.mutable_data_ptr();
   const Number number = number_of(result);
+  const int64_t step = context.threads ? context.threads->size() : 1;  // threads take tiles in turn
   for_tiles(context, ceil_divide(weight.size(0), weight_tile), [&](int64_t tile) {
-    vectors.few_rows_tile(x_columns, n, lanes, weight_rows, bias_row, tile, data, number);
+    vectors.few_rows_tile(x_columns, n, lanes, weight_rows, bias_row, tile, tile + step, data,
+                          number);
   });
   return result;
 }

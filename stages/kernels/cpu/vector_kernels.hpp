@@ -42,11 +42,13 @@ struct VectorKernels {
   /// of `width`. `lanes` is a multiple of it.
   void (*transpose)(const Matrix& x, int64_t lanes, int64_t first, int64_t count, float* result);
 
-  /// Output columns [tile * weight_tile, ...) of x W^T + bias for all rows of x. `transposed`: all
+  /// Output columns [tile * weight_tile, ...) of x W^T + bias for all rows of x; `following` is the
+  /// tile that this thread is likely to compute next. `transposed`: all
   /// columns of x as `transpose` leaves them; bias may be null; result: [x rows, weight.count]. The
   /// order of a sum depends on the number of columns only.
   void (*few_rows_tile)(const float* transposed, int64_t rows, int64_t lanes, const Matrix& weight,
-                        const Matrix& bias, int64_t tile, void* result, Number result_number);
+                        const Matrix& bias, int64_t tile, int64_t following, void* result,
+                        Number result_number);
 
   int64_t (*attention_scratch)(int64_t heads, int64_t tokens, int64_t head_dim);
   void (*attention_tile)(const AttentionTile& tile);

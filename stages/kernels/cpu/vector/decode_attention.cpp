@@ -17,20 +17,28 @@ SELFCAL_INLINE void widen_row(const Stored* from, int64_t head_dim, float scale,
   for (; d < padded(head_dim); ++d) to[d] = d < head_dim ? widen(from[d]) * scale : 0.0f;
 }
 
-/// Matrix [token, token + width) of a cache as float32; rows past its end repeat the last.
+/// Rows [token, token + width) of a cache as float32; rows past its end are zeros.
 template <class Stored>
 SELFCAL_INLINE void widen_panel(const Stored* cache, int64_t token, const AttentionTile& tile,
                                 float* panel) {
-  for (int64_t row = token; row < token + width; ++row) {
-    const int64_t valid = row < tile.tokens ? row : tile.tokens - 1;
-    widen_row(cache + valid * tile.head_dim, tile.head_dim, 1.0f, panel);
-    panel += padded(tile.head_dim);
+  const int64_t head_dim = tile.head_dim, stride = padded(head_dim);
+  const int64_t rows = tile.tokens - token < width ? tile.tokens - token : width;
+  const Stored* from = cache + token * head_dim;
+  if (head_dim == stride) {  // one run of numbers
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < rows * stride; i += width) write(panel + i, read_widened(from + i));
+  } else {
+    for (int64_t row = 0; row < rows; ++row)
+      widen_row(from + row * head_dim, head_dim, 1.0f, panel + row * stride);
   }
+  if (rows < width) std::memset(panel + rows * stride, 0, (width - rows) * stride * sizeof(float));
 }
 
 /// Dot products of one query with the rows of a panel.
 SELFCAL_INLINE Floats score_panel(const float* query, const float* panel, int64_t stride) {
-  Floats sums[width] = {};
+  Floats sums[width];
+#pragma GCC unroll 16
+  for (int row = 0; row < width; ++row) sums[row] = Floats{};
   for (int64_t d = 0; d < stride; d += width) {
     const Floats q = read<Floats>(query + d);
 #pragma GCC unroll 16

@@ -17,7 +17,7 @@ constexpr int cache_line = 64;
 /// Some rows of the weight matrix and some of their columns, as float32; zeros fill the last
 /// vector.
 template <int rows>
-using Panel = float[rows][longest_panel];
+using Panel = float[rows][longest_panel + width];  // so that rows do not share the cache's banks
 
 /// Where a panel's numbers come from.
 template <int rows, class Stored>
@@ -99,29 +99,31 @@ void multiply(const Panel<rows>& panel, const float* x, int64_t lanes, int64_t c
   if (both < next.count) fill(next, both, next_panel);
 }
 
-/// All sums of weight rows [first, first + weight_tile) against `vectors` vectors of rows of x.
+/// All sums of weight rows [first, first + weight_tile) against `vectors` vectors of rows of x. The
+/// start of the rows from `following` on is fetched into the cache.
 template <int vectors, class Stored>
 void sum_tile(const float* x, int64_t lanes, const Stored* weight, const Matrix& shape,
-              int64_t first, TileSums& sums) {
+              int64_t first, int64_t following, TileSums& sums) {
   constexpr int rows = accumulators / vectors;
   static_assert(weight_tile % rows == 0);
-  const int64_t panels = round_up(shape.columns, longest_panel) /
-                         longest_panel;  // along the input, about equally long
+  // Panels along the input, about equally long.
+  const int64_t panels = round_up(shape.columns, longest_panel) / longest_panel;
   const int64_t length =
       round_up((shape.columns + panels - 1) / panels, cache_line / sizeof(Stored));
   const int64_t end = first + weight_tile < shape.count ? first + weight_tile : shape.count;
   const int64_t steps = round_up(end - first, rows) / rows * panels;
 
-  // Step s is panel s % panels of group s / panels of rows. Steps past the end repeat the last,
-  // rows past the end the last row: neither is used.
+  // Step s is panel s % panels of group s / panels of rows. Steps past the end are those of the
+  // following rows; rows past the matrix repeat its last one and are not used.
   const auto source_of = [&](int64_t step) {
-    if (step >= steps) step = steps - 1;
+    const int64_t group =
+        step < steps ? first + step / panels * rows : following + (step - steps) / panels * rows;
     const int64_t k = step % panels * length;
     Source<rows, Stored> source;
     source.count = shape.columns - k < length ? shape.columns - k : length;
     for (int r = 0; r < rows; ++r) {
-      const int64_t row = first + step / panels * rows + r;
-      source.row[r] = weight + (row < end ? row : end - 1) * shape.columns + k;
+      const int64_t row = group + r;
+      source.row[r] = weight + (row < shape.count ? row : shape.count - 1) * shape.columns + k;
     }
     return source;
   };
@@ -208,7 +210,8 @@ void transpose(const Matrix& x, int64_t lanes, int64_t first, int64_t count, flo
 }
 
 void few_rows_tile(const float* transposed, int64_t rows, int64_t lanes, const Matrix& weight,
-                   const Matrix& bias, int64_t tile, void* result, Number result_number) {
+                   const Matrix& bias, int64_t tile, int64_t following, void* result,
+                   Number result_number) {
   const int64_t first = tile * weight_tile;
   const int64_t count = weight.count - first < weight_tile ? weight.count - first : weight_tile;
   alignas(64) TileSums sums;
@@ -217,13 +220,13 @@ void few_rows_tile(const float* transposed, int64_t rows, int64_t lanes, const M
     with_type(weight.data, weight.number, [&](const auto* data) {
       const float* x = transposed + lane;
       if (vectors == 1) {
-        sum_tile<1>(x, lanes, data, weight, first, sums);
+        sum_tile<1>(x, lanes, data, weight, first, following * weight_tile, sums);
       } else if (vectors == 2) {
-        sum_tile<2>(x, lanes, data, weight, first, sums);
+        sum_tile<2>(x, lanes, data, weight, first, following * weight_tile, sums);
       } else if (vectors == 3) {
-        sum_tile<3>(x, lanes, data, weight, first, sums);
+        sum_tile<3>(x, lanes, data, weight, first, following * weight_tile, sums);
       } else {
-        sum_tile<4>(x, lanes, data, weight, first, sums);
+        sum_tile<4>(x, lanes, data, weight, first, following * weight_tile, sums);
       }
     });
     const int64_t valid = rows - lane < most_vectors * width ? rows - lane : most_vectors * width;
