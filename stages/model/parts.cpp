@@ -2,17 +2,27 @@
 
 #include <ATen/ATen.h>
 
+#include <cstring>
+
 #include "base/error.hpp"
 
 namespace selfcal {
 namespace {
 
 /// Entry positions[s] of each sequence's cache becomes rows[s]. rows: [sequences, key_value_heads,
-/// head_dim].
+/// head_dim], contiguous like the cache.
 void append(at::Tensor& cache, const at::Tensor& positions, const at::Tensor& rows) {
+  const int64_t heads = cache.size(1), capacity = cache.size(2);
+  const auto bytes = static_cast<size_t>(cache.size(3)) * cache.element_size();
   const auto* position = positions.const_data_ptr<int64_t>();
-  for (int64_t s = 0; s < rows.size(0); ++s)
-    cache.select(0, s).select(1, position[s]).copy_(rows.select(0, s));
+  const auto* from = static_cast<const char*>(rows.const_data_ptr());
+  auto* to = static_cast<char*>(cache.mutable_data_ptr());
+  for (int64_t s = 0; s < rows.size(0); ++s) {
+    if (position[s] < 0 || position[s] >= capacity)
+      fail(ExitCode::internal, "position {} in a cache of {}", position[s], capacity);
+    for (int64_t head = s * heads; head < (s + 1) * heads; ++head)
+      std::memcpy(to + (head * capacity + position[s]) * bytes, from + head * bytes, bytes);
+  }
 }
 
 }  // namespace

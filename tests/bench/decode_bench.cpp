@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <benchmark/benchmark.h>
 
+#include "stages/generate/sampler.hpp"
 #include "stages/kernels/cpu/few_rows.hpp"
 #include "stages/kernels/ops.hpp"
 
@@ -62,6 +63,20 @@ static void attention(benchmark::State& state) {
                          benchmark::Counter::kIsRate);
 }
 BENCHMARK(attention)->ArgsProduct({{64, 512, 2048}, {1, 2}})->UseRealTime();
+
+/// 16 rows of a vocabulary; arguments: vocabulary, top_k, percent of top_p, threads.
+static void sampler(benchmark::State& state) {
+  ThreadPool threads(static_cast<int>(state.range(3)));
+  const auto logits = at::randn({16, state.range(0)}) * 3;
+  const SamplingRule rule{state.range(1), 0.01 * static_cast<double>(state.range(2)), {}};
+  std::vector<Draw> draws;
+  for (uint32_t row = 0; row < 16; ++row) draws.push_back({row, {0, 0, row, 0, 0}, 0.9});
+  for (auto _ : state) benchmark::DoNotOptimize(choose_tokens({&threads}, logits, draws, rule));
+}
+BENCHMARK(sampler)
+    ->ArgsProduct({{49152, 256000}, {0}, {100}, {1, 2}})
+    ->ArgsProduct({{49152}, {50}, {95}, {1, 2}})
+    ->UseRealTime();
 
 static void parallel_for(benchmark::State& state) {
   ThreadPool threads(static_cast<int>(state.range(0)));
