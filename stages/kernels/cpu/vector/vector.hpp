@@ -44,7 +44,8 @@ SELFCAL_INLINE float widen(float value) { return value; }
 /// (GCC 12 makes four instructions of __builtin_convertvector where the processor has one.)
 SELFCAL_INLINE Words zero_extended(HalfWords half_words) {
 #if defined(__AVX512F__)
-  return bits<Words>(_mm512_cvtepu16_epi32(bits<__m256i>(half_words)));
+  // (The form without a mask has an operand that GCC 12 warns of as uninitialised.)
+  return bits<Words>(_mm512_maskz_cvtepu16_epi32(0xFFFF, bits<__m256i>(half_words)));
 #elif defined(__AVX2__)
   return bits<Words>(_mm256_cvtepu16_epi32(bits<__m128i>(half_words)));
 #else
