@@ -1,6 +1,7 @@
 // The command line. --help needs no MPI, GPU or configuration; every error ends in one line and the
 // right exit code.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -28,6 +29,10 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", selfcal::version_text());
   selfcal::add_commands(app);
   try {
+    const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+    if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(app.get_subcommands({}), is_named))
+      selfcal::fail(ExitCode::usage, "{}: not a command (selfcal --help lists what there is)",
+                    argv[1]);
     app.parse(argc, argv);
     return static_cast<int>(ExitCode::done);
   } catch (const CLI::Success& request) {  // --help, --version

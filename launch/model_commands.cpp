@@ -47,7 +47,7 @@ void add_logits(CLI::App& app) {
 
 struct EvaluateOptions {
   fs::path directory, tokens;
-  std::string job = "default", dtype = "auto";
+  std::string job = "default", dtype;
   PerplexitySettings settings;
   int threads = 0;
 };
@@ -57,8 +57,8 @@ void evaluate(const EvaluateOptions& options) {
   const bool run = is_run(options.directory);
   RunConfig config;
   if (run) config = load_config(RunDirectory(options.directory).config());
-  const auto model = open_model(run ? config.model : options.directory,
-                                run ? config.dtype : options.dtype, compute.context());
+  const std::string dtype = !options.dtype.empty() ? options.dtype : run ? config.dtype : "auto";
+  const auto model = open_model(run ? config.model : options.directory, dtype, compute.context());
   const BlockSource blocks =
       run ? compressed_blocks(*model, RunDirectory(options.directory).job(options.job))
           : dense_blocks(*model);

@@ -4,11 +4,56 @@
 #include <memory>
 
 #include "launch/commands.hpp"
+#include "launch/compute.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/plan.hpp"
 
 namespace selfcal {
+namespace {
+
+struct PlanOptions {
+  fs::path config;
+  std::vector<std::string> settings;
+  int ranks = 1;
+  int ranks_a_node = 0;
+};
+
+/// The run as it would be on `ranks` ranks; nodes are taken to be like this machine, which is
+/// measured.
+std::string planned(const PlanOptions& options) {
+  const Compute compute(0);
+  const RunConfig given = load_config(options.config, options.settings);
+  const auto model = open_model(given.model, given.dtype, compute.context());
+  const RunConfig config = resolve(given, model->shape());
+  check_linears(config, all_linears(*model));
+  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : options.ranks);
+  machine.rates = measure_rates(compute.context(), model->shape().compute_dtype,
+                                config.calibration.micro_batch);
+  const ModelSizes sizes = sizes_of(*model);
+  return to_text(make_plan(config, sizes, options.ranks, machine), config, sizes);
+}
+
+void add_plan(CLI::App& app) {
+  auto* command =
+      app.add_subcommand("plan", "ranks, memory and time of a run, without starting it");
+  const auto options = std::make_shared<PlanOptions>();
+  command->add_option("config", options->config, "YAML file (selfcal config-help lists its keys)")
+      ->required();
+  command->add_option("--set", options->settings,
+                      "key=value on top of the file, as often as needed");
+  command->add_option("--ranks", options->ranks, "of the run to plan")
+      ->check(CLI::Range(1, 1 << 20));
+  command
+      ->add_option("--ranks-per-node", options->ranks_a_node,
+                   "ranks that share a machine like this one (default: all)")
+      ->check(CLI::Range(1, 1 << 20));
+  command->callback([options] { std::fputs(planned(*options).c_str(), stdout); });
+}
+
+}  // namespace
 
 void add_plan_commands(CLI::App& app) {
+  add_plan(app);
   auto* keys = app.add_subcommand("config-help",
                                   "every key of the configuration, with its default and range");
   const auto markdown = std::make_shared<bool>(false);

@@ -22,8 +22,8 @@ struct RunOptions {
   double max_hours = 0;
 };
 
-/// Ends the job for an error that other ranks do not know of.
-[[noreturn]] void end_job(const Communicator& world, const Error& error) {
+/// Ends the job for an error that other ranks do not know of; returns where there are none.
+ExitCode end_job(const Communicator& world, const Error& error) {
   const bool stopped = error.code() == ExitCode::stopped;
   // An error of a team carries its rank already.
   const bool named = std::string_view(error.what()).find(" [rank ") != std::string_view::npos;
@@ -31,7 +31,8 @@ struct RunOptions {
       world.size() > 1 && !named ? fmt::format(" [rank {}]", world.rank()) : std::string();
   std::fprintf(stderr, "selfcal: %s%s%s\n", stopped ? "" : "error: ", error.what(), rank.c_str());
   std::fflush(stderr);
-  world.abort(static_cast<int>(error.code()));
+  if (world.size() > 1) world.abort(static_cast<int>(error.code()));
+  return error.code();
 }
 
 /// Runs `job` on all ranks. Errors that all ranks agree on end in an orderly way; others end the
@@ -57,10 +58,10 @@ void run_on_ranks(const RunOptions& options,
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: %s\n", stop.what());
       failure = stop.code();
     } catch (const Error& error) {
-      end_job(world, error);
+      failure = end_job(world, error);
     } catch (const std::exception& error) {
       const std::string text = error.what();
-      end_job(world, Error(ExitCode::internal, text.substr(0, text.find('\n'))));
+      failure = end_job(world, Error(ExitCode::internal, text.substr(0, text.find('\n'))));
     }
   }
   if (failure) throw Reported(*failure);

@@ -32,18 +32,6 @@ std::string agree_on_numeric_kind(const Communicator& world) {
   return mine;
 }
 
-std::vector<double> layer_costs(const Model& model) {
-  std::vector<double> costs;
-  for (int64_t layer = 0; layer < model.shape().layers; ++layer) {
-    double cost = 0;
-    for (const auto& linear : model.block(layer).spec().linears)
-      cost +=
-          static_cast<double>(linear.rows + linear.columns) * static_cast<double>(linear.columns);
-    costs.push_back(cost);
-  }
-  return costs;
-}
-
 /// The dense forward that feeds later shards at once, and where its results wait.
 class DenseBoundaries {
  public:
@@ -175,6 +163,9 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   agree(world, [&] {
     model = open_model(given.model, given.dtype, environment.context);
     config = resolve(given, model->shape());
+    const auto& calibration = config.calibration;
+    if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
+      fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
     check_linears(config, all_linears(*model));
     layout = std::make_unique<Layout>(config.layout, world.size(), layer_costs(*model));
   });

@@ -163,14 +163,16 @@ void sample_together(const Communicator& world, const CalibrationSettings& setti
                      const std::set<int64_t>& done, const std::function<int(int64_t)>& generator_of,
                      const std::function<std::unique_ptr<Generator>()>& make_generator,
                      const SamplingHooks& hooks, const StopSignal& stop, PhaseTimer& timer) {
-  Sampling sampling(world, hooks, stop);
+  std::vector<int64_t> mine;
+  for (int64_t batch = 0; batch < micro_batches(settings); ++batch)
+    if (!done.contains(batch) && generator_of(batch) == world.rank()) mine.push_back(batch);
   std::unique_ptr<Generator> generator;
-  for (int64_t batch = 0; batch < micro_batches(settings); ++batch) {
-    if (done.contains(batch) || generator_of(batch) != world.rank()) continue;
-    if (!generator) {
-      const auto scope = timer.measure(Phase::read);
-      generator = make_generator();
-    }
+  agree(world, [&] {
+    const auto scope = timer.measure(Phase::read);
+    if (!mine.empty()) generator = make_generator();
+  });
+  Sampling sampling(world, hooks, stop);
+  for (const int64_t batch : mine) {
     try {
       const auto scope = timer.measure(Phase::sample);
       MicroBatch sampled = generator->sample(batch, [&](int64_t tokens, int64_t) {

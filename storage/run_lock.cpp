@@ -18,8 +18,8 @@
 namespace selfcal {
 namespace {
 
-/// Field 22 of /proc/<pid>/stat; 0 where there is no such process, or it has ended and only waits to
-/// be reaped.
+/// Field 22 of /proc/<pid>/stat; 0 where there is no such process, or it has ended and only waits
+/// to be reaped.
 int64_t start_of_process(int64_t pid) {
   try {
     std::array<char, 4096> buffer{};

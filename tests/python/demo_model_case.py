@@ -50,7 +50,7 @@ class DemoModelCase(unittest.TestCase):
     def perplexity_by_selfcal(self, model, tokens):
         self.save_tokens("text.safetensors", tokens)
         out = self.selfcal("evaluate", model, "--tokens", "text.safetensors", "--window", WINDOW, "--stride", WINDOW,
-                           "--dtype", "float32", "--json")
+                           "--dtype", "float32")
         return json.loads(out)["perplexity"]
 
     def assert_logits_agree(self, ours, theirs, tolerance):

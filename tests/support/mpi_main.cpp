@@ -1,4 +1,5 @@
-// Runs GoogleTest under MPI: a test passes only when it passes on every rank; output is tagged by rank.
+// Runs GoogleTest under MPI: a test passes only when it passes on every rank; output is tagged by
+// rank.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
@@ -11,8 +12,9 @@ class RankListener : public testing::EmptyTestEventListener {
     if (!result.failed()) return;
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    std::fprintf(stderr, "[ RANK %d ] %s:%d\n%s\n", rank, result.file_name() ? result.file_name() : "?",
-                 result.line_number(), result.summary());
+    std::fprintf(stderr, "[ RANK %d ] %s:%d\n%s\n", rank,
+                 result.file_name() ? result.file_name() : "?", result.line_number(),
+                 result.summary());
   }
   void OnTestEnd(const testing::TestInfo& info) override {
     int failed = info.result()->Failed(), any = 0, rank = 0;

@@ -1,0 +1,315 @@
+#include "pipeline/plan.hpp"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.hpp"
+#include "pipeline/leaves.hpp"
+#include "stages/generate/generator.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr uint64_t program_bytes = uint64_t{120} << 20;  // libraries and their start, measured
+constexpr double disk_rate = 1e9;        // bytes/s that weights are read at; taken, not measured
+constexpr double network_rate = 2e9;     // bytes/s between ranks; taken, not measured
+constexpr double commit_seconds = 0.03;  // fsync and rename of a layer file; measured
+
+double element_bytes(at::ScalarType dtype) { return dtype == at::kFloat ? 4.0 : 2.0; }
+uint64_t whole(double bytes) { return static_cast<uint64_t>(std::max(0.0, bytes)); }
+double quotient_up(int64_t work, int64_t workers) {
+  return static_cast<double>((work + workers - 1) / std::max<int64_t>(1, workers));
+}
+
+/// One job's sizes, worked out once.
+class Estimate {
+ public:
+  Estimate(const RunConfig& config, const ModelSizes& model, const Layout& layout,
+           const Machine& machine, int threads)
+      : config_(config),
+        model_(model),
+        layout_(layout),
+        machine_(machine),
+        element_(element_bytes(model.shape.compute_dtype)),
+        leaves_(cut_leaves(config.calibration.sequences, config.calibration.length,
+                           config.calibration.micro_batch)),
+        // A rank has its threads, unless the ranks of a machine have more than it has cores.
+        share_(std::min<double>(threads, static_cast<double>(machine.cores) / machine.ranks) /
+               std::max(1, machine.rates.threads)) {}
+
+  RankPlan rank(int rank, bool keeps_states) const {
+    RankPlan plan;
+    const int shard = layout_.shard_of(rank);
+    const auto& team = layout_.team_of(shard);
+    plan.rank = rank;
+    plan.first_layer = layout_.first_layer(shard);
+    plan.layers = layout_.first_layer(shard + 1) - plan.first_layer;
+    plan.tensors = plan.layers * static_cast<int64_t>(model_.block.linears.size());
+    plan.micro_batches =
+        samples()
+            ? std::ranges::count_if(
+                  batches(), [&](int64_t batch) { return layout_.generator_of(batch) == rank; })
+            : 0;
+    int64_t rows = 0;
+    for (const auto& leaf : leaves_)
+      if (layout_.owner(leaf.index, shard) == rank) {
+        ++plan.leaves;
+        rows += leaf.rows;
+      }
+    plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
+    if (plan.micro_batches > 0) plan.uses.push_back(sampling_memory());
+    if (shard == 0) plan.uses.push_back(embedding_memory(rows));
+    plan.uses.push_back(compressing_memory(rows, team.front() == rank, keeps_states));
+    for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
+    return plan;
+  }
+
+  std::array<double, phase_names.size()> seconds() const {
+    std::array<double, phase_names.size()> seconds{};
+    const auto add = [&](Phase phase, double more) { seconds[static_cast<size_t>(phase)] += more; };
+    if (samples()) add(Phase::sample, sampling_seconds());
+    // With sequential propagation the shards take turns; with dense propagation they work at once.
+    const bool in_turn = config_.propagation == Propagation::sequential;
+    int slowest = 0;
+    for (int shard = 1; shard < layout_.shards(); ++shard)
+      if (layers_of(shard) > layers_of(slowest)) slowest = shard;
+    for (int shard = 0; shard < layout_.shards(); ++shard)
+      if (in_turn || shard == slowest) add_shard(shard, add);
+    return seconds;
+  }
+
+ private:
+  bool samples() const { return config_.calibration.source == CalibrationSource::self; }
+  std::vector<int64_t> batches() const {
+    std::vector<int64_t> list(static_cast<size_t>(micro_batches(config_.calibration)));
+    std::iota(list.begin(), list.end(), 0);
+    return list;
+  }
+  int64_t layers_of(int shard) const {
+    return layout_.first_layer(shard + 1) - layout_.first_layer(shard);
+  }
+  double tokens() const {
+    return static_cast<double>(config_.calibration.sequences * config_.calibration.length);
+  }
+  double block_weights() const {
+    double sum = 0;
+    for (const auto& linear : model_.block.linears)
+      sum += static_cast<double>(linear.rows * linear.columns);
+    return sum;
+  }
+  double hidden_bytes(int64_t rows) const {
+    return static_cast<double>(rows * config_.calibration.length * model_.shape.hidden) * element_;
+  }
+
+  MemoryUse sampling_memory() const {
+    const auto& shape = model_.shape;
+    const auto& calibration = config_.calibration;
+    const double weights =
+        static_cast<double>(shape.layers * model_.block_parameters + model_.outer_parameters) *
+        element_;
+    const double cache =
+        2.0 *
+        static_cast<double>(shape.layers * calibration.micro_batch * calibration.length *
+                            shape.key_value_heads * shape.head_dim) *
+        element_;
+    const auto logits = static_cast<double>(calibration.micro_batch * shape.vocabulary);
+    return {"samples",
+            {{"program and libraries", program_bytes},
+             {"weights of the whole model", whole(weights)},
+             {"keys and values of a micro-batch", whole(cache)},
+             {"logits of a step, and their order", whole(8.0 * logits)}}};
+  }
+
+  MemoryUse embedding_memory(int64_t rows) const {
+    return {
+        "reads the embeddings",
+        {{"program and libraries", program_bytes},
+         {"embeddings and head", whole(static_cast<double>(model_.outer_parameters) * element_)},
+         {"hidden states of the leaves", whole(hidden_bytes(rows))}}};
+  }
+
+  MemoryUse compressing_memory(int64_t rows, bool leads, bool keeps_states) const {
+    const auto& block = model_.block;
+    const auto& shape = model_.shape;
+    const double row_tokens = static_cast<double>(rows * config_.calibration.length);
+    const double leaf =
+        static_cast<double>(leaf_rows(config_.calibration.length) * config_.calibration.length);
+    int64_t widest_tap = 0, widest_output = 0;
+    std::vector<int64_t> outputs(static_cast<size_t>(block.stages), 0);
+    double largest_problem = 0;
+    for (const auto& linear : block.linears) {
+      outputs[static_cast<size_t>(linear.stage)] += linear.rows;
+      largest_problem =
+          std::max(largest_problem, static_cast<double>(linear.rows * linear.columns));
+    }
+    for (const auto& tap : block.taps) widest_tap = std::max(widest_tap, tap.columns);
+    for (const int64_t output : outputs) widest_output = std::max(widest_output, output);
+    const double squared = static_cast<double>(widest_tap) * static_cast<double>(widest_tap);
+    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
+    // The dense weights, the compressed ones that replace them, and, for the rank that reads, the
+    // next layer's.
+    const double blocks = (leads ? 3 : 2) * block_bytes;
+    const double states =
+        keeps_states ? row_tokens * element_ * static_cast<double>(shape.hidden + widest_tap) : 0.0;
+    return {"compresses",
+            {{"program and libraries", program_bytes},
+             {"weights of a block", whole(blocks)},
+             {"hidden states of the leaves", whole(hidden_bytes(rows))},
+             {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+              whole(states)},
+             {"one leaf on its way",
+              whole(leaf * element_ * static_cast<double>(2 * widest_output + 2 * widest_tap))},
+             {"Hessian: sums as integers, upper half", whole(4.0 * squared)},
+             {"Hessian: float32", whole(4.0 * squared)},
+             {"factor, and room to find it", whole(3 * 4.0 * squared)},
+             {"solved rows", whole(largest_problem * (4.0 + element_ + 1.0))}}};
+  }
+
+  /// A step reads all weights and the cache so far, for a micro-batch at a time.
+  double sampling_seconds() const {
+    const auto& shape = model_.shape;
+    const auto& calibration = config_.calibration;
+    const double weights = static_cast<double>(shape.layers * model_.block_parameters +
+                                               shape.vocabulary * shape.hidden) *
+                           element_;
+    const double cache =
+        static_cast<double>(shape.layers * calibration.micro_batch * calibration.length *
+                            shape.key_value_heads * shape.head_dim) *
+        element_;
+    const double step = (weights + cache) / (machine_.rates.decode * share_);
+    const double batches_each =
+        quotient_up(micro_batches(calibration), static_cast<int64_t>(layout_.generators().size()));
+    return batches_each * static_cast<double>(calibration.length) * step;
+  }
+
+  template <class Add>
+  void add_shard(int shard, const Add& add) const {
+    const auto& block = model_.block;
+    const auto& team = layout_.team_of(shard);
+    const auto members = static_cast<int64_t>(team.size());
+    const double layers = static_cast<double>(layers_of(shard));
+    const double length = static_cast<double>(config_.calibration.length);
+    // Leaves and tiles are whole: the busiest rank counts.
+    const double leaf_part = quotient_up(static_cast<int64_t>(leaves_.size()), members) /
+                             static_cast<double>(leaves_.size());
+    const bool twice = config_.propagation == Propagation::sequential && !config_.true_sequential;
+    const double attention = 2 * tokens() * length * static_cast<double>(model_.shape.hidden);
+    const double flops = (2 * tokens() * block_weights() + attention) * (twice ? 2 : 1);
+    add(Phase::forward, layers * leaf_part * flops / (machine_.rates.forward * share_));
+    for (const auto& tap : block.taps) {
+      const double squared = static_cast<double>(tap.columns * tap.columns);
+      add(Phase::statistics,
+          layers * leaf_part * tokens() * squared / (machine_.rates.statistics * share_));
+      add(Phase::factorise, layers * squared * static_cast<double>(tap.columns) /
+                                (machine_.rates.factorise * share_));
+      if (members > 1) {
+        add(Phase::reduce, layers * 2 * 4 * squared / network_rate);
+        add(Phase::gather, layers * 4 * squared / network_rate);
+      }
+    }
+    std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
+    for (const auto& linear : block.linears) {
+      auto& [tiles, work] = stacks[linear.tap];
+      tiles += (linear.rows + solve_row_tile - 1) / solve_row_tile;
+      work = static_cast<double>(solve_row_tile * linear.columns * linear.columns);
+    }
+    for (const auto& [tap, stack] : stacks)
+      add(Phase::solve, layers * quotient_up(stack.first, members) * stack.second /
+                            (machine_.rates.solve * share_));
+    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
+    // The next layer is read while one is compressed: only the first is waited for.
+    add(Phase::read, block_bytes / disk_rate);
+    add(Phase::write, layers * (commit_seconds + 1.7 * block_bytes / disk_rate));
+    if (members > 1) add(Phase::gather, layers * block_bytes / network_rate);
+    if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
+      add(Phase::send,
+          tokens() * static_cast<double>(model_.shape.hidden) * element_ / network_rate);
+  }
+
+  const RunConfig& config_;
+  const ModelSizes& model_;
+  const Layout& layout_;
+  const Machine& machine_;
+  double element_;
+  std::vector<Leaf> leaves_;
+  double share_;
+};
+
+void check_memory(const Plan& plan, uint64_t limit, bool asked_for) {
+  const auto largest = std::ranges::max_element(plan.ranks, {}, &RankPlan::memory);
+  if (limit == 0 || largest->memory <= limit || !asked_for) return;
+  fail(ExitCode::config,
+       "layout.memory: rank {} needs {}, found {}; more ranks, fewer sequences or a smaller "
+       "micro_batch need less",
+       largest->rank, memory_text(largest->memory), memory_text(limit));
+}
+
+}  // namespace
+
+uint64_t MemoryUse::total() const {
+  uint64_t bytes = 0;
+  for (const auto& item : items) bytes += item.bytes;
+  return bytes;
+}
+
+ModelSizes sizes_of(const Model& model) {
+  ModelSizes sizes;
+  sizes.shape = model.shape();
+  sizes.block = model.block(0).spec();
+  sizes.layer_costs = layer_costs(model);
+  for (const auto& [name, shape] : sizes.block.parameters)
+    sizes.block_parameters +=
+        std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  std::vector<std::string> prefixes;
+  for (int64_t layer = 0; layer < sizes.shape.layers; ++layer)
+    prefixes.push_back(model.block_prefix(layer));
+  for (const auto& name : model.checkpoint().names()) {
+    if (std::ranges::any_of(prefixes, [&](const auto& prefix) { return name.starts_with(prefix); }))
+      continue;
+    const auto& shape = model.checkpoint().entry(name).shape;
+    sizes.outer_parameters +=
+        std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  }
+  return sizes;
+}
+
+Machine this_machine(int ranks_on_it) {
+  Machine machine;
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) machine.cores = std::max(1, CPU_COUNT(&mask));
+  machine.ranks = ranks_on_it;
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  if (pages > 0 && page > 0)
+    machine.memory = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
+  return machine;
+}
+
+Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
+               const Machine& machine) {
+  const Layout layout(config.layout, ranks, model.layer_costs);
+  const int threads =
+      config.threads > 0 ? config.threads : std::max(1, machine.cores / machine.ranks);
+  const Estimate estimate(config, model, layout, machine, threads);
+  Plan plan{layout, threads, {}, estimate.seconds(), 0, 0, true};
+  plan.total_seconds = std::accumulate(plan.seconds.begin(), plan.seconds.end(), 0.0);
+  const bool asked_for = config.layout.memory > 0;
+  plan.memory_limit =
+      asked_for ? config.layout.memory : machine.memory / static_cast<uint64_t>(machine.ranks);
+  for (const bool keeps : {true, false}) {
+    plan.keeps_states = keeps;
+    plan.ranks.clear();
+    for (int rank = 0; rank < ranks; ++rank) plan.ranks.push_back(estimate.rank(rank, keeps));
+    const auto largest =
+        std::ranges::max_element(plan.ranks, {}, [](const RankPlan& r) { return r.memory; });
+    if (plan.memory_limit == 0 || largest->memory <= plan.memory_limit) break;
+  }
+  check_memory(plan, plan.memory_limit, asked_for);
+  return plan;
+}
+
+}  // namespace selfcal

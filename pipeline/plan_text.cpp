@@ -1,0 +1,85 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "pipeline/leaves.hpp"
+#include "pipeline/plan.hpp"
+#include "pipeline/progress.hpp"
+#include "stages/generate/generator.hpp"
+
+namespace selfcal {
+namespace {
+
+std::string counted(int64_t count, const char* what) {
+  return fmt::format("{} {}{}", count_text(count), what, count == 1 ? "" : "s");
+}
+
+std::string heading(const Plan& plan, const RunConfig& config, const ModelSizes& model) {
+  const auto& calibration = config.calibration;
+  const int64_t batches = micro_batches(calibration);
+  const auto leaves =
+      cut_leaves(calibration.sequences, calibration.length, calibration.micro_batch).size();
+  std::string text = fmt::format(
+      "model        {}: {}, {} of {:.2f} M weights, {}\n", config.model.string(),
+      model.shape.architecture, counted(model.shape.layers, "layer"),
+      static_cast<double>(model.block_parameters) / 1e6, to_text(model.shape.compute_dtype));
+  const std::string source =
+      calibration.source == CalibrationSource::self
+          ? fmt::format("sampled in {}",
+                        batches == 1 ? "1 micro-batch" : fmt::format("{} micro-batches", batches))
+          : "given";
+  text += fmt::format("calibration  {} of {} tokens, {}; {} for statistics\n",
+                      counted(calibration.sequences, "sequence"), count_text(calibration.length),
+                      source, leaves == 1 ? "1 leaf" : fmt::format("{} leaves", leaves));
+  text += fmt::format("layout       {}, {} a rank\n", plan.layout.describe(),
+                      counted(plan.threads, "thread"));
+  return text;
+}
+
+std::string rank_table(const Plan& plan) {
+  std::string text = "\nrank  layers       tensors  micro-batches  leaves     memory  part\n";
+  for (const auto& rank : plan.ranks)
+    text += fmt::format("{:>4}  {:<11}  {:>7}  {:>13}  {:>6}  {:>9}  {}\n", rank.rank,
+                        fmt::format("{}-{}", rank.first_layer, rank.first_layer + rank.layers - 1),
+                        rank.tensors, rank.micro_batches, rank.leaves, memory_text(rank.memory),
+                        rank.role);
+  return text;
+}
+
+/// Items of the rank that needs most, at the time that it does.
+std::string memory_table(const Plan& plan) {
+  const auto& largest = *std::ranges::max_element(plan.ranks, {}, &RankPlan::memory);
+  const auto& use = *std::ranges::max_element(largest.uses, {}, &MemoryUse::total);
+  std::string text = fmt::format("\nmemory of rank {} while it {}\n", largest.rank, use.when);
+  for (const auto& item : use.items)
+    text += fmt::format("  {:<40} {:>9}\n", item.what, memory_text(item.bytes));
+  text += fmt::format("  {:<40} {:>9}\n", "all", memory_text(use.total()));
+  if (plan.memory_limit > 0)
+    text += fmt::format("  {:<40} {:>9}{}\n", "a rank may use", memory_text(plan.memory_limit),
+                        largest.memory > plan.memory_limit ? "  LESS THAN IT NEEDS" : "");
+  return text;
+}
+
+std::string time_table(const Plan& plan) {
+  std::string text = "\nexpected seconds, the busiest rank of each phase\n";
+  for (size_t phase = 0; phase < phase_names.size(); ++phase)
+    if (plan.seconds[phase] > 0)
+      text += fmt::format("  {:<12} {:>9.1f}\n", phase_names[phase], plan.seconds[phase]);
+  return text + fmt::format("  {:<12} {:>9.1f}  ({})\n", "all", plan.total_seconds,
+                            duration_text(plan.total_seconds));
+}
+
+}  // namespace
+
+std::string memory_text(uint64_t bytes) {
+  const double mebibytes = static_cast<double>(bytes) / 1048576.0;
+  if (mebibytes >= 10240) return fmt::format("{:.1f} GiB", mebibytes / 1024);
+  return mebibytes >= 10 ? fmt::format("{:.0f} MiB", mebibytes)
+                         : fmt::format("{:.1f} MiB", mebibytes);
+}
+
+std::string to_text(const Plan& plan, const RunConfig& config, const ModelSizes& model) {
+  return heading(plan, config, model) + rank_table(plan) + memory_table(plan) + time_table(plan);
+}
+
+}  // namespace selfcal

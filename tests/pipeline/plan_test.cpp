@@ -1,0 +1,196 @@
+// Plans of a model of the demo's size on a machine of known rates.
+#include "pipeline/plan.hpp"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <numeric>
+
+#include "base/error.hpp"
+
+namespace selfcal {
+namespace {
+
+ModelSizes demo_model() {
+  ModelSizes model;
+  model.shape.architecture = "LlamaForCausalLM";
+  model.shape.layers = 30;
+  model.shape.hidden = 576;
+  model.shape.vocabulary = 49152;
+  model.shape.key_value_heads = 3;
+  model.shape.head_dim = 64;
+  model.shape.compute_dtype = at::kBFloat16;
+  model.block.stages = 4;
+  model.block.taps = {{"attention_input", 576, 0},
+                      {"attention_output", 576, 1},
+                      {"mlp_input", 576, 2},
+                      {"mlp_activation", 1536, 3}};
+  model.block.linears = {{"q_proj", 576, 576, 0, 0},     {"k_proj", 192, 576, 0, 0},
+                         {"v_proj", 192, 576, 0, 0},     {"o_proj", 576, 576, 1, 1},
+                         {"gate_proj", 1536, 576, 2, 2}, {"up_proj", 1536, 576, 2, 2},
+                         {"down_proj", 576, 1536, 3, 3}};
+  for (const auto& linear : model.block.linears)
+    model.block_parameters += linear.rows * linear.columns;
+  model.block_parameters += 2 * 576;
+  model.outer_parameters = 49152 * 576 + 576;
+  model.layer_costs.assign(30, 1.0);
+  return model;
+}
+
+Machine machine(int cores, int ranks) {
+  Machine result;
+  result.cores = cores;
+  result.ranks = ranks;
+  result.memory = uint64_t{16} << 30;
+  result.rates = {2, 120e9, 12e9, 50e9, 30e9, 20e9};
+  return result;
+}
+
+RunConfig demo_config(const std::vector<std::string>& settings = {}) {
+  return parse_config(
+      "model: {path: models/demo}\noutput: runs/demo\ncalibration: {sequences: 16, length: 512, "
+      "micro_batch: 4}\n"
+      "layout: {mode: split}\nmethod: {group_size: 64}\n",
+      "run.yaml", settings);
+}
+
+Plan plan_of(int ranks, const std::vector<std::string>& settings = {}) {
+  return make_plan(demo_config(settings), demo_model(), ranks, machine(2, ranks));
+}
+
+double seconds_of(const Plan& plan, Phase phase) {
+  return plan.seconds[static_cast<size_t>(phase)];
+}
+
+TEST(PlanTest, EveryLayerLeafAndMicroBatchHasARank) {
+  for (int ranks = 1; ranks <= 8; ++ranks) {
+    const Plan plan = plan_of(ranks);
+    ASSERT_EQ(plan.ranks.size(), static_cast<size_t>(ranks));
+    int64_t leaves = 0, batches = 0;
+    for (const auto& rank : plan.ranks) {
+      leaves += rank.leaves;
+      batches += rank.micro_batches;
+      EXPECT_EQ(rank.layers, 30);
+      EXPECT_EQ(rank.tensors, 210);
+      EXPECT_GT(rank.memory, uint64_t{120} << 20);
+    }
+    EXPECT_EQ(leaves, 4);
+    EXPECT_EQ(batches, 4);
+  }
+}
+
+TEST(PlanTest, ShardsHaveTheirOwnLayers) {
+  const Plan plan = plan_of(4, {"layout.compressors={shards: 2, team: 1}"});
+  EXPECT_EQ(plan.ranks[0].first_layer, 0);
+  EXPECT_EQ(plan.ranks[0].layers, 15);
+  EXPECT_EQ(plan.ranks[1].first_layer, 15);
+  EXPECT_EQ(plan.ranks[3].layers, 15);
+  EXPECT_EQ(plan.ranks[2].micro_batches, 2);
+}
+
+TEST(PlanTest, MemoryOfTheDemoIsThatOfItsParts) {
+  const Plan plan = plan_of(1);
+  const auto& rank = plan.ranks[0];
+  ASSERT_EQ(rank.uses.size(), 3u);
+  const uint64_t weights =
+      2ull * (30 * demo_model().block_parameters + demo_model().outer_parameters);
+  EXPECT_EQ(rank.uses[0].items[1].bytes, weights);
+  EXPECT_EQ(rank.uses[0].items[2].bytes, 2ull * 2 * 30 * 4 * 512 * 3 * 64);
+  EXPECT_EQ(rank.uses[2].items[2].bytes, 2ull * 16 * 512 * 576) << "hidden states of all leaves";
+  EXPECT_LT(rank.memory, uint64_t{1} << 30) << "the demo fits in 1 GiB a rank";
+  EXPECT_EQ(rank.memory, rank.uses[0].total());
+}
+
+TEST(PlanTest, MoreRanksOnMoreCoresAreFaster) {
+  const Plan one = make_plan(demo_config(), demo_model(), 1, machine(2, 1));
+  const Plan four = make_plan(demo_config(), demo_model(), 4, machine(8, 4));
+  EXPECT_LT(four.total_seconds, one.total_seconds);
+  EXPECT_DOUBLE_EQ(seconds_of(four, Phase::forward), seconds_of(one, Phase::forward) / 4);
+  EXPECT_GT(seconds_of(four, Phase::gather), 0);
+  EXPECT_EQ(seconds_of(one, Phase::gather), 0);
+  EXPECT_DOUBLE_EQ(std::accumulate(one.seconds.begin(), one.seconds.end(), 0.0), one.total_seconds);
+}
+
+TEST(PlanTest, RanksThatShareCoresShareTheirSpeed) {
+  const Plan one = make_plan(demo_config(), demo_model(), 1, machine(2, 1));
+  const Plan four = make_plan(demo_config({"threads=1"}), demo_model(), 4, machine(2, 4));
+  EXPECT_NEAR(seconds_of(four, Phase::forward), seconds_of(one, Phase::forward), 1e-9);
+}
+
+TEST(PlanTest, GivenTokensAreNotSampled) {
+  const Plan plan = plan_of(2, {"calibration.source=vocabulary"});
+  EXPECT_EQ(seconds_of(plan, Phase::sample), 0);
+  EXPECT_EQ(plan.ranks[1].micro_batches, 0);
+}
+
+TEST(PlanTest, TwoPassLoopRunsTheForwardTwice) {
+  EXPECT_DOUBLE_EQ(seconds_of(plan_of(1, {"method.sequential=per_block"}), Phase::forward),
+                   2 * seconds_of(plan_of(1), Phase::forward));
+}
+
+TEST(PlanTest, DenseShardsWorkAtOnce) {
+  const std::vector<std::string> shards{"layout.mode=shared", "layout.compressors.shards=2"};
+  auto dense = shards;
+  dense.push_back("method.propagation=dense");
+  EXPECT_NEAR(seconds_of(plan_of(2, dense), Phase::solve),
+              seconds_of(plan_of(2, shards), Phase::solve) / 2, 1e-9);
+}
+
+TEST(PlanTest, RecomputesBeforeItRefuses) {
+  const auto with_limit = [](const std::string& limit) {
+    return plan_of(1, {"calibration.source=vocabulary", "calibration.sequences=2048",
+                       "layout.memory=" + limit});
+  };
+  EXPECT_TRUE(with_limit("8GiB").keeps_states);
+  const Plan tight = with_limit("2GiB");
+  EXPECT_FALSE(tight.keeps_states);
+  EXPECT_LE(tight.ranks[0].memory, uint64_t{2} << 30);
+  try {
+    with_limit("900MiB");
+    ADD_FAILURE() << "1.2 GiB of hidden states do not fit";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    EXPECT_TRUE(std::string(error.what()).starts_with("layout.memory: rank 0 needs "))
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("found 900 MiB"), std::string::npos) << error.what();
+  }
+}
+
+TEST(PlanTest, TextHasTheFigures) {
+  const RunConfig config = demo_config();
+  const std::string text = to_text(plan_of(4), config, demo_model());
+  for (const char* there :
+       {"LlamaForCausalLM", "30 layers of 3.54 M weights", "16 sequences of 512 tokens",
+        "4 micro-batches", "2 generators + 2 compressors", "samples, then compresses",
+        "weights of the whole model", "factorise", "a rank may use"})
+    EXPECT_NE(text.find(there), std::string::npos) << there << "\n" << text;
+}
+
+TEST(PlanTest, MemoryIsReadable) {
+  EXPECT_EQ(memory_text(1 << 20), "1.0 MiB");
+  EXPECT_EQ(memory_text(uint64_t{412} << 20), "412 MiB");
+  EXPECT_EQ(memory_text(uint64_t{40} << 30), "40.0 GiB");
+}
+
+TEST(PlanTest, RatesOfThisMachineArePlausible) {
+  ThreadPool pool(1, kernels::use_one_library_thread);
+  kernels::use_one_library_thread();
+  const HardwareRates rates = measure_rates({&pool}, at::kFloat, 4);
+  EXPECT_EQ(rates.threads, 1);
+  for (const double rate :
+       {rates.forward, rates.decode, rates.statistics, rates.factorise, rates.solve}) {
+    EXPECT_GT(rate, 1e7);
+    EXPECT_LT(rate, 1e14);
+  }
+}
+
+TEST(PlanTest, KnowsThisMachine) {
+  const Machine here = this_machine(2);
+  EXPECT_GE(here.cores, 1);
+  EXPECT_EQ(here.ranks, 2);
+  EXPECT_GT(here.memory, uint64_t{1} << 28);
+}
+
+}  // namespace
+}  // namespace selfcal
