@@ -17,7 +17,7 @@ class EqualHashes(SelfcalCase):
             with self.subTest(propagation=propagation, ranks=ranks, **settings):
                 output = f"{propagation}-{number}"
                 self.compress(output, ranks, method__propagation=propagation, **settings)
-                self.assertEqual(self.hashes(output).replace(output, f"{propagation}-1"), expected)
+                self.assertEqual(self.hashes(output), expected)
 
     def test_sequential(self):
         self.check("sequential", [
@@ -44,7 +44,7 @@ class EqualHashes(SelfcalCase):
     def test_other_seed_gives_other_hashes(self):
         self.compress("seed-0", seed=0)
         self.compress("seed-1", seed=1)
-        self.assertNotEqual(self.hashes("seed-0").replace("seed-0", ""), self.hashes("seed-1").replace("seed-1", ""))
+        self.assertNotEqual(self.hashes("seed-0"), self.hashes("seed-1"))
 
 
 if __name__ == "__main__":

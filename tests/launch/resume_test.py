@@ -31,7 +31,7 @@ class Resume(SelfcalCase):
         self.compress(output, ranks)
         for path, time in before.items():
             self.assertEqual(path.stat().st_mtime_ns, time, f"{path} was written again")
-        self.assertEqual(self.hashes(output).replace(output, "whole"), self.expected)
+        self.assertEqual(self.hashes(output), self.expected)
 
     def test_all_ranks_killed_at_several_layers(self):
         for layer, ranks, ranks_after in [(1, 4, 4), (2, 2, 3), (3, 3, None), (5, 4, 2)]:
@@ -89,7 +89,7 @@ class Resume(SelfcalCase):
         self.assertEqual(code, 65, err)
         self.assertIn(path.name, err)
         self.compress("damaged")
-        self.assertEqual(self.hashes("damaged").replace("damaged", "whole"), self.expected)
+        self.assertEqual(self.hashes("damaged"), self.expected)
 
 
 if __name__ == "__main__":
