@@ -6,12 +6,11 @@
 #include <cmath>
 
 #include "base/error.hpp"
-#include "stages/calibrate/leaf_product.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal {
 namespace {
 
-constexpr int64_t tile_columns = 256;     // of one library call and one task of the pool
 constexpr int64_t strip_columns = 64;     // of one task of observe()
 constexpr int entry_bits = 45;            // of a leaf's largest entry, as an integer
 constexpr int32_t empty_column = -160;    // below the exponent of any float32 that is not zero
@@ -62,27 +61,34 @@ int64_t round_to_integer(double value) {
   return std::bit_cast<int64_t>(value + magic) - std::bit_cast<int64_t>(magic);
 }
 
+/// Of entry (32 strip, 32 strip) in the sums.
+int64_t offset_of(int64_t strip, int64_t columns) {
+  return lanes::rows * (strip * columns - lanes::rows * strip * (strip - 1) / 2);
+}
+
+int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes::rows); }
+
+/// sums[r] += products[r] * row_scale[r] * column_scale, rounded.
+void add_as_integers(const float* products, const double* row_scale, double column_scale,
+                     int64_t* sums) {
+  for (int64_t r = 0; r < lanes::rows; ++r) {
+    sums[r] += round_to_integer(double(products[r]) * row_scale[r] * column_scale);
+  }
+}
+
 }  // namespace
 
 HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context)
-    : columns_(columns), context_(context), exponents_(columns, empty_column) {
-  int64_t offset = 0;
-  for (int64_t row = 0; row < columns; row += tile_columns) {
-    for (int64_t column = row; column < columns; column += tile_columns) {
-      const int64_t rows = std::min(tile_columns, columns - row),
-                    width = std::min(tile_columns, columns - column);
-      tiles_.push_back({row, rows, column, width, offset});
-      offset += rows * width;
-    }
-  }
-  sums_.assign(offset, 0);
-}
+    : columns_(columns),
+      context_(context),
+      exponents_(columns, empty_column),
+      sums_(offset_of(strips_of(columns) - 1, columns) +
+            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {}
 
 void HessianAccumulator::observe(const at::Tensor& x) {
   check_leaf(x, columns_);
-  const int64_t tokens = x.size(0), strips = (columns_ + strip_columns - 1) / strip_columns;
-  context_.threads->parallel_for(strips, [&](int64_t strip) {
-    const int64_t first = strip * strip_columns, count = std::min(strip_columns, columns_ - first);
+  const int64_t tokens = x.size(0);
+  kernels::for_ranges(context_, columns_, strip_columns, [&](int64_t first, int64_t count) {
     double sums[strip_columns];
     if (x.scalar_type() == at::kFloat) {
       sum_squares(x.const_data_ptr<float>() + first, tokens, columns_, count, sums);
@@ -97,30 +103,44 @@ void HessianAccumulator::observe(const at::Tensor& x) {
 void HessianAccumulator::add(const at::Tensor& x) {
   check_leaf(x, columns_);
   if (x.size(0) == 0) return;
-  const at::Tensor leaf = aligned(x);
-  context_.threads->parallel_for(tiles_.size(), [&](int64_t i) { add_tile(leaf, tiles_[i]); });
+  const LeafProducts products(x, product_code(x.scalar_type()), context_);
+  struct Task {
+    int64_t first_strip, strips, column;
+  };
+  std::vector<Task> tasks;
+  for (int64_t column = 0; column < columns_; column += LeafProducts::tile_columns) {
+    const int64_t above = strips_of(std::min(column + LeafProducts::tile_columns, columns_));
+    for (int64_t strip = 0; strip < above; strip += products.strips_of_a_task()) {
+      tasks.push_back({strip, std::min(products.strips_of_a_task(), above - strip), column});
+    }
+  }
+  kernels::for_tiles(context_, int64_t(tasks.size()), [&](int64_t i) {
+    add_task(products, tasks[i].first_strip, tasks[i].strips, tasks[i].column);
+  });
 }
 
-void HessianAccumulator::add_tile(const at::Tensor& x, const Tile& tile) {
-  const at::Tensor product = leaf_product(x, tile.row, tile.rows, tile.column, tile.columns);
-  const float* entry = product.const_data_ptr<float>();
-  int64_t* sum = sums_.data() + tile.offset;
-  std::vector<double> column_scale(tile.columns);
-  for (int64_t j = 0; j < tile.columns; ++j)
-    column_scale[j] = std::ldexp(1.0, -exponents_[tile.column + j]);
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const double row_scale = std::ldexp(1.0, entry_bits - exponents_[tile.row + i]);
-    if (tile.row == tile.column) {
-      const double diagonal = double(entry[i * tile.columns + i]) * row_scale * column_scale[i];
-      // One bit to spare for the rounding of the float32 product.
-      if (!(diagonal <= std::ldexp(1.0, entry_bits + 1))) {
-        fail(ExitCode::internal,
-             "statistics: column {} of a leaf is larger than any that was observed", tile.row + i);
-      }
+void HessianAccumulator::add_task(const LeafProducts& products, int64_t first_strip, int64_t strips,
+                                  int64_t column) {
+  const int64_t columns = std::min(LeafProducts::tile_columns, columns_ - column);
+  const ProductTile tile = products(first_strip, strips, column, columns);
+  for (int64_t s = 0; s < strips; ++s) {
+    const int64_t strip = first_strip + s, first_row = strip * lanes::rows;
+    double row_scale[lanes::rows] = {};
+    for (int64_t r = 0; r < std::min(lanes::rows, columns_ - first_row); ++r) {
+      row_scale[r] = tile.sign * std::ldexp(1.0, entry_bits - exponents_[first_row + r]);
     }
-    for (int64_t j = 0; j < tile.columns; ++j) {
-      sum[i * tile.columns + j] +=
-          round_to_integer(double(entry[i * tile.columns + j]) * row_scale * column_scale[j]);
+    for (int64_t j = std::max(column, first_row); j < column + columns; ++j) {
+      const float* products_of_j = tile.at(s, j - column);
+      const double column_scale = std::ldexp(1.0, -exponents_[j]);
+      const int64_t r = j - first_row;
+      // One bit to spare for the rounding of the float32 product.
+      if (r < lanes::rows &&
+          !(products_of_j[r] * row_scale[r] * column_scale <= std::ldexp(1.0, entry_bits + 1))) {
+        fail(ExitCode::internal,
+             "statistics: column {} of a leaf is larger than any that was observed", j);
+      }
+      add_as_integers(products_of_j, row_scale, column_scale,
+                      sums_.data() + offset_of(strip, columns_) + r * lanes::rows);
     }
   }
 }
@@ -129,17 +149,14 @@ at::Tensor HessianAccumulator::finish(int64_t tokens) const {
   if (tokens < 1) fail(ExitCode::internal, "statistics: no tokens were seen");
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();
-  context_.threads->parallel_for(tiles_.size(), [&](int64_t index) {
-    const Tile& tile = tiles_[index];
-    for (int64_t i = 0; i < tile.rows; ++i) {
-      for (int64_t j = 0; j < tile.columns; ++j) {
-        const int64_t row = tile.row + i, column = tile.column + j;
-        if (column < row) continue;
-        const double sum = double(sums_[tile.offset + i * tile.columns + j]) / double(tokens);
-        const float value =
-            float(std::ldexp(sum, exponents_[row] + exponents_[column] - entry_bits));
-        h[row * columns_ + column] = value;
-        h[column * columns_ + row] = value;
+  kernels::for_ranges(context_, columns_, lanes::rows, [&](int64_t first, int64_t count) {
+    const int64_t* sums = sums_.data() + offset_of(first / lanes::rows, columns_);
+    for (int64_t j = first; j < columns_; ++j, sums += lanes::rows) {
+      for (int64_t i = first; i < std::min(first + count, j + 1); ++i) {
+        const double mean = double(sums[i - first]) / double(tokens);
+        const float value = float(std::ldexp(mean, exponents_[i] + exponents_[j] - entry_bits));
+        h[i * columns_ + j] = value;
+        h[j * columns_ + i] = value;
       }
     }
   });

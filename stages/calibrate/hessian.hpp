@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "stages/kernels/ops.hpp"
+#include "stages/calibrate/leaf_products.hpp"
 
 namespace selfcal {
 
@@ -32,22 +32,18 @@ class HessianAccumulator {
   std::span<int32_t> exponents() { return exponents_; }
   /// The same leaves again, once the exponents are those of all ranks.
   void add(const at::Tensor& x);
-  /// Tiles of the upper triangle (those on the diagonal whole), row by row of tiles, each
-  /// contiguous; every rank's has the same length and meaning.
+  /// The upper triangle by strips of 32 rows, one after the other: entry (32 s + r, j), j from 32 s
+  /// on, lies at
+  /// [(j - 32 s) * 32 + r] of strip s. Every rank's has the same length and meaning.
   std::span<int64_t> sums() { return sums_; }
   /// H = sum / tokens, float32 [columns, columns], symmetric. `tokens`: of all leaves of all ranks.
   at::Tensor finish(int64_t tokens) const;
 
  private:
-  struct Tile {
-    int64_t row, rows, column, columns;  // where the tile lies in H
-    int64_t offset;                      // of its first entry in sums_
-  };
-  void add_tile(const at::Tensor& x, const Tile& tile);
+  void add_task(const LeafProducts& products, int64_t first_strip, int64_t strips, int64_t column);
 
   int64_t columns_;
   kernels::Context context_;
-  std::vector<Tile> tiles_;
   std::vector<int32_t> exponents_;
   std::vector<int64_t> sums_;
 };

@@ -1,23 +1,23 @@
-// The few BLAS and LAPACK routines that the factorisation uses, on the calling thread.
-// Column-major, as they are.
+// Matrix products and the Cholesky factor of small tiles, by the library on the calling thread.
+// Row-major.
 #pragma once
 #include <cstdint>
 
 namespace selfcal::blas {
 
-/// C = alpha op(A) op(B) + beta C; C: m x n.
+/// C = alpha A B + beta C; A: [rows, depth], B: [depth, columns], rows `lda`, `ldb`, `ldc` apart.
+/// T: float or double.
 template <class T>
-void gemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
-          int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
+void multiply(int64_t rows, int64_t columns, int64_t depth, T alpha, const T* a, int64_t lda,
+              const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
 
-/// Triangular solve in place: B = op(A)^-1 B (side 'L') or B op(A)^-1 (side 'R'); B: m x n, A not
-/// unit.
+/// C = alpha A B^T + beta C; B: [columns, depth].
 template <class T>
-void trsm(char side, char triangle, char transpose, int64_t m, int64_t n, const T* a, int64_t lda,
-          T* b, int64_t ldb);
+void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, T alpha, const T* a,
+                         int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
 
-/// Cholesky factor in place; false where A is not positive definite.
+/// A = L L^T in place, the lower triangle; false where A is not positive definite.
 template <class T>
-bool potrf(char triangle, int64_t n, T* a, int64_t lda);
+bool factorise(int64_t n, T* a, int64_t lda);
 
 }  // namespace selfcal::blas

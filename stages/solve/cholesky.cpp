@@ -1,9 +1,7 @@
 #include "stages/solve/cholesky.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <vector>
 
 #include "stages/kernels/cpu/tiles.hpp"
 #include "stages/solve/blas.hpp"
@@ -11,85 +9,122 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t tile = 128;
 constexpr int64_t strip = 64;  // columns of the inverse in one task
 
-int64_t tile_size(int64_t n, int64_t first) { return std::min(tile, n - first); }
-
-/// A[i, j] -= L[i, :j] L[j, :j]^T: what the columns before j take off a tile.
+/// inverse = lower^-1, [n, n], both triangular; what lies above the diagonal of `inverse` is left
+/// alone.
 template <class T>
-void subtract_earlier(T* a, int64_t n, int64_t i, int64_t j) {
-  if (j == 0) return;
-  // Column-major sees the transposes: C^T -= L_j L_i^T.
-  blas::gemm<T>('T', 'N', tile_size(n, j), tile_size(n, i), j, T(-1), a + j * n, n, a + i * n, n,
-                T(1), a + i * n + j, n);
-}
-
-template <class T>
-bool factorise_diagonal(T* a, int64_t n, int64_t j, const std::vector<T>& diagonal) {
-  if (!blas::potrf<T>('U', tile_size(n, j), a + j * (n + 1), n)) return false;
-  for (int64_t k = j; k < j + tile_size(n, j); ++k) {
-    const T pivot = a[k * (n + 1)];
-    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[k])) return false;
-  }
-  return true;
-}
-
-/// Strip [first, first + count) of columns of L^-1, rows from `top` (the strip's tile) on: x [n -
-/// top, count].
-template <class T>
-void invert_strip(const T* lower, int64_t n, int64_t top, int64_t first, int64_t count, T* x) {
-  std::fill_n(x, (n - top) * count, T(0));
-  for (int64_t k = 0; k < count; ++k) x[(first - top + k) * count + k] = 1;
-  for (int64_t i = top; i < n; i += tile) {
-    T* rows = x + (i - top) * count;
-    if (i > top) {
-      blas::gemm<T>('N', 'N', count, tile_size(n, i), i - top, T(-1), x, count, lower + i * n + top,
-                    n, T(1), rows, count);
+void invert_small(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t inverse_stride) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = j; i < n; ++i) {
+      T sum = i == j ? T(1) : T(0);
+      for (int64_t k = j; k < i; ++k)
+        sum -= lower[i * stride + k] * inverse[k * inverse_stride + j];
+      inverse[i * inverse_stride + j] = sum / lower[i * stride + i];
     }
-    blas::trsm<T>('R', 'U', 'N', count, tile_size(n, i), lower + i * (n + 1), n, rows, count);
   }
+}
+
+/// By halves: [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1, C^-1]. `inverse` starts as zeros.
+template <class T>
+void invert_lower(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t inverse_stride) {
+  constexpr int64_t small = 16;
+  if (n <= small) return invert_small(lower, stride, n, inverse, inverse_stride);
+  const int64_t half = (n / 2 + small - 1) / small * small, rest = n - half;
+  T* corner = inverse + half * inverse_stride;
+  T* below = corner + half;
+  invert_lower(lower, stride, half, inverse, inverse_stride);
+  invert_lower(lower + half * (stride + 1), stride, rest, below, inverse_stride);
+  std::vector<T> product(rest * half);
+  blas::multiply<T>(rest, half, half, 1, lower + half * stride, stride, inverse, inverse_stride, 0,
+                    product.data(), half);
+  blas::multiply<T>(rest, half, rest, -1, below, inverse_stride, product.data(), half, 0, corner,
+                    inverse_stride);
 }
 
 }  // namespace
 
 template <class T>
-bool factorise_lower(T* matrix, int64_t n, const kernels::Context& context) {
+Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context)
+    : matrix_(matrix),
+      n_(n),
+      context_(context),
+      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {
   std::vector<T> diagonal(n);
   for (int64_t k = 0; k < n; ++k) diagonal[k] = matrix[k * (n + 1)];
   for (int64_t j = 0; j < n; j += tile) {
-    const int64_t below = kernels::ceil_divide(n - j, tile);
-    kernels::for_tiles(context, below,
-                       [&](int64_t i) { subtract_earlier(matrix, n, j + i * tile, j); });
-    if (!factorise_diagonal(matrix, n, j, diagonal)) return false;
-    kernels::for_tiles(context, below - 1, [&](int64_t i) {
-      const int64_t row = j + (i + 1) * tile;
-      blas::trsm<T>('L', 'U', 'T', tile_size(n, j), tile_size(n, row), matrix + j * (n + 1), n,
-                    matrix + row * n + j, n);
-    });
+    const int64_t tiles = kernels::ceil_divide(n - j, tile);
+    kernels::for_tiles(context, tiles, [&](int64_t i) { subtract_earlier(j + i * tile, j); });
+    if (!factorise_diagonal(j, diagonal)) return;
+    kernels::for_tiles(context, tiles - 1,
+                       [&](int64_t i) { divide_by_diagonal(j + (i + 1) * tile, j); });
   }
-  return true;
+  succeeded_ = true;
+}
+
+/// A[i, j] -= L[i, :j] L[j, :j]^T: what the columns before j take off a tile.
+template <class T>
+void Cholesky<T>::subtract_earlier(int64_t i, int64_t j) {
+  if (j == 0) return;
+  blas::multiply_transposed<T>(size_at(i), size_at(j), j, -1, matrix_ + i * n_, n_,
+                               matrix_ + j * n_, n_, 1, matrix_ + i * n_ + j, n_);
 }
 
 template <class T>
-void invert_reversed(const T* lower, int64_t n, float* upper, const kernels::Context& context) {
-  kernels::for_tiles(context, kernels::ceil_divide(n, strip), [&](int64_t index) {
-    const int64_t first = index * strip, count = std::min(strip, n - first),
-                  top = first / tile * tile;
-    std::vector<T> x((n - top) * count);
-    invert_strip(lower, n, top, first, count, x.data());
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t k = 0; k < count; ++k) {
-        const T value = i < first + k ? T(0) : x[(i - top) * count + k];
-        upper[(n - 1 - i) * n + (n - 1 - first - k)] = float(value);
-      }
+bool Cholesky<T>::factorise_diagonal(int64_t j, const std::vector<T>& diagonal) {
+  T* corner = matrix_ + j * (n_ + 1);
+  if (!blas::factorise<T>(size_at(j), corner, n_)) return false;
+  for (int64_t k = 0; k < size_at(j); ++k) {
+    const T pivot = corner[k * (n_ + 1)];
+    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[j + k])) return false;
+  }
+  invert_lower(corner, n_, size_at(j), inverse_at(j), tile);
+  return true;
+}
+
+/// L[i, j] = A[i, j] L[j, j]^-T.
+template <class T>
+void Cholesky<T>::divide_by_diagonal(int64_t i, int64_t j) {
+  const int64_t rows = size_at(i), columns = size_at(j);
+  std::vector<T> product(rows * columns);
+  T* at = matrix_ + i * n_ + j;
+  blas::multiply_transposed<T>(rows, columns, columns, 1, at, n_, inverse_at(j), tile, 0,
+                               product.data(), columns);
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(product.data() + row * columns, columns, at + row * n_);
+}
+
+/// Columns [first, first + count) of L^-1, within the tile that starts at `top`: its rows from
+/// there on, [n - top, count].
+template <class T>
+std::vector<T> Cholesky<T>::inverse_strip(int64_t top, int64_t first, int64_t count) const {
+  std::vector<T> inverse((n_ - top) * count), product(tile * count);
+  for (int64_t row = 0; row < size_at(top); ++row) {
+    std::copy_n(inverse_at(top) + row * tile + first - top, count, inverse.data() + row * count);
+  }
+  for (int64_t i = top + tile; i < n_; i += tile) {
+    blas::multiply<T>(size_at(i), count, i - top, -1, matrix_ + i * n_ + top, n_, inverse.data(),
+                      count, 0, product.data(), count);
+    blas::multiply<T>(size_at(i), count, size_at(i), 1, inverse_at(i), tile, product.data(), count,
+                      0, inverse.data() + (i - top) * count, count);
+  }
+  return inverse;
+}
+
+template <class T>
+void Cholesky<T>::invert_reversed(float* upper) const {
+  kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
+    const int64_t top = first / tile * tile;
+    const std::vector<T> inverse = inverse_strip(top, first, count);
+    for (int64_t i = 0; i < n_; ++i) {
+      float* row = upper + (n_ - 1 - i) * n_ + (n_ - 1 - first);
+      for (int64_t k = 0; k < count; ++k)
+        row[-k] = i < first + k ? 0.0f : float(inverse[(i - top) * count + k]);
     }
   });
 }
 
-template bool factorise_lower(float*, int64_t, const kernels::Context&);
-template bool factorise_lower(double*, int64_t, const kernels::Context&);
-template void invert_reversed(const float*, int64_t, float*, const kernels::Context&);
-template void invert_reversed(const double*, int64_t, float*, const kernels::Context&);
+template class Cholesky<float>;
+template class Cholesky<double>;
 
 }  // namespace selfcal

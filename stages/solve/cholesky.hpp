@@ -2,19 +2,42 @@
 // the tiles, so that the bits do not depend on the number of threads.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "stages/kernels/ops.hpp"
 
 namespace selfcal {
 
-/// A = L L^T in place, row-major [n, n]; only the lower triangle is read and written. False where A
-/// is not positive definite, or so nearly not that a pivot lost all its digits. T: float or double.
+/// A = L L^T, row-major [n, n], with the inverses of L's diagonal tiles. T: float or double.
 template <class T>
-bool factorise_lower(T* matrix, int64_t n, const kernels::Context& context);
+class Cholesky {
+ public:
+  /// Factorises in place; only the lower triangle of `matrix` is read and written.
+  Cholesky(T* matrix, int64_t n, const kernels::Context& context);
 
-/// U = J L^-1 J, J the reversal: upper, float32, row-major [n, n], zeros below the diagonal.
-/// With A = J B J: U^T U = J L^-T L^-1 J = B^-1.
-template <class T>
-void invert_reversed(const T* lower, int64_t n, float* upper, const kernels::Context& context);
+  /// False where A is not positive definite, or so nearly not that a pivot lost all its digits.
+  bool succeeded() const { return succeeded_; }
+
+  /// U = J L^-1 J, J the reversal: upper, float32 [n, n], zeros below the diagonal. With A = J B J:
+  /// U^T U = J L^-T L^-1 J = B^-1.
+  void invert_reversed(float* upper) const;
+
+ private:
+  static constexpr int64_t tile = 128;
+  int64_t size_at(int64_t first) const { return first + tile < n_ ? tile : n_ - first; }
+  T* inverse_at(int64_t first) { return inverses_.data() + first * tile; }
+  const T* inverse_at(int64_t first) const { return inverses_.data() + first * tile; }
+
+  void subtract_earlier(int64_t i, int64_t j);
+  bool factorise_diagonal(int64_t j, const std::vector<T>& diagonal);
+  void divide_by_diagonal(int64_t i, int64_t j);
+  std::vector<T> inverse_strip(int64_t top, int64_t first, int64_t count) const;
+
+  T* matrix_;
+  int64_t n_;
+  kernels::Context context_;
+  std::vector<T> inverses_;  // of the diagonal tiles, [tiles][128][128]
+  bool succeeded_ = false;
+};
 
 }  // namespace selfcal

@@ -75,9 +75,10 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
       a[i * n + i] = T(((entry == 0 ? diagonal.live_mean : entry) + added) * scale);
     }
   });
-  if (!factorise_lower(a, n, context)) return false;
+  const Cholesky<T> cholesky(a, n, context);
+  if (!cholesky.succeeded()) return false;
   factor.upper = at::empty({n, n}, at::kFloat);
-  invert_reversed(a, n, factor.upper.mutable_data_ptr<float>(), context);
+  cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>());
   factor.upper.mul_(std::ldexp(1.0f, -exponent));
   return factor.upper.isfinite().all().template item<bool>();
 }

@@ -24,8 +24,8 @@ struct GptqTiles::Work {
   float* weight_at(int64_t tile, int64_t position) const {
     return weight.mutable_data_ptr<float>() + tile * tile_size() + position * lanes::rows;
   }
-  uint8_t* codes_at(int64_t tile, int64_t position) const {
-    return codes.mutable_data_ptr<uint8_t>() + tile * tile_size() + position * lanes::rows;
+  float* codes_at(int64_t tile, int64_t position) const {
+    return codes.mutable_data_ptr<float>() + tile * tile_size() + position * lanes::rows;
   }
   float* scale_at(int64_t tile, int64_t group) const {
     return scale.mutable_data_ptr<float>() + tile * scale.stride(0) + group * lanes::rows;
@@ -48,6 +48,7 @@ GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype
       upper_(factor.upper),
       permutation_(factor.permutation),
       dead_(factor.dead),
+      has_dead_(dead_.any().item<bool>()),
       panels_(upper_, cut_into_blocks(), kernels, context) {}
 
 std::vector<Rectangle> GptqTiles::cut_into_blocks() {
@@ -116,23 +117,24 @@ void GptqTiles::solve_block(Work& work, const Block& block) const {
 }
 
 TileSolution GptqTiles::operator()(const at::Tensor& tiles) const {
-  const int64_t columns = tiles.size(1);
-  TileSolution solution = empty_solution(tiles.size(0), columns, groups_.count);
-  // As published: the scale of a whole row sees dead columns, the scales of groups do not.
-  const at::Tensor alive = tiles * dead_.logical_not().to(at::kFloat).view({1, columns, 1});
-  Work work{alive, solution.codes, solution.scale, solution.zero, {}};
+  const int64_t count = tiles.size(0), columns = tiles.size(1);
+  at::Tensor alive = tiles;
+  if (has_dead_) alive = tiles * dead_.logical_not().to(at::kFloat).view({1, columns, 1});
+  Work work;
+  work.scale = at::empty({count, groups_.count, lanes::rows}, at::kFloat);
+  work.zero = at::empty_like(work.scale);
   if (!groups_.dynamic) {
-    if (settings_.group_size == -1) work.weight = tiles;
+    // As published: the scale of a whole row sees dead columns, the scales of groups do not.
+    work.weight = settings_.group_size == -1 ? tiles : alive;
     find_scales(work, 0, columns);
   }
-  work.weight = alive.index_select(1, permutation_);
-  work.codes = at::empty(tiles.sizes(), at::kByte);
+  work.weight = gather_columns(alive, permutation_);
+  work.codes = at::empty_like(work.weight);
   work.errors =
-      at::empty({tiles.size(0), std::min(settings_.block_size, columns), lanes::rows}, at::kFloat);
+      at::empty({count, std::min(settings_.block_size, columns), lanes::rows}, at::kFloat);
   for (const Block& block : blocks_) solve_block(work, block);
-  solution.weight.index_copy_(1, permutation_, work.weight);
-  solution.codes.index_copy_(1, permutation_, work.codes);
-  return solution;
+  return {scatter_columns(work.weight, permutation_), scatter_columns(work.codes, permutation_),
+          work.scale, work.zero};
 }
 
 }  // namespace selfcal

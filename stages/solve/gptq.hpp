@@ -44,6 +44,7 @@ class GptqTiles {
   Groups groups_;
   const lanes::Kernels& kernels_;
   at::Tensor upper_, permutation_, dead_;
+  bool has_dead_;
   std::vector<Block> blocks_;
   std::vector<Step> steps_;
   Panels panels_;

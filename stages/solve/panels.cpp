@@ -11,17 +11,6 @@ namespace {
 
 constexpr int64_t panels_at_once = 4;  // kept in the first-level cache while the tiles pass by
 
-void pack(const float* matrix, int64_t stride, const Rectangle& from, int64_t width, float* into) {
-  for (int64_t first = 0; first < from.columns; first += width) {
-    const int64_t count = std::min(width, from.columns - first);
-    for (int64_t k = 0; k < from.depth; ++k, into += width) {
-      const float* row = matrix + (from.row + k) * stride + from.column + first;
-      for (int64_t j = 0; j < count; ++j) into[j] = row[j] * from.factor;
-      std::fill(into + count, into + width, 0.0f);
-    }
-  }
-}
-
 }  // namespace
 
 Panels::Panels(const at::Tensor& matrix, std::vector<Rectangle> rectangles,
@@ -37,7 +26,9 @@ Panels::Panels(const at::Tensor& matrix, std::vector<Rectangle> rectangles,
   float* into = data_.mutable_data_ptr<float>();
   const float* from = matrix.const_data_ptr<float>();
   kernels::for_tiles(context, int64_t(rectangles_.size()), [&](int64_t i) {
-    pack(from, stride, rectangles_[i], width, into + offsets_[i]);
+    const auto& [row, depth, column, columns, factor] = rectangles_[i];
+    kernels.pack_panels(from + row * stride + column, stride, depth, columns, factor,
+                        into + offsets_[i]);
   });
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "stages/kernels/ops.hpp"
-#include "stages/solve/lanes/lanes.hpp"
+#include "stages/lanes/lanes.hpp"
 
 namespace selfcal {
 

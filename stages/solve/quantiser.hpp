@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "stages/solve/lanes/lanes.hpp"
+#include "stages/lanes/lanes.hpp"
 #include "stages/solve/method.hpp"
 
 namespace selfcal {

@@ -48,19 +48,13 @@ SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& setti
 
 }  // namespace
 
-TileSolution empty_solution(int64_t tiles, int64_t columns, int64_t groups) {
-  return {at::empty({tiles, columns, lanes::rows}, at::kFloat),
-          at::empty({tiles, columns, lanes::rows}, at::kByte),
-          at::empty({tiles, groups, lanes::rows}, at::kFloat),
-          at::empty({tiles, groups, lanes::rows}, at::kFloat)};
-}
-
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
                               const Groups& groups, const lanes::Kernels& kernels) {
   const int64_t columns = tiles.size(1), tile_size = columns * lanes::rows,
                 scale_size = groups.count * lanes::rows;
-  TileSolution solution = empty_solution(tiles.size(0), columns, groups.count);
-  solution.weight.copy_(tiles);
+  TileSolution solution{tiles.clone(), at::empty_like(tiles),
+                        at::empty({tiles.size(0), groups.count, lanes::rows}, at::kFloat),
+                        at::empty({tiles.size(0), groups.count, lanes::rows}, at::kFloat)};
   for (int64_t i = 0; i < tiles.size(0); ++i) {
     float* weight = solution.weight.mutable_data_ptr<float>() + i * tile_size;
     float* scale = solution.scale.mutable_data_ptr<float>() + i * scale_size;
@@ -71,7 +65,7 @@ TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
                          zero + group * lanes::rows);
     }
     kernels.round_columns(grid, weight, columns, groups.of_position.data(), scale, zero,
-                          solution.codes.mutable_data_ptr<uint8_t>() + i * tile_size);
+                          solution.codes.mutable_data_ptr<float>() + i * tile_size);
   }
   return solution;
 }

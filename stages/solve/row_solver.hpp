@@ -11,13 +11,10 @@ namespace selfcal {
 /// Tiles of rows on their way through a method, columns in the order of the matrix.
 struct TileSolution {
   at::Tensor weight;  // float32 [tiles, columns, 32]: rounded to the grid
-  at::Tensor codes;   // uint8 [tiles, columns, 32]
+  at::Tensor codes;   // float32 [tiles, columns, 32]
   at::Tensor scale;   // float32 [tiles, groups, 32]
   at::Tensor zero;    // float32 [tiles, groups, 32]
 };
-
-/// An unfilled solution of that many tiles.
-TileSolution empty_solution(int64_t tiles, int64_t columns, int64_t groups);
 
 /// Rounds every weight to the nearest code, whatever the Hessian: the data-free control.
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,

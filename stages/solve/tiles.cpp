@@ -2,15 +2,63 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <bit>
+
 #include "base/error.hpp"
 
 namespace selfcal {
 namespace {
 
-constexpr int64_t run = 16;  // columns moved at a time: a cache line of a row
+constexpr int64_t run = 64;  // columns moved at a time: a few cache lines of a row
 
-template <class From, class Into>
-void store_tile(const From* tile, Into* rows, int64_t count, int64_t columns) {
+/// Calls body with a value of a float dtype.
+template <class Body>
+void with_float(at::ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(float{});
+    case at::kBFloat16:
+      return body(at::BFloat16{});
+    case at::kHalf:
+      return body(at::Half{});
+    case at::kDouble:
+      return body(double{});
+    default:
+      fail(ExitCode::internal, "weights of dtype {}, expected floating point", toString(dtype));
+  }
+}
+
+bool is_not_finite(float value) {
+  return (std::bit_cast<uint32_t>(value) & 0x7f800000) == 0x7f800000;
+}
+
+/// A row of the matrix into lane 0 of a tile; true if an entry is not finite.
+template <class From>
+bool load_row(const From* row, int64_t columns, float* lane) {
+  bool bad = false;
+  for (int64_t j = 0; j < columns; ++j) {
+    const float value = float(row[j]);
+    bad |= is_not_finite(value);
+    lane[j * lanes::rows] = value;
+  }
+  return bad;
+}
+
+template <class From>
+bool load_tile(const From* rows, int64_t stride, int64_t count, int64_t columns, float* tile) {
+  bool bad = false;
+  for (int64_t first = 0; first < columns; first += run) {
+    const int64_t here = std::min(run, columns - first);
+    for (int64_t row = 0; row < count; ++row) {
+      bad |= load_row(rows + row * stride + first, here, tile + first * lanes::rows + row);
+    }
+  }
+  return bad;
+}
+
+template <class Into>
+void store_tile(const float* tile, int64_t count, int64_t columns, Into* rows) {
   for (int64_t first = 0; first < columns; first += run) {
     const int64_t last = std::min(first + run, columns);
     for (int64_t row = 0; row < count; ++row) {
@@ -20,13 +68,13 @@ void store_tile(const From* tile, Into* rows, int64_t count, int64_t columns) {
   }
 }
 
-template <class From, class Into>
+template <class Into>
 void store_all(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
   const int64_t columns = matrix.size(1);
-  const From* tile = tiles.const_data_ptr<From>();
+  const float* tile = tiles.const_data_ptr<float>();
   Into* rows = matrix.mutable_data_ptr<Into>() + first * columns;
   for (int64_t row = 0; row < count; row += lanes::rows, tile += columns * lanes::rows) {
-    store_tile(tile, rows + row * columns, std::min(lanes::rows, count - row), columns);
+    store_tile(tile, std::min(lanes::rows, count - row), columns, rows + row * columns);
   }
 }
 
@@ -34,45 +82,54 @@ void store_all(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64
 
 at::Tensor load_tiles(const at::Tensor& weight, int64_t first, int64_t count) {
   const int64_t columns = weight.size(1);
-  const at::Tensor rows = weight.narrow(0, first, count).to(at::kFloat).contiguous();
+  const at::Tensor rows = weight.narrow(0, first, count).contiguous();
   at::Tensor tiles = at::empty({tiles_of(count), columns, lanes::rows}, at::kFloat);
   if (count % lanes::rows != 0) tiles.select(0, tiles.size(0) - 1).zero_();
-  const float* from = rows.const_data_ptr<float>();
-  float unfinite = 0;  // stays 0 while all are finite
-  for (int64_t first_row = 0; first_row < count; first_row += lanes::rows) {
-    float* tile = tiles.mutable_data_ptr<float>() + first_row * columns;
-    const int64_t here = std::min(lanes::rows, count - first_row);
-    for (int64_t first_column = 0; first_column < columns; first_column += run) {
-      const int64_t last = std::min(first_column + run, columns);
-      for (int64_t row = 0; row < here; ++row) {
-        for (int64_t j = first_column; j < last; ++j) {
-          const float value = from[(first_row + row) * columns + j];
-          unfinite += value * 0;
-          tile[j * lanes::rows + row] = value;
-        }
-      }
+  bool bad = false;
+  with_float(rows.scalar_type(), [&](auto element) {
+    const auto* from = rows.const_data_ptr<decltype(element)>();
+    float* tile = tiles.mutable_data_ptr<float>();
+    for (int64_t row = 0; row < count; row += lanes::rows, tile += columns * lanes::rows) {
+      const int64_t here = std::min(lanes::rows, count - row);
+      bad |= load_tile(from + row * columns, columns, here, columns, tile);
     }
-  }
-  if (unfinite != 0) fail(ExitCode::data, "weight not finite");
+  });
+  if (bad) fail(ExitCode::data, "weight not finite");
   return tiles;
 }
 
 void store_tiles(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
-  if (tiles.scalar_type() == at::kByte)
-    return store_all<uint8_t, uint8_t>(tiles, matrix, first, count);
-  switch (matrix.scalar_type()) {
-    case at::kFloat:
-      return store_all<float, float>(tiles, matrix, first, count);
-    case at::kBFloat16:
-      return store_all<float, at::BFloat16>(tiles, matrix, first, count);
-    case at::kHalf:
-      return store_all<float, at::Half>(tiles, matrix, first, count);
-    case at::kByte:
-      return store_all<float, uint8_t>(tiles, matrix, first, count);
-    default:
-      fail(ExitCode::internal, "solved rows cannot be stored as {}",
-           toString(matrix.scalar_type()));
+  if (matrix.scalar_type() == at::kByte) return store_all<uint8_t>(tiles, matrix, first, count);
+  with_float(matrix.scalar_type(),
+             [&](auto element) { store_all<decltype(element)>(tiles, matrix, first, count); });
+}
+
+at::Tensor gather_columns(const at::Tensor& tiles, const at::Tensor& permutation) {
+  at::Tensor gathered = at::empty_like(tiles);
+  const int64_t columns = tiles.size(1);
+  const auto* column = permutation.const_data_ptr<int64_t>();
+  const float* from = tiles.const_data_ptr<float>();
+  float* into = gathered.mutable_data_ptr<float>();
+  for (int64_t tile = 0; tile < tiles.size(0); ++tile, from += columns * lanes::rows) {
+    for (int64_t position = 0; position < columns; ++position, into += lanes::rows) {
+      std::copy_n(from + column[position] * lanes::rows, lanes::rows, into);
+    }
   }
+  return gathered;
+}
+
+at::Tensor scatter_columns(const at::Tensor& tiles, const at::Tensor& permutation) {
+  at::Tensor scattered = at::empty_like(tiles);
+  const int64_t columns = tiles.size(1);
+  const auto* column = permutation.const_data_ptr<int64_t>();
+  const float* from = tiles.const_data_ptr<float>();
+  float* into = scattered.mutable_data_ptr<float>();
+  for (int64_t tile = 0; tile < tiles.size(0); ++tile, into += columns * lanes::rows) {
+    for (int64_t position = 0; position < columns; ++position, from += lanes::rows) {
+      std::copy_n(from, lanes::rows, into + column[position] * lanes::rows);
+    }
+  }
+  return scattered;
 }
 
 }  // namespace selfcal

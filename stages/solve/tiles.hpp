@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "stages/solve/lanes/lanes.hpp"
+#include "stages/lanes/lanes.hpp"
 
 namespace selfcal {
 
@@ -16,8 +16,12 @@ inline int64_t tiles_of(int64_t rows) { return (rows + lanes::rows - 1) / lanes:
 /// row are 0. weight: [rows, columns] of any float dtype. Not finite: ExitCode::data.
 at::Tensor load_tiles(const at::Tensor& weight, int64_t first, int64_t count);
 
-/// Writes tiles into rows [first, first + count) of matrix [rows, columns]. Float tiles are rounded
-/// to the matrix's dtype (float32, bfloat16, float16 or uint8); uint8 tiles go to a uint8 matrix.
+/// Writes float32 tiles into rows [first, first + count) of matrix [rows, columns], rounded to its
+/// dtype (a float dtype, or uint8 for whole numbers).
 void store_tiles(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count);
+
+/// Tiles with column permutation[i] at position i, and the inverse.
+at::Tensor gather_columns(const at::Tensor& tiles, const at::Tensor& permutation);
+at::Tensor scatter_columns(const at::Tensor& tiles, const at::Tensor& permutation);
 
 }  // namespace selfcal

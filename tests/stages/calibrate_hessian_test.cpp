@@ -121,6 +121,28 @@ TEST_P(HessianOf, DoesNotDependOnAlignment) {
 INSTANTIATE_TEST_SUITE_P(Dtypes, HessianOf, testing::Values(at::kFloat, at::kBFloat16),
                          [](const auto& dtype) { return std::string(c10::toString(dtype.param)); });
 
+TEST(Hessian, EveryProductCodeAgrees) {
+  ThreadPool pool(2, kernels::use_one_library_thread);
+  const at::Tensor x = random_leaf(1, 300, 500).to(at::kBFloat16);
+  const at::Tensor expected = x.to(at::kDouble).t().mm(x.to(at::kDouble));
+  const at::Tensor size = expected.diag().sqrt();
+  for (const auto code : {ProductCode::lanes, ProductCode::library}) {
+    const LeafProducts products(x, code, {&pool});
+    // Strips 10 to 12 (columns 320 to 416) with the columns of the second tile, 384 to 500.
+    const ProductTile tile = products(10, 3, 384, 116);
+    for (int64_t strip = 10; strip < 13; ++strip) {
+      for (int64_t j = std::max<int64_t>(384, 32 * strip); j < 500; ++j) {
+        for (int64_t r = 0; r < 32; ++r) {
+          const double error = tile.sign * tile.at(strip - 10, j - 384)[r] -
+                               expected[32 * strip + r][j].item<double>();
+          ASSERT_LT(std::abs(error) / (size[32 * strip + r] * size[j]).item<double>(), 1e-6)
+              << strip << " " << j;
+        }
+      }
+    }
+  }
+}
+
 TEST(Hessian, KeepsSmallEntriesBesideLargeColumns) {
   // Two nearly orthogonal columns, 2^60 apart: the small column's entries keep their float32
   // precision.

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
+#include "stages/lanes/lanes.hpp"
 #include "stages/solve/factor.hpp"
-#include "stages/solve/lanes/lanes.hpp"
 #include "stages/solve/quadratic_form.hpp"
 #include "stages/solve/tiles.hpp"
 #include "tests/stages/solve_support.hpp"

@@ -1,12 +1,14 @@
 // Rounding to codes. Compiled without contraction: what is stored is what the errors are measured
 // against.
-#include "stages/solve/lanes/vector.hpp"
+#include "stages/lanes/vector.hpp"
 
 namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 
 void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
                        float* tile);
 void add_dot_products(const float* a, const float* b, int64_t columns, double* sums);
+void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns, float factor,
+                 float* panels);
 
 namespace {
 
@@ -119,16 +121,15 @@ void find_scale(const Grid& grid, const float* tile, int64_t columns, float* sca
 
 /// Rounds one vector of a column and keeps its codes; returns the rounded weights.
 Vector round_vector(const Grid& grid, Vector weight, const float* scale, const float* zero,
-                    uint8_t* codes) {
+                    float* codes) {
   const Vector step = load(scale), origin = load(zero);
   const Vector code = code_of(grid, weight, step, origin);
-  *reinterpret_cast<UnalignedBytes*>(codes) =
-      __builtin_convertvector(__builtin_convertvector(code, Integers), Bytes);
+  store(codes, code);
   return weight_of(grid, code, step, origin);
 }
 
 void round_columns(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
-                   const float* scale, const float* zero, uint8_t* codes) {
+                   const float* scale, const float* zero, float* codes) {
   for (int64_t j = 0; j < columns; ++j) {
     const int64_t parameters = group[j] * rows;
     for (int64_t row = 0; row < rows; row += width) {
@@ -141,7 +142,7 @@ void round_columns(const Grid& grid, float* tile, int64_t columns, const int32_t
 
 void round_with_feedback(const Grid& grid, float* tile, int64_t columns, const float* upper,
                          int64_t stride, const int32_t* group, const float* scale,
-                         const float* zero, uint8_t* codes, float* errors) {
+                         const float* zero, float* codes, float* errors) {
   constexpr int vectors = rows / width;
   for (int64_t j = 0; j < columns; ++j) {
     const int64_t parameters = group[j] * rows;
@@ -174,6 +175,7 @@ void round_with_feedback(const Grid& grid, float* tile, int64_t columns, const f
 
 extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
                              panel,
+                             pack_panels,
                              subtract_products,
                              add_dot_products,
                              find_scale,

@@ -25,6 +25,10 @@ struct Kernels {
   const char* instruction_set;
   int64_t panel_columns;  // width of a packed panel
 
+  /// Packs rows [0, depth) x columns [0, columns) of a row-major matrix into panels, times factor.
+  void (*pack_panels)(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
+                      float factor, float* panels);
+
   /// tile[j] -= sum_k panel[k][j] * other[k], for j < columns, k < depth. The panels of
   /// `panel_columns` columns follow one another, each [depth][panel_columns]; the last is padded.
   /// Sums run over k in order.
@@ -41,14 +45,14 @@ struct Kernels {
 
   /// Rounds columns in place to the grid; column j uses scale[group[j]][row], zero[group[j]][row].
   void (*round_columns)(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
-                        const float* scale, const float* zero, uint8_t* codes);
+                        const float* scale, const float* zero, float* codes);
 
   /// round_columns, one column after the other: column j's error (weight - rounded) / upper[j][j]
   /// is kept in errors[j] and taken off, times upper[j][i], from the columns i > j of the run.
   /// `stride`: of upper's rows.
   void (*round_with_feedback)(const Grid& grid, float* tile, int64_t columns, const float* upper,
                               int64_t stride, const int32_t* group, const float* scale,
-                              const float* zero, uint8_t* codes, float* errors);
+                              const float* zero, float* codes, float* errors);
 };
 
 /// Of the widest instruction set of this CPU.

@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#include "stages/solve/lanes/lanes.hpp"
+#include "stages/lanes/lanes.hpp"
 
 namespace selfcal::lanes {
 namespace {
@@ -22,13 +22,11 @@ constexpr int panel = width == 16 ? 12 : 6;
 
 using Vector = float __attribute__((vector_size(width * sizeof(float))));
 using Integers = int32_t __attribute__((vector_size(width * sizeof(int32_t))));
-using Bytes = uint8_t __attribute__((vector_size(width)));
 using Unaligned = float __attribute__((vector_size(width * sizeof(float)), aligned(4), may_alias));
-using UnalignedBytes = uint8_t __attribute__((vector_size(width), aligned(1), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* into, Vector value) { *reinterpret_cast<Unaligned*>(into) = value; }
-inline Vector all(float value) { return Vector{} + value; }
+inline Vector all(float value) { return value - Vector{}; }  // (a sum would turn -0 into 0)
 
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }

@@ -1,7 +1,7 @@
 // Which of the compiled instruction sets this CPU has.
 #include <array>
 
-#include "stages/solve/lanes/lanes.hpp"
+#include "stages/lanes/lanes.hpp"
 
 namespace selfcal::lanes {
 

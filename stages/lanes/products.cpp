@@ -1,6 +1,6 @@
 // Products of packed panels with tiles. Compiled with contraction: multiply and add fuse where the
 // CPU can.
-#include "stages/solve/lanes/vector.hpp"
+#include "stages/lanes/vector.hpp"
 
 namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 namespace {
@@ -20,7 +20,9 @@ void subtract_panel(const float* panels, int64_t depth, const float* other, floa
       for (int v = 0; v < vectors; ++v) sum[j][v] += entry * factor[v];
     }
   }
+#pragma GCC unroll 12
   for (int j = 0; j < count; ++j) {
+#pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
       float* at = tile + j * rows + v * width;
       store(at, load(at) - sum[j][v]);
@@ -45,6 +47,28 @@ void subtract_rest(const float* panels, int64_t depth, int64_t columns, const fl
 }
 
 }  // namespace
+
+void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns, float factor,
+                 float* panels) {
+  constexpr int64_t at_once = 16;  // panels that are written side by side while rows are read on
+  const int64_t full = columns / panel, rest = columns % panel;
+  for (int64_t first = 0; first < full; first += at_once) {
+    const int64_t last = first + at_once < full ? first + at_once : full;
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t p = first; p < last; ++p) {
+        const float* from = matrix + k * stride + p * panel;
+        float* into = panels + (p * depth + k) * panel;
+        for (int j = 0; j < panel; ++j) into[j] = from[j] * factor;
+      }
+    }
+  }
+  if (rest == 0) return;
+  for (int64_t k = 0; k < depth; ++k) {
+    float* into = panels + (full * depth + k) * panel;
+    for (int j = 0; j < panel; ++j)
+      into[j] = j < rest ? matrix[k * stride + full * panel + j] * factor : 0;
+  }
+}
 
 void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
                        float* tile) {
