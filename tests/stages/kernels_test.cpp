@@ -49,7 +49,7 @@ void expect_same_bits(const Operation& operation, const std::vector<at::Tensor>&
   const at::Tensor expected = operation({}, operands);
   for (const int threads : {1, 2, 4}) {
     ThreadPool pool(threads, use_one_library_thread);
-    for (const int64_t shift : {0, 1, 3, 8}) {
+    for (const int64_t shift : {0, 1, 8}) {
       std::vector<at::Tensor> moved;
       for (const auto& operand : operands)
         moved.push_back(shift ? shifted(operand, shift) : operand);
@@ -86,10 +86,10 @@ TEST_F(Kernels, LinearOfNoRowsIsEmpty) {
 
 TEST_F(Kernels, LinearKeepsItsBits) {
   for (const auto dtype : dtypes)
-    for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{{600, 576, 576},
-                                                                        {520, 576, 192},
-                                                                        {300, 576, 1536},
-                                                                        {300, 1536, 576},
+    for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{{280, 576, 576},
+                                                                        {280, 576, 192},
+                                                                        {270, 576, 1536},
+                                                                        {270, 1536, 576},
                                                                         {40, 77, 333},
                                                                         {64, 4096, 512}}) {
       expect_same_bits([](const Context& c, const auto& t) { return linear(c, t[0], t[1]); },

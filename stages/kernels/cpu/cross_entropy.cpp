@@ -2,8 +2,7 @@
 
 #include <cmath>
 
-#include "stages/kernels/cpu/loops.hpp"
-#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal::kernels {
 
@@ -17,15 +16,20 @@ at::Tensor cross_entropy(const Context& context, const at::Tensor& logits,
   const float* data = logits.const_data_ptr<float>();
   const int64_t* target = targets.const_data_ptr<int64_t>();
   float* loss = losses.mutable_data_ptr<float>();
+  const int64_t blocks = ceil_divide(vocabulary, exponential_block);
   for_tiles(context, rows, [&](int64_t row) {
     require(target[row] >= 0 && target[row] < vocabulary, "cross_entropy: target {} of {}",
             target[row], vocabulary);
-    static thread_local Scratch scratch;
+    static thread_local Scratch weights;
+    std::vector<double> sums(static_cast<size_t>(blocks));
     const float* scores = data + row * vocabulary;
-    float* copy = scratch.floats(vocabulary);
-    std::copy_n(scores, vocabulary, copy);
-    const float largest = maximum(scores, vocabulary);
-    loss[row] = std::log(exponentials(copy, vocabulary, largest)) - (scores[target[row]] - largest);
+    const float largest = vector_kernels().maximum(scores, vocabulary);
+    vector_kernels().exponentials(scores, vocabulary, largest, 1, weights.floats(vocabulary),
+                                  sums.data());
+    double sum = largest == largest ? 0 : NAN;
+    for (const double block : sums) sum += block;
+    loss[row] =
+        static_cast<float>(std::log(sum) - (static_cast<double>(scores[target[row]]) - largest));
   });
   return losses;
 }

@@ -15,21 +15,16 @@ namespace {
 
 constexpr int row_major = 101, no_transpose = 111, transpose = 112;  // CBLAS's enumerators
 
-/// sgemm_ is column-major: it sees each row-major matrix transposed, so the operands change places.
-void sgemm(char transpose_b, int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
-           Rows<const float> b, Rows<float> c, float beta) {
+}  // namespace
+
+// sgemm_ is column-major: it sees each row-major matrix transposed, so the operands change places.
+void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
+                         Rows<const float> b, Rows<float> c) {
   const int m = static_cast<int>(columns), n = static_cast<int>(rows), k = static_cast<int>(depth);
   const int lda = static_cast<int>(a.stride), ldb = static_cast<int>(b.stride),
             ldc = static_cast<int>(c.stride);
-  const float one = 1;
-  sgemm_(&transpose_b, "N", &m, &n, &k, &one, b.data, &ldb, a.data, &lda, &beta, c.data, &ldc);
-}
-
-}  // namespace
-
-void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
-                         Rows<const float> b, Rows<float> c) {
-  sgemm('T', rows, columns, depth, a, b, c, 0);
+  const float one = 1, zero = 0;
+  sgemm_("T", "N", &m, &n, &k, &one, b.data, &ldb, a.data, &lda, &zero, c.data, &ldc);
 }
 
 void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const c10::BFloat16> a,
@@ -38,11 +33,6 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<cons
                          static_cast<int>(columns), static_cast<int>(depth), 1, a.data,
                          static_cast<int>(a.stride), b.data, static_cast<int>(b.stride), 0, c.data,
                          static_cast<int>(c.stride));
-}
-
-void multiply(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
-              Rows<const float> b, Rows<float> c, bool accumulate) {
-  sgemm('N', rows, columns, depth, a, b, c, accumulate ? 1 : 0);
 }
 
 }  // namespace selfcal::kernels

@@ -21,8 +21,4 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<cons
 void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const c10::BFloat16> a,
                          Rows<const c10::BFloat16> b, Rows<float> c);
 
-/// c[rows, columns] = a[rows, depth] b[depth, columns], added to what c holds if `accumulate`.
-void multiply(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
-              Rows<const float> b, Rows<float> c, bool accumulate);
-
 }  // namespace selfcal::kernels

@@ -22,4 +22,15 @@ inline Matrix matrix_of(const at::Tensor& tensor) {
           columns};
 }
 
+/// Number `index` of those that lie one after the other at `data`.
+inline const void* at_entry(const void* data, Number number, int64_t index) {
+  return static_cast<const char*>(data) + index * (number == Number::float32 ? 4 : 2);
+}
+inline void* at_entry(void* data, Number number, int64_t index) {
+  return static_cast<char*>(data) + index * (number == Number::float32 ? 4 : 2);
+}
+inline const void* at_entry(const Matrix& matrix, int64_t index) {
+  return at_entry(matrix.data, matrix.number, index);
+}
+
 }  // namespace selfcal::kernels

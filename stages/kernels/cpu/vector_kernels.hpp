@@ -59,6 +59,39 @@ struct VectorKernels {
   /// sum of block b.
   void (*exponentials)(const float* values, int64_t count, float shift, float scale, float* result,
                        double* block_sums);
+
+  // Matrix products of many rows. A panel is 2 * width columns of the second operand, [depth][2 *
+  // width] float32; `transpose` makes one of as many weight rows.
+
+  /// Columns [first, first + count) of all rows of x to float32, in panels one after the other,
+  /// zeros past the last column.
+  void (*split)(const Matrix& x, int64_t first, int64_t count, float* panels);
+  /// c[rows][2 * width] = a[rows][depth] panel, added to what c holds if `accumulate`. Each entry
+  /// is one running sum along the depth, whatever the number of rows.
+  void (*multiply_panel)(int64_t rows, int64_t depth, const float* a, int64_t a_stride,
+                         const float* panel, float* c, int64_t c_stride, bool accumulate);
+
+  // Loops of n numbers.
+
+  /// y = factor * x.
+  void (*widen)(const void* x, Number number, int64_t n, float factor, float* y);
+  /// y = factor * x + bias; bias may be null.
+  void (*narrow)(const float* x, const void* bias, Number bias_number, int64_t n, float factor,
+                 void* y, Number number);
+  void (*add)(const void* a, const void* b, Number number, int64_t n, void* y);
+  /// y = silu(gate) * up.
+  void (*silu_multiply)(const void* gate, const void* up, Number number, int64_t n, void* y);
+  /// y = x / sqrt(mean(x^2) + epsilon) * (offset + weight).
+  void (*rms_norm_row)(const void* x, const void* weight, Number number, int64_t n, float epsilon,
+                       float offset, void* y);
+  /// Turns the pairs (x[i], x[half + i]) in place by the angle whose cosine and sine are given.
+  void (*rotate_head)(void* x, Number number, const float* cosine, const float* sine, int64_t half);
+  /// scores[i] = exp(scores[i] - largest) for i < visible, zero up to `count`; `total` is their
+  /// sum. Returns `largest`, at least `floor`.
+  float (*weigh)(float* scores, int64_t visible, int64_t count, float floor, float* total);
+  /// Whether no number has all bits of `exponent` set: how IEEE numbers say NaN or infinite.
+  bool (*all_finite16)(const uint16_t* x, int64_t n, uint16_t exponent);
+  bool (*all_finite32)(const uint32_t* x, int64_t n, uint32_t exponent);
 };
 
 /// The best set of this processor.

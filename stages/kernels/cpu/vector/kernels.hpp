@@ -13,5 +13,19 @@ void attention_tile(const AttentionTile& tile);
 float maximum(const float* values, int64_t count);
 void exponentials(const float* values, int64_t count, float shift, float scale, float* result,
                   double* block_sums);
+void split(const Matrix& x, int64_t first, int64_t count, float* panels);
+void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t a_stride,
+                    const float* panel, float* c, int64_t c_stride, bool accumulate);
+void widen(const void* x, Number number, int64_t n, float factor, float* y);
+void narrow(const float* x, const void* bias, Number bias_number, int64_t n, float factor, void* y,
+            Number number);
+void add(const void* a, const void* b, Number number, int64_t n, void* y);
+void silu_multiply(const void* gate, const void* up, Number number, int64_t n, void* y);
+void rms_norm_row(const void* x, const void* weight, Number number, int64_t n, float epsilon,
+                  float offset, void* y);
+void rotate_head(void* x, Number number, const float* cosine, const float* sine, int64_t half);
+float weigh(float* scores, int64_t visible, int64_t count, float floor, float* total);
+bool all_finite16(const uint16_t* x, int64_t n, uint16_t exponent);
+bool all_finite32(const uint32_t* x, int64_t n, uint32_t exponent);
 
 }  // namespace selfcal::kernels::SELFCAL_INSTRUCTIONS

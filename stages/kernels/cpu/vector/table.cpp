@@ -14,6 +14,17 @@ const VectorKernels kernels = {SELFCAL_TEXT(SELFCAL_INSTRUCTIONS),
                                attention_scratch,
                                attention_tile,
                                maximum,
-                               exponentials};
+                               exponentials,
+                               split,
+                               multiply_panel,
+                               widen,
+                               narrow,
+                               add,
+                               silu_multiply,
+                               rms_norm_row,
+                               rotate_head,
+                               weigh,
+                               all_finite16,
+                               all_finite32};
 
 }  // namespace selfcal::kernels::SELFCAL_INSTRUCTIONS

@@ -1,0 +1,173 @@
+#include "stages/kernels/cpu/tiled_linear.hpp"
+
+#include <ATen/ATen.h>
+
+#include "stages/kernels/cpu/gemm.hpp"
+#include "stages/kernels/cpu/matrix.hpp"
+
+namespace selfcal::kernels {
+namespace {
+
+// Shapes of tiles: multiples of what the inner products of all instruction sets take at once.
+constexpr int64_t most_rows = 264;
+constexpr int64_t most_columns = 768;
+constexpr int64_t row_step = 12, column_step = 32;
+constexpr int64_t longest_run =
+    256;  // inputs: a panel of 16 columns then fills half of a first-level cache
+constexpr int64_t packed_weights = 1 << 23;  // entries that are packed at once
+constexpr int64_t library_columns = 256;
+constexpr int64_t cache_line = 16;  // float32 entries
+
+/// Equal parts of at most `most`, in multiples of `step`.
+int64_t part_of(int64_t whole, int64_t most, int64_t step) {
+  return ceil_divide(ceil_divide(whole, ceil_divide(whole, most)), step) * step;
+}
+
+struct Operands {
+  Matrix x, weight, bias;
+  void* y;
+  Number y_number;
+};
+
+/// A part of the result.
+struct Tile {
+  int64_t row, rows, column, columns;
+};
+
+/// Calls body(tile) for all tiles of columns [first, end), on the context's threads.
+template <class Body>
+void for_result(const Context& context, const Operands& operands, int64_t first, int64_t end,
+                int64_t widest, const Body& body) {
+  const int64_t height = part_of(operands.x.count, most_rows, row_step);
+  const int64_t width = part_of(end - first, widest, column_step),
+                across = ceil_divide(end - first, width);
+  for_tiles(context, ceil_divide(operands.x.count, height) * across, [&](int64_t index) {
+    const int64_t row = index / across * height, column = first + index % across * width;
+    body(
+        Tile{row, std::min(height, operands.x.count - row), column, std::min(width, end - column)});
+  });
+}
+
+/// Writes a tile whose sums lie at sums[i * stride + j].
+void finish(const Operands& operands, const Tile& tile, const float* sums, int64_t stride) {
+  const Matrix& bias = operands.bias;
+  const void* shift = bias.data ? at_entry(bias, tile.column) : nullptr;
+  for (int64_t i = 0; i < tile.rows; ++i)
+    vector_kernels().narrow(sums + i * stride, shift, bias.number, tile.columns, 1,
+                            at_entry(operands.y, operands.y_number,
+                                     (tile.row + i) * operands.weight.count + tile.column),
+                            operands.y_number);
+}
+
+/// Columns of the result by our own inner product: their weights become panels once, rows of x are
+/// widened for each tile and run of inputs.
+class PanelProduct {
+ public:
+  explicit PanelProduct(const Operands& operands)
+      : operands_(operands),
+        inputs_(operands.x.columns),
+        panel_columns_(2 * vector_kernels().width),
+        panel_size_(ceil_divide(inputs_, panel_columns_) * panel_columns_ * panel_columns_),
+        run_(part_of(inputs_, longest_run, vector_kernels().width)) {}
+
+  void compute(const Context& context) {
+    const int64_t columns = operands_.weight.count;
+    const int64_t together =
+        std::max<int64_t>(1, packed_weights / inputs_ / most_columns) * most_columns;
+    panels_ = at::empty({ceil_divide(std::min(columns, together), panel_columns_) * panel_size_},
+                        at::kFloat);
+    for (first_ = 0; first_ < columns; first_ += together) {
+      const int64_t end = std::min(first_ + together, columns);
+      pack(context, end);
+      for_result(context, operands_, first_, end, most_columns,
+                 [&](const Tile& tile) { compute_tile(tile); });
+    }
+  }
+
+ private:
+  float* panel(int64_t column) const {
+    return panels_.mutable_data_ptr<float>() + (column - first_) / panel_columns_ * panel_size_;
+  }
+
+  void pack(const Context& context, int64_t end) const {
+    const Matrix& weight = operands_.weight;
+    for_tiles(context, ceil_divide(end - first_, panel_columns_), [&](int64_t index) {
+      const int64_t column = first_ + index * panel_columns_;
+      const Matrix some{at_entry(weight, column * inputs_), weight.number,
+                        std::min(panel_columns_, end - column), inputs_};
+      vector_kernels().transpose(some, panel_columns_, 0, inputs_, panel(column));
+    });
+  }
+
+  void compute_tile(const Tile& tile) const {
+    const auto& vectors = vector_kernels();
+    const Matrix& x = operands_.x;
+    constexpr int64_t sum_stride =
+        most_columns + cache_line;  // so that rows begin on different cache lines
+    const int64_t stride = run_ + cache_line;
+    static thread_local Scratch scratch;
+    float* const sums = scratch.floats(most_rows * (sum_stride + longest_run + 2 * cache_line));
+    float* const rows = sums + most_rows * sum_stride;
+    for (int64_t k = 0; k < inputs_; k += run_) {
+      const int64_t depth = std::min(run_, inputs_ - k);
+      for (int64_t i = 0; i < tile.rows; ++i)
+        vectors.widen(at_entry(x, (tile.row + i) * inputs_ + k), x.number, depth, 1,
+                      rows + i * stride);
+      for (int64_t j = 0; j < tile.columns; j += panel_columns_)
+        vectors.multiply_panel(tile.rows, depth, rows, stride,
+                               panel(tile.column + j) + k * panel_columns_, sums + j, sum_stride,
+                               k > 0);
+    }
+    finish(operands_, tile, sums, sum_stride);
+  }
+
+  const Operands operands_;
+  const int64_t inputs_, panel_columns_, panel_size_, run_;
+  at::Tensor panels_;
+  int64_t first_ = 0;  // column whose panel is the first
+};
+
+/// The same with one product of the library a tile.
+template <class T>
+void compute_by_library(const Context& context, const Operands& operands) {
+  const int64_t inputs = operands.x.columns;
+  for_result(context, operands, 0, operands.weight.count, library_columns, [&](const Tile& tile) {
+    const auto rows_of = [&](const Matrix& matrix, int64_t row) {
+      return Rows<const T>{static_cast<const T*>(at_entry(matrix, row * inputs)), inputs};
+    };
+    static thread_local Scratch scratch;
+    float* const sums = scratch.floats(most_rows * library_columns);
+    multiply_transposed(tile.rows, tile.columns, inputs, rows_of(operands.x, tile.row),
+                        rows_of(operands.weight, tile.column), Rows<float>{sums, library_columns});
+    finish(operands, tile, sums, library_columns);
+  });
+}
+
+}  // namespace
+
+Products best_products() {
+  static const bool tuned = __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
+  return tuned ? Products::library : Products::panels;
+}
+
+at::Tensor linear_tiled(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                        const at::Tensor& bias, std::optional<at::ScalarType> result,
+                        Products products) {
+  const at::Tensor x_aligned = aligned(x), weight_aligned = aligned(weight);
+  const int64_t n = x.size(0), columns = weight.size(0);
+  at::Tensor y = at::empty({n, columns}, x.options().dtype(result.value_or(x.scalar_type())));
+  if (y.numel() == 0) return y;
+  require(x.size(1) > 0, "linear: no inputs");
+  const Operands operands{matrix_of(x_aligned), matrix_of(weight_aligned), matrix_of(bias),
+                          y.mutable_data_ptr(), number_of(y)};
+  if (products == Products::panels) {
+    PanelProduct(operands).compute(context);
+  } else if (operands.x.number == Number::float32) {
+    compute_by_library<float>(context, operands);
+  } else {
+    compute_by_library<at::BFloat16>(context, operands);
+  }
+  return y;
+}
+
+}  // namespace selfcal::kernels

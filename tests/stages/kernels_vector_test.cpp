@@ -1,0 +1,192 @@
+// The inner loops of every instruction set that this processor has, against float64 references.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "stages/kernels/cpu/matrix.hpp"
+#include "stages/kernels/cpu/tiled_linear.hpp"
+
+namespace selfcal::kernels {
+namespace {
+
+constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16};
+constexpr int64_t lengths[] = {1, 7, 8, 31, 64, 100};
+
+void for_sets(const std::function<void(const VectorKernels&)>& body) {
+  use_one_library_thread();
+  at::manual_seed(3);
+  for (int rank = 0; const auto* vectors = supported_kernels(rank); ++rank) {
+    SCOPED_TRACE(vectors->name);
+    body(*vectors);
+  }
+}
+
+at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
+  return at::randn(shape).to(dtype);
+}
+
+void expect_near(const at::Tensor& found, const at::Tensor& expected) {
+  const double error =
+      ((found.to(at::kDouble) - expected).abs() / (expected.abs() + 1e-2)).max().item<double>();
+  EXPECT_LT(error, found.scalar_type() == at::kFloat ? 4e-6 : 0x1p-7);
+}
+
+at::Tensor wide(const at::Tensor& tensor) { return tensor.to(at::kDouble); }
+
+TEST(VectorLoops, WidenAndNarrow) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const auto dtype : dtypes)
+      for (const int64_t n : lengths) {
+        const auto x = random({n}, dtype), bias = random({n}, dtype);
+        const auto y = at::empty({n}), z = at::empty({n}, dtype);
+        vectors.widen(x.const_data_ptr(), number_of(x), n, 0.5f, y.mutable_data_ptr<float>());
+        EXPECT_TRUE(at::equal(y, x.to(at::kFloat) * 0.5));
+        vectors.narrow(y.const_data_ptr<float>(), nullptr, Number::float32, n, 2,
+                       z.mutable_data_ptr(), number_of(z));
+        EXPECT_TRUE(at::equal(z, x));
+        vectors.narrow(y.const_data_ptr<float>(), bias.const_data_ptr(), number_of(bias), n, 2,
+                       z.mutable_data_ptr(), number_of(z));
+        expect_near(z, wide(x) + wide(bias));
+      }
+  });
+}
+
+TEST(VectorLoops, ElementwiseArithmetic) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const auto dtype : dtypes)
+      for (const int64_t n : lengths) {
+        const auto a = random({n}, dtype) * 4, b = random({n}, dtype), y = at::empty({n}, dtype);
+        vectors.add(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n, y.mutable_data_ptr());
+        expect_near(y, wide(a) + wide(b));
+        vectors.silu_multiply(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n,
+                              y.mutable_data_ptr());
+        expect_near(y, wide(a) * wide(a).sigmoid() * wide(b));
+        vectors.rms_norm_row(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n, 1e-5f, 1,
+                             y.mutable_data_ptr());
+        expect_near(y, wide(a) * ((wide(a) * wide(a)).mean() + 1e-5).rsqrt() * (1 + wide(b)));
+      }
+  });
+}
+
+TEST(VectorLoops, RotationTurnsPairs) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const auto dtype : dtypes)
+      for (const int64_t half : {1, 6, 8, 20, 32}) {
+        const auto x = random({2 * half + 3}, dtype), angle = at::randn({half});
+        const auto y = x.clone(), cosine = angle.cos(), sine = angle.sin();
+        vectors.rotate_head(y.mutable_data_ptr(), number_of(y), cosine.const_data_ptr<float>(),
+                            sine.const_data_ptr<float>(), half);
+        const auto a = wide(x).slice(0, 0, half), b = wide(x).slice(0, half, 2 * half);
+        expect_near(y, at::cat({a * wide(cosine) - b * wide(sine),
+                                b * wide(cosine) + a * wide(sine), wide(x).slice(0, 2 * half)}));
+      }
+  });
+}
+
+TEST(VectorLoops, WeightsOfASoftmax) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const int64_t visible : {0, 1, 5, 8, 29, 64}) {
+      const auto scores = at::randn({64}) * 5, weights = scores.clone();
+      const float floor = 0.5;
+      float total = -1;
+      const float largest =
+          vectors.weigh(weights.mutable_data_ptr<float>(), visible, 64, floor, &total);
+      const auto seen = scores.slice(0, 0, visible);
+      EXPECT_EQ(largest, at::cat({seen, at::full({1}, floor)}).max().item<float>());
+      if (visible) expect_near(weights.slice(0, 0, visible), (wide(seen) - largest).exp());
+      EXPECT_NEAR(total, (wide(seen) - largest).exp().sum().item<double>(), 1e-5);
+      EXPECT_EQ(weights.slice(0, visible).abs().sum().item<float>(), 0);
+    }
+  });
+}
+
+TEST(VectorLoops, InfinityAndNaNAreFoundAnywhere) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const float bad : {NAN, INFINITY, -INFINITY})
+      for (const int64_t place : {0, 50, 99}) {
+        auto x = at::randn({100}) * 1e30;
+        EXPECT_TRUE(vectors.all_finite32(static_cast<const uint32_t*>(x.const_data_ptr()), 100,
+                                         0x7f800000));
+        x[place] = bad;
+        EXPECT_FALSE(vectors.all_finite32(static_cast<const uint32_t*>(x.const_data_ptr()), 100,
+                                          0x7f800000));
+        const auto y = x.to(at::kBFloat16);
+        EXPECT_FALSE(
+            vectors.all_finite16(static_cast<const uint16_t*>(y.const_data_ptr()), 100, 0x7f80));
+      }
+  });
+}
+
+TEST(VectorProducts, PanelsEqualReference) {
+  for_sets([](const VectorKernels& vectors) {
+    const int64_t panel = 2 * vectors.width;
+    for (const int64_t rows : {1, 5, 6, 12, 25})
+      for (const int64_t depth : {1, 64, 101}) {
+        const auto a = at::randn({rows, depth + 3}), b = at::randn({depth, panel}),
+                   c = at::randn({rows, panel + 5});
+        const auto before = c.clone();
+        const auto product = at::matmul(wide(a.slice(1, 0, depth)), wide(b));
+        const auto multiply = [&](bool accumulate) {
+          vectors.multiply_panel(rows, depth, a.const_data_ptr<float>(), depth + 3,
+                                 b.const_data_ptr<float>(), c.mutable_data_ptr<float>(), panel + 5,
+                                 accumulate);
+        };
+        multiply(true);
+        EXPECT_TRUE(at::allclose(wide(c.slice(1, 0, panel)), product + before.slice(1, 0, panel),
+                                 1e-5, 1e-5));
+        multiply(false);
+        EXPECT_TRUE(at::allclose(wide(c.slice(1, 0, panel)), product, 1e-5, 1e-5));
+        EXPECT_TRUE(at::equal(c.slice(1, panel), before.slice(1, panel)));
+      }
+  });
+}
+
+TEST(VectorProducts, SplitMakesPanelsOfColumns) {
+  for_sets([](const VectorKernels& vectors) {
+    const int64_t panel = 2 * vectors.width;
+    for (const auto dtype : dtypes)
+      for (const int64_t count : {1, 20, 64}) {
+        const auto x = random({9, 80}, dtype);
+        const int64_t panels = (count + panel - 1) / panel;
+        const auto found = at::full({panels, 9, panel}, NAN);
+        vectors.split(matrix_of(x), 3, count, found.mutable_data_ptr<float>());
+        auto expected = at::zeros({9, panels * panel});
+        expected.slice(1, 0, count).copy_(x.slice(1, 3, 3 + count));
+        EXPECT_TRUE(at::equal(found, expected.view({9, panels, panel}).transpose(0, 1)));
+      }
+  });
+}
+
+/// Both ways to multiply, whichever this processor's is.
+TEST(TiledLinear, PanelsAndLibraryAgree) {
+  use_one_library_thread();
+  at::manual_seed(4);
+  ThreadPool pool(2, use_one_library_thread);
+  for (const auto dtype : dtypes)
+    for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{
+             {33, 5, 3}, {300, 600, 290}, {530, 64, 800}, {40, 20000, 900}}) {
+      const auto x = random({n, in}, dtype), weight = random({out, in}, dtype),
+                 bias = random({out}, dtype);
+      const auto expected = at::linear(wide(x), wide(weight)) + wide(bias);
+      for (const auto products : {Products::panels, Products::library}) {
+        const auto found = linear_tiled({&pool}, x, weight, bias, at::kFloat, products);
+        EXPECT_LT(((wide(found) - expected).abs().max() / expected.abs().max()).item<double>(),
+                  1e-6);
+        ThreadPool one(1);
+        EXPECT_TRUE(at::equal(found, linear_tiled({&one}, x, weight, bias, at::kFloat, products)));
+      }
+    }
+}
+
+TEST(TiledLinear, ARowOfPanelsDoesNotDependOnTheOthers) {
+  at::manual_seed(5);
+  const auto x = random({700, 600}, at::kBFloat16), weight = random({300, 600}, at::kBFloat16);
+  const auto whole = linear_tiled({}, x, weight, {}, at::kFloat, Products::panels);
+  for (const auto& [first, count] :
+       std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {100, 300}, {690, 10}})
+    EXPECT_TRUE(at::equal(
+        linear_tiled({}, x.narrow(0, first, count), weight, {}, at::kFloat, Products::panels),
+        whole.narrow(0, first, count)));
+}
+
+}  // namespace
+}  // namespace selfcal::kernels
