@@ -67,9 +67,19 @@ struct GroupUse {
 }  // namespace
 
 RunConfig resolve(RunConfig config, const ModelShape& shape) {
-  if (config.method.scale_dtype == at::ScalarType::Undefined)
-    config.method.scale_dtype = shape.stored_dtype;
+  auto& scale = config.method.scale_dtype;
+  const bool holds_any = shape.compute_dtype == at::kFloat;
+  if (scale == at::ScalarType::Undefined)
+    scale = holds_any ? shape.stored_dtype : shape.compute_dtype;
   if (config.dtype == "auto") config.dtype = to_text(shape.compute_dtype);
+  const bool packed =
+      std::ranges::find(config.exports, "compressed-tensors") != config.exports.end();
+  if (packed && !holds_any && scale != shape.compute_dtype)
+    fail(
+        ExitCode::config,
+        "method.scale_dtype: found {}, expected auto or {} (compressed-tensors keeps scales in the "
+        "model's dtype)",
+        to_text(scale), to_text(shape.compute_dtype));
   if (shape.maximum_length > 0 && config.calibration.length > shape.maximum_length)
     fail(ExitCode::config,
          "calibration.length: found {}, expected at most {}, the positions that {} has",

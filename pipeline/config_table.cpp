@@ -38,8 +38,8 @@ const Words<Propagation> propagations{
 const Words<bool> sequential_kinds{{{"true_sequential", true}, {"per_block", false}}};
 const Words<std::string> dtypes{
     {{"auto", "auto"}, {"float32", "float32"}, {"bfloat16", "bfloat16"}, {"float16", "float16"}}};
-const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"}},
-                                 {"gptq", "awq", "dense"}};
+const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"}, {"dense", "dense"}},
+                                 {"gptq", "awq"}};
 
 Key<RunConfig> path_key(std::string path, auto field, std::string help) {
   return {std::move(path),
@@ -195,8 +195,8 @@ const std::vector<Key<RunConfig>>& config_keys() {
        [](C&, const YAML::Node& node, const MapReader&) { integer(node, {1, 1}); }, [](const C&) { return "1"; }},
       integer_key<C>("calibration.set", FIELD(calibration.set), {0, 1 << 30}, "Which of the disjoint draws of a seed."),
       integer_key<C>("calibration.micro_batch", FIELD(calibration.micro_batch), {1, 1024}, "Sequences that are sampled together; fixed, since it decides the last bits of the arithmetic."),
-      number_key<C>("calibration.temperature.initial", FIELD(calibration.temperature_initial), {0.0, 100.0, true}, "Sampling temperature of the first token of a document."),
-      number_key<C>("calibration.temperature.final", FIELD(calibration.temperature_final), {0.0, 100.0, true}, "Sampling temperature after `steps` tokens."),
+      number_key<C>("calibration.temperature.initial", FIELD(calibration.temperature_initial), {0.0, 100.0}, "Sampling temperature of the first token of a document; 0: the most probable token."),
+      number_key<C>("calibration.temperature.final", FIELD(calibration.temperature_final), {0.0, 100.0}, "Sampling temperature after `steps` tokens."),
       integer_key<C>("calibration.temperature.steps", FIELD(calibration.temperature_steps), {0, 1 << 24}, "Tokens over which the temperature goes from initial to final."),
       integer_key<C>("calibration.sampling.top_k", FIELD(calibration.top_k), {0, 1 << 24}, "Sample among the k most probable tokens; 0: all."),
       number_key<C>("calibration.sampling.top_p", FIELD(calibration.top_p), {0.0, 1.0, true}, "Sample among the most probable tokens that together have this probability."),
@@ -212,7 +212,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       flag_key<C>("method.mse", FIELD(method.mse), "Search the clipping range that has the least squared error."),
       number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
-      word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in."),
+      word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in, or computes in where that is shorter."),
       word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
       word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
       word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones."),
@@ -220,7 +220,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       list_key("skip", "list of regular expressions", FIELD(skip), expression, "Layers left as they are: each expression is searched in the layer's name."),
       {"overrides", "list of maps", "Other settings for the layers that match.",
        read_overrides, print_overrides},
-      list_key("export", "list of compressed-tensors", FIELD(exports), [](const YAML::Node& node) { return formats.at(text(node)); }, "Formats written when the job is done."),
+      list_key("export", "list of " + formats.expectation(), FIELD(exports), [](const YAML::Node& node) { return formats.at(text(node)); }, "Formats written when the job is done."),
 
       optional_path_key("evaluate.perplexity.tokens", FIELD(evaluate.tokens), "Token file that perplexity is measured on, dense and compressed; null: no evaluation."),
       integer_key<C>("evaluate.perplexity.window", FIELD(evaluate.window), {2, 1 << 24}, "Tokens of a window."),

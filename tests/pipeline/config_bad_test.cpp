@@ -95,9 +95,9 @@ INSTANTIATE_TEST_SUITE_P(
              "run.yaml:3: method.damping: found .inf, expected number from 0.0 to 1.0"},
         Case{"method: {damping: 1e999}\n",
              "run.yaml:3: method.damping: found 1e999, expected number from 0.0 to 1.0"},
-        Case{"calibration: {temperature: {initial: 0}}\n",
-             "run.yaml:3: calibration.temperature.initial: found 0, expected number above 0.0 up "
-             "to 100.0"},
+        Case{"calibration: {temperature: {initial: -1}}\n",
+             "run.yaml:3: calibration.temperature.initial: found -1, expected number from 0.0 to "
+             "100.0"},
         Case{"calibration: {sampling: {top_p: 1.5}}\n",
              "run.yaml:3: calibration.sampling.top_p: found 1.5, expected number above 0.0 up to "
              "1.0"},
@@ -130,7 +130,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"skip: ['a(']\n",
              "run.yaml:3: skip: found \"a(\", expected list of regular expressions"},
         Case{"export: [gguf]\n",
-             "run.yaml:3: export: found gguf, expected list of compressed-tensors"},
+             "run.yaml:3: export: found gguf, expected list of compressed-tensors | dense"},
         Case{"name: ../up\n",
              "run.yaml:3: name: found ../up, expected letters, digits, dot, dash, underscore"},
         Case{"name: \"a\\nb\"\n",

@@ -163,6 +163,20 @@ TEST(Config, ResolvesWhatTheModelDecides) {
             std::string::npos);
 }
 
+TEST(Config, ScalesMustFitTheExport) {
+  ModelShape shape;
+  shape.stored_dtype = shape.compute_dtype = at::kBFloat16;
+  EXPECT_EQ(resolve(parse(), shape).method.scale_dtype, at::kBFloat16);
+  const std::vector<std::string> wide{"method.scale_dtype=float32"};
+  EXPECT_EQ(message([&] { resolve(parse("", wide), shape); }),
+            "method.scale_dtype: found float32, expected auto or bfloat16 (compressed-tensors "
+            "keeps scales in the "
+            "model's dtype)");
+  EXPECT_EQ(resolve(parse("export: [dense]\n", wide), shape).method.scale_dtype, at::kFloat);
+  shape.stored_dtype = at::kFloat;  // computed in bfloat16 because model.dtype says so
+  EXPECT_EQ(resolve(parse(), shape).method.scale_dtype, at::kBFloat16);
+}
+
 TEST(Config, LayersTakeTheFirstOverrideThatMatches) {
   const RunConfig config = parse(R"(
 skip: [lm_head, "layers\\.1\\."]
