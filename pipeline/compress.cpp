@@ -7,6 +7,7 @@
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
 #include "pipeline/finish.hpp"
+#include "pipeline/plan.hpp"
 #include "pipeline/shard.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "stages/kernels/numeric_kind.hpp"
@@ -160,6 +161,7 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   RunConfig config = given;
   std::unique_ptr<Model> model;
   std::unique_ptr<Layout> layout;
+  LeafMemory leaf_memory = LeafMemory::keep;
   agree(world, [&] {
     model = open_model(given.model, given.dtype, environment.context);
     config = resolve(given, model->shape());
@@ -167,7 +169,9 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
     if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
       fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
     check_linears(config, all_linears(*model));
-    layout = std::make_unique<Layout>(config.layout, world.size(), layer_costs(*model));
+    const Plan plan = make_plan(config, sizes_of(*model), world.size(), Machine{});
+    layout = std::make_unique<Layout>(plan.layout);
+    leaf_memory = plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute;
   });
   const std::string kind = agree_on_numeric_kind(world);
   const RunDirectory directory(config.output);
@@ -183,8 +187,8 @@ void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   Progress progress(world.rank() == 0);
   progress.log_to(directory.logs() / fmt::format("rank-{:04}.jsonl", world.rank()), world.rank());
   const Session session{
-      config, *model, world,    *layout, directory, environment.stop, environment.context,
-      kind,   timer,  progress, start};
+      config, *model, world,    *layout,     directory, environment.stop, environment.context,
+      kind,   timer,  progress, leaf_memory, start};
   log::info("{}: {} layers; {}; {} thread{} a rank", config.model.string(), model->shape().layers,
             layout->describe(), environment.context.threads->size(),
             environment.context.threads->size() == 1 ? "" : "s");

@@ -15,7 +15,10 @@ namespace selfcal {
 namespace {
 
 constexpr uint64_t program_bytes = uint64_t{120} << 20;  // libraries and their start, measured
-constexpr double disk_rate = 1e9;        // bytes/s that weights are read at; taken, not measured
+constexpr double gap_share =
+    0.8;  // what the allocator keeps between tensors that come and go; measured
+constexpr const char* compresses = "compresses";
+constexpr double disk_rate = 1e9;        // bytes/s of files; taken, not measured
 constexpr double network_rate = 2e9;     // bytes/s between ranks; taken, not measured
 constexpr double commit_seconds = 0.03;  // fsync and rename of a layer file; measured
 
@@ -64,7 +67,12 @@ class Estimate {
     if (plan.micro_batches > 0) plan.uses.push_back(sampling_memory());
     if (shard == 0) plan.uses.push_back(embedding_memory(rows));
     plan.uses.push_back(compressing_memory(rows, team.front() == rank, keeps_states));
-    for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
+    for (auto& use : plan.uses) {
+      const auto tensors = static_cast<double>(use.total() - program_bytes);
+      if (use.when == compresses)
+        use.items.push_back({"gaps between tensors", whole(gap_share * tensors)});
+      plan.memory = std::max(plan.memory, use.total());
+    }
     return plan;
   }
 
@@ -155,7 +163,7 @@ class Estimate {
     const double blocks = (leads ? 3 : 2) * block_bytes;
     const double states =
         keeps_states ? row_tokens * element_ * static_cast<double>(shape.hidden + widest_tap) : 0.0;
-    return {"compresses",
+    return {compresses,
             {{"program and libraries", program_bytes},
              {"weights of a block", whole(blocks)},
              {"hidden states of the leaves", whole(hidden_bytes(rows))},
@@ -167,6 +175,19 @@ class Estimate {
              {"Hessian: float32", whole(4.0 * squared)},
              {"factor, and room to find it", whole(3 * 4.0 * squared)},
              {"solved rows", whole(largest_problem * (4.0 + element_ + 1.0))}}};
+  }
+
+  /// Codes, and a scale and a zero point for each group.
+  double compressed_block_bytes() const {
+    const auto& method = config_.method;
+    double bytes = 0;
+    for (const auto& linear : model_.block.linears) {
+      const int64_t groups = method.group_size > 0 ? linear.columns / method.group_size : 1;
+      bytes += static_cast<double>(linear.rows) *
+               (static_cast<double>(linear.columns * method.bits) / 8 +
+                3.0 * static_cast<double>(groups));
+    }
+    return bytes;
   }
 
   /// A step reads all weights and the cache so far, for a micro-batch at a time.
@@ -223,7 +244,9 @@ class Estimate {
     const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
     // The next layer is read while one is compressed: only the first is waited for.
     add(Phase::read, block_bytes / disk_rate);
-    add(Phase::write, layers * (commit_seconds + 1.7 * block_bytes / disk_rate));
+    // Each layer once when it is committed, once in the gathered checkpoint, once in every export.
+    const double copies = 2.0 + static_cast<double>(config_.exports.size());
+    add(Phase::write, layers * (commit_seconds + copies * compressed_block_bytes() / disk_rate));
     if (members > 1) add(Phase::gather, layers * block_bytes / network_rate);
     if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
       add(Phase::send,
@@ -295,7 +318,8 @@ Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
   const int threads =
       config.threads > 0 ? config.threads : std::max(1, machine.cores / machine.ranks);
   const Estimate estimate(config, model, layout, machine, threads);
-  Plan plan{layout, threads, {}, estimate.seconds(), 0, 0, true};
+  Plan plan{layout, threads, {}, {}, 0, 0, true};
+  if (machine.rates.forward > 0) plan.seconds = estimate.seconds();
   plan.total_seconds = std::accumulate(plan.seconds.begin(), plan.seconds.end(), 0.0);
   const bool asked_for = config.layout.memory > 0;
   plan.memory_limit =

@@ -70,7 +70,7 @@ struct Plan {
 };
 
 /// ExitCode::config when the counts do not fit the ranks, or a rank needs more than layout.memory
-/// allows even when it recomputes.
+/// allows even when it recomputes. Without rates there are no seconds.
 Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine);
 
 /// A table for people.

@@ -35,7 +35,7 @@ size_t terminal_columns() {
 std::string speed_text(double units_per_second, const std::string& unit) {
   if (units_per_second >= 100)
     return fmt::format("{} {}/s", count_text(std::llround(units_per_second)), unit);
-  if (units_per_second >= 0.1) return fmt::format("{:.1f} {}/s", units_per_second, unit);
+  if (units_per_second >= 0.995) return fmt::format("{:.1f} {}/s", units_per_second, unit);
   return fmt::format("{:.1f} {}/min", units_per_second * 60, unit);
 }
 

@@ -3,6 +3,7 @@
 #include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/layer_compressor.hpp"
 #include "pipeline/layout.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "pipeline/progress.hpp"
@@ -22,6 +23,7 @@ struct Session {
   std::string numeric_kind;
   PhaseTimer& timer;
   Progress& progress;
+  LeafMemory leaf_memory;
   std::chrono::steady_clock::time_point start;
 };
 

@@ -164,9 +164,9 @@ class ShardRun {
 
   void compress(int64_t layer, BlockWeights weights) {
     const PhaseSeconds before = session_.timer.seconds();
-    const LayerWork work{session_.model,      session_.config, team_,
-                         session_.stop,       session_.timer,  session_.context,
-                         job_.tokens.numel(), LeafMemory::keep};
+    const LayerWork work{session_.model,      session_.config,     team_,
+                         session_.stop,       session_.timer,      session_.context,
+                         job_.tokens.numel(), session_.leaf_memory};
     LayerRecord record;
     record.layer = layer;
     record.job_id = job_.id;

@@ -53,7 +53,7 @@ TEST_F(ProgressTest, PrintsALineNowAndThenElsewhere) {
   EXPECT_EQ(taken(), "");
   now_ += 11;
   progress.update(2, "layer 2");
-  EXPECT_EQ(taken(), "compressing: 2 of 30 layers (7 %), 0.1 layers/s, 4 min 40 s left, layer 2\n");
+  EXPECT_EQ(taken(), "compressing: 2 of 30 layers (7 %), 6.0 layers/min, 4 min 40 s left, layer 2\n");
   now_ += 180;
   progress.update(3);
   EXPECT_EQ(taken(), "compressing: 3 of 30 layers (10 %), 0.9 layers/min, 30 min 0 s left\n");
@@ -69,9 +69,9 @@ TEST_F(ProgressTest, ResumedWorkDoesNotCountAsSpeed) {
   progress.update(20);
   now_ += 10;
   progress.update(25);
-  EXPECT_EQ(taken(), "compressing: 25 of 30 layers (83 %), 0.5 layers/s, 10.0 s left\n");
+  EXPECT_EQ(taken(), "compressing: 25 of 30 layers (83 %), 30.0 layers/min, 10.0 s left\n");
   progress.finish();
-  EXPECT_EQ(taken(), "compressing: 5 layers in 10.0 s (0.5 layers/s), 20 were there already\n");
+  EXPECT_EQ(taken(), "compressing: 5 layers in 10.0 s (30.0 layers/min), 20 were there already\n");
 }
 
 TEST_F(ProgressTest, KeepsWhatIsSaidAndClearsTheLiveLine) {
