@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""The plan: what it prints, and that a run keeps to the memory that it was given."""
+import re
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import SelfcalCase  # noqa: E402
+
+# Enough sequences that the inputs of a stage, kept, take some MiB.
+MANY = {"calibration__source": "vocabulary", "calibration__sequences": 64, "calibration__length": 256}
+
+
+class PlanTest(SelfcalCase):
+    def plan(self, *more, **values):
+        return self.selfcal("plan", "config.yaml", *self.settings("run", **values), *more)
+
+    def test_every_rank_is_there(self):
+        code, out, err = self.plan("--ranks", 4)
+        self.assertEqual(code, 0, err)
+        self.assertIn("2 generators + 2 compressors", out)
+        self.assertEqual(len(re.findall(r"^ +\d  0-5 ", out, re.MULTILINE)), 4, out)
+        for phase in ("sample", "forward", "statistics", "factorise", "solve", "write"):
+            self.assertRegex(out, rf"(?m)^  {phase} +\d+\.\d$")
+        self.assertFalse((self.folder / "run").exists(), "a plan makes nothing")
+
+    def test_too_few_ranks(self):
+        code, _, err = self.plan("--ranks", 1, layout__compressors__shards=2)
+        self.assertEqual(code, 78)
+        self.assertIn("2 shards need 2 ranks, found 1", err)
+
+    def test_a_limit_changes_the_way_but_not_the_bytes(self):
+        code, _, err = self.plan(**MANY, layout__memory="1MiB")
+        self.assertEqual(code, 78)
+        least = int(re.search(r"rank 0 needs (\d+) MiB, found 1.0 MiB", err).group(1))
+        limit = {"layout__memory": f"{least + 1}MiB"}
+        code, out, err = self.plan(**MANY, **limit)
+        self.assertEqual(code, 0, err)
+        self.assertIn("computed again", out)
+        self.assertNotIn("computed again", self.plan(**MANY)[1])
+
+        self.compress("kept", **MANY)
+        self.compress("recomputed", **MANY, **limit)
+        self.assertEqual(self.hashes("recomputed").replace("recomputed", ""), self.hashes("kept").replace("kept", ""))
+
+    def test_a_run_that_cannot_fit_does_not_start(self):
+        for ranks in (None, 2):
+            code, _, err = self.selfcal("compress", "config.yaml", *self.settings("small", layout__memory="50MiB"),
+                                        ranks=ranks)
+            self.assertEqual(code, 78)
+            self.assertRegex(err, r"layout\.memory: rank \d needs \d+ MiB, found 50 MiB")
+            self.assertFalse((self.folder / "small").exists())
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
