@@ -152,14 +152,14 @@ std::string damping_plot(const RunReport& report) {
   plots::Series most{"damping", our_colour, false, {}}, dead{"inputs", "#d08700", false, {}};
   bool any_dead = false;
   for (const auto& layer : report.layers) {
-    double damping = 0, columns = 0;
+    double damping = 0, dead_inputs = 0;
     for (const auto& linear : layer.linears) {
       damping = std::max(damping, linear.damping);
-      columns += static_cast<double>(linear.dead_columns);
+      dead_inputs += static_cast<double>(linear.dead_columns);
     }
-    any_dead |= columns > 0;
+    any_dead |= dead_inputs > 0;
     most.points.emplace_back(layer.layer, damping);
-    dead.points.emplace_back(layer.layer, columns);
+    dead.points.emplace_back(layer.layer, dead_inputs);
   }
   std::string html = "<div class=\"plots\">\n";
   html +=

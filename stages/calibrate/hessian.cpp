@@ -66,8 +66,6 @@ int64_t offset_of(int64_t strip, int64_t columns) {
   return lanes::rows * (strip * columns - lanes::rows * strip * (strip - 1) / 2);
 }
 
-int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes::rows); }
-
 /// sums[r] += products[r] * row_scale[r] * column_scale, rounded.
 void add_as_integers(const float* products, const double* row_scale, double column_scale,
                      int64_t* sums) {

@@ -20,8 +20,6 @@ constexpr int64_t depth =
     128;  // tokens multiplied at a time: their panels and strips stay in the nearest caches
 constexpr int64_t panels_at_once = 4;
 
-int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes::rows); }
-
 /// Columns of x [tokens, columns] in strips of 32: [strips][tokens][32], padded by 0.
 void pack_strips(const float* x, int64_t tokens, int64_t columns, float* strips) {
   for (int64_t first = 0; first < columns; first += lanes::rows) {
@@ -34,6 +32,8 @@ void pack_strips(const float* x, int64_t tokens, int64_t columns, float* strips)
 }
 
 }  // namespace
+
+int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes::rows); }
 
 ProductCode product_code(at::ScalarType dtype) {
 #ifdef __x86_64__

@@ -15,7 +15,10 @@ namespace selfcal {
 enum class ProductCode { lanes, library };
 ProductCode product_code(at::ScalarType dtype);
 
-/// A run of strips (32 columns each) against a run of columns.
+/// Strips, 32 columns each, that cover the columns.
+int64_t strips_of(int64_t columns);
+
+/// A run of strips against a run of columns.
 struct ProductTile {
   at::Tensor data;
   int64_t strip_stride, column_stride;
