@@ -64,6 +64,7 @@ void evaluate(const EvaluateOptions& options) {
           : dense_blocks(*model);
   Progress progress(true);
   progress.start("evaluate", model->shape().layers, "layers");
+  progress.update(0);
   const Perplexity result = measure_perplexity(
       *model, read_text_tokens(options.tokens), options.settings, model->read_outer(), blocks,
       compute.context(), [&](int64_t done, int64_t) { progress.update(done); });

@@ -53,7 +53,8 @@ TEST_F(ProgressTest, PrintsALineNowAndThenElsewhere) {
   EXPECT_EQ(taken(), "");
   now_ += 11;
   progress.update(2, "layer 2");
-  EXPECT_EQ(taken(), "compressing: 2 of 30 layers (7 %), 6.0 layers/min, 4 min 40 s left, layer 2\n");
+  EXPECT_EQ(taken(),
+            "compressing: 2 of 30 layers (7 %), 6.0 layers/min, 4 min 40 s left, layer 2\n");
   now_ += 180;
   progress.update(3);
   EXPECT_EQ(taken(), "compressing: 3 of 30 layers (10 %), 0.9 layers/min, 30 min 0 s left\n");
