@@ -1,11 +1,13 @@
 // plan and config-help: what can be asked without running anything.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/devices.hpp"
 #include "pipeline/plan.hpp"
 
 namespace selfcal {
@@ -16,19 +18,41 @@ struct PlanOptions {
   std::vector<std::string> settings;
   int ranks = 1;
   int ranks_a_node = 0;
+  std::string device;
 };
 
-/// The run as it would be on `ranks` ranks; nodes are taken to be like this machine, which is
-/// measured.
+/// The model's folder, or what its config.json alone tells.
+std::unique_ptr<Model> open_for_plan(const RunConfig& config, kernels::Context context) {
+  const fs::path file = config.model / "config.json";
+  const bool alone =
+      fs::is_directory(config.model) && fs::exists(file) &&
+      std::ranges::none_of(fs::directory_iterator(config.model), [](const auto& entry) {
+        const std::string name = entry.path().filename().string();
+        return name.ends_with(".safetensors") || name.ends_with(".bin") ||
+               name.ends_with(".index.json");
+      });
+  return alone ? model_of_config(file, config.dtype, context)
+               : open_model(config.model, config.dtype, context);
+}
+
+Machine machine_of(const PlanOptions& options, const RunConfig& config, at::ScalarType dtype,
+                   kernels::Context context) {
+  if (!options.device.empty()) return device_machine(options.device, dtype);
+  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : options.ranks);
+  machine.rates = measure_rates(context, dtype, config.calibration.micro_batch);
+  return machine;
+}
+
+/// The run as it would be on `ranks` ranks: of devices, or of nodes that are taken to be like this
+/// machine, which is measured. A model folder with nothing but config.json will do.
 std::string planned(const PlanOptions& options) {
   const Compute compute(0);
   const RunConfig given = load_config(options.config, options.settings);
-  const auto model = open_model(given.model, given.dtype, compute.context());
+  const auto model = open_for_plan(given, compute.context());
   const RunConfig config = resolve(given, model->shape());
   check_linears(config, all_linears(*model));
-  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : options.ranks);
-  machine.rates = measure_rates(compute.context(), model->shape().compute_dtype,
-                                config.calibration.micro_batch);
+  const Machine machine =
+      machine_of(options, config, model->shape().compute_dtype, compute.context());
   const ModelSizes sizes = sizes_of(*model);
   return to_text(make_plan(config, sizes, options.ranks, machine), config, sizes);
 }
@@ -47,6 +71,8 @@ void add_plan(CLI::App& app) {
       ->add_option("--ranks-per-node", options->ranks_a_node,
                    "ranks that share a machine like this one (default: all)")
       ->check(CLI::Range(1, 1 << 20));
+  command->add_option("--device", options->device,
+                      "one a rank, at the published peaks of its data sheet: h100 or a100");
   command->callback([options] { std::fputs(planned(*options).c_str(), stdout); });
 }
 

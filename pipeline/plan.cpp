@@ -17,8 +17,8 @@ namespace {
 constexpr uint64_t program_bytes = uint64_t{120} << 20;  // libraries and their start, measured
 // What the allocator keeps between tensors that come and go, as a share of them; measured.
 constexpr double gap_share = 1.3;
+constexpr const char* samples_name = "samples";
 constexpr double disk_rate = 1e9;        // bytes/s of files; taken, not measured
-constexpr double network_rate = 2e9;     // bytes/s between ranks; taken, not measured
 constexpr double commit_seconds = 0.03;  // fsync and rename of a layer file; measured
 
 double element_bytes(at::ScalarType dtype) { return dtype == at::kFloat ? 4.0 : 2.0; }
@@ -63,11 +63,40 @@ class Estimate {
         rows += leaf.rows;
       }
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
-    if (plan.micro_batches > 0) plan.uses.push_back(sampling_memory());
+    if (plan.micro_batches > 0) plan.uses.push_back(sampling_memory(1));
     if (shard == 0) plan.uses.push_back(embedding_memory(rows));
     plan.uses.push_back(compressing_memory(rows, team.front() == rank, keeps_states));
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
     return plan;
+  }
+
+  /// Of a rank that holds one of `depth` runs of layers of a copy.
+  MemoryUse sampling_memory(int64_t depth) const {
+    const auto& shape = model_.shape;
+    const auto& calibration = config_.calibration;
+    const int64_t layers = (shape.layers + depth - 1) / depth;
+    const double weights =
+        static_cast<double>(layers * model_.block_parameters + model_.outer_parameters) * element_;
+    // `depth` micro-batches are on their way at once.
+    const double cache =
+        2.0 *
+        static_cast<double>(depth * layers * calibration.micro_batch * calibration.length *
+                            shape.key_value_heads * shape.head_dim) *
+        element_;
+    const auto logits = static_cast<double>(calibration.micro_batch * shape.vocabulary);
+    return {samples_name,
+            {{"program and libraries", program_bytes},
+             {"weights of the whole model", whole(weights)},
+             {"keys and values of a micro-batch", whole(cache)},
+             {"logits of a step, and their order", whole(8.0 * logits)}}};
+  }
+
+  /// Whether every rank has room to compress, if need be by computing again.
+  bool compressing_fits(uint64_t limit) const {
+    for (int rank = 0; rank < layout_.ranks(); ++rank)
+      for (const auto& use : this->rank(rank, false).uses)
+        if (use.when != samples_name && use.total() > limit) return false;
+    return true;
   }
 
   std::array<double, phase_names.size()> seconds() const {
@@ -105,25 +134,6 @@ class Estimate {
   }
   double hidden_bytes(int64_t rows) const {
     return static_cast<double>(rows * config_.calibration.length * model_.shape.hidden) * element_;
-  }
-
-  MemoryUse sampling_memory() const {
-    const auto& shape = model_.shape;
-    const auto& calibration = config_.calibration;
-    const double weights =
-        static_cast<double>(shape.layers * model_.block_parameters + model_.outer_parameters) *
-        element_;
-    const double cache =
-        2.0 *
-        static_cast<double>(shape.layers * calibration.micro_batch * calibration.length *
-                            shape.key_value_heads * shape.head_dim) *
-        element_;
-    const auto logits = static_cast<double>(calibration.micro_batch * shape.vocabulary);
-    return {"samples",
-            {{"program and libraries", program_bytes},
-             {"weights of the whole model", whole(weights)},
-             {"keys and values of a micro-batch", whole(cache)},
-             {"logits of a step, and their order", whole(8.0 * logits)}}};
   }
 
   MemoryUse embedding_memory(int64_t rows) const {
@@ -226,8 +236,8 @@ class Estimate {
       add(Phase::factorise, layers * squared * static_cast<double>(tap.columns) /
                                 (machine_.rates.factorise * share_));
       if (members > 1) {
-        add(Phase::reduce, layers * 2 * 4 * squared / network_rate);
-        add(Phase::gather, layers * 4 * squared / network_rate);
+        add(Phase::reduce, layers * 2 * 4 * squared / machine_.network);
+        add(Phase::gather, layers * 4 * squared / machine_.network);
       }
     }
     std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
@@ -245,10 +255,10 @@ class Estimate {
     // Each layer once when it is committed, once in the gathered checkpoint, once in every export.
     const double copies = 2.0 + static_cast<double>(config_.exports.size());
     add(Phase::write, layers * (commit_seconds + copies * compressed_block_bytes() / disk_rate));
-    if (members > 1) add(Phase::gather, layers * block_bytes / network_rate);
+    if (members > 1) add(Phase::gather, layers * block_bytes / machine_.network);
     if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
       add(Phase::send,
-          tokens() * static_cast<double>(model_.shape.hidden) * element_ / network_rate);
+          tokens() * static_cast<double>(model_.shape.hidden) * element_ / machine_.network);
   }
 
   const RunConfig& config_;
@@ -260,13 +270,49 @@ class Estimate {
   double share_;
 };
 
-void check_memory(const Plan& plan, uint64_t limit, bool asked_for) {
+constexpr int most_ranks = 1 << 14;
+
+/// The fewest ranks that a copy of the model has to be spread over, in whole layers.
+std::string smallest_depth(const Estimate& estimate, uint64_t limit, int64_t layers) {
+  for (int64_t depth = 1; depth <= layers; ++depth)
+    if (estimate.sampling_memory(depth).total() <= limit)
+      return fmt::format("generators of depth {}{}", depth,
+                         depth > 1 ? " (which cannot be run yet: give tokens instead)" : "");
+  return "generators of no depth";
+}
+
+/// The smallest team of each shard whose ranks hold what compressing needs.
+std::string smallest_team(const RunConfig& config, const ModelSizes& model, const Machine& machine,
+                          uint64_t limit) {
+  LayoutSettings settings = config.layout;
+  settings.mode = LayoutSettings::Mode::shared;
+  settings.replicas = settings.team = 0;
+  const int shards = std::max(1, settings.shards);
+  for (int team = 1; team * shards <= most_ranks; team += std::max(1, team / 8)) {
+    const Layout layout(settings, team * shards, model.layer_costs);
+    if (Estimate(config, model, layout, machine, 1).compressing_fits(limit))
+      return fmt::format("a team of {}", team);
+  }
+  return "no team";
+}
+
+/// Names what does not fit, with the numbers and with what would.
+void check_memory(const Plan& plan, const RunConfig& config, const ModelSizes& model,
+                  const Machine& machine, const Estimate& estimate) {
   const auto largest = std::ranges::max_element(plan.ranks, {}, &RankPlan::memory);
-  if (limit == 0 || largest->memory <= limit || !asked_for) return;
-  fail(ExitCode::config,
-       "layout.memory: rank {} needs {}, found {}; more ranks, fewer sequences or a smaller "
-       "micro_batch need less",
-       largest->rank, memory_text(largest->memory), memory_text(limit));
+  const uint64_t limit = plan.memory_limit;
+  if (limit == 0 || largest->memory <= limit) return;
+  const auto use = std::ranges::max_element(largest->uses, {}, &MemoryUse::total);
+  fail(
+      ExitCode::config,
+      "{}: rank {} needs {}, found {}, while it {}; {}{} would fit; more ranks, fewer sequences or "
+      "a smaller micro_batch need less",
+      machine.device.empty() ? "layout.memory" : machine.device, largest->rank,
+      memory_text(largest->memory), memory_text(limit), use->when,
+      config.calibration.source == CalibrationSource::self
+          ? smallest_depth(estimate, limit, model.shape.layers) + " and "
+          : "",
+      smallest_team(config, model, machine, limit));
 }
 
 }  // namespace
@@ -285,16 +331,9 @@ ModelSizes sizes_of(const Model& model) {
   for (const auto& [name, shape] : sizes.block.parameters)
     sizes.block_parameters +=
         std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-  std::vector<std::string> prefixes;
-  for (int64_t layer = 0; layer < sizes.shape.layers; ++layer)
-    prefixes.push_back(model.block_prefix(layer));
-  for (const auto& name : model.checkpoint().names()) {
-    if (std::ranges::any_of(prefixes, [&](const auto& prefix) { return name.starts_with(prefix); }))
-      continue;
-    const auto& shape = model.checkpoint().entry(name).shape;
+  for (const auto& [name, shape] : model.outer_parameters())
     sizes.outer_parameters +=
         std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-  }
   return sizes;
 }
 
@@ -316,7 +355,7 @@ Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
   const int threads =
       config.threads > 0 ? config.threads : std::max(1, machine.cores / machine.ranks);
   const Estimate estimate(config, model, layout, machine, threads);
-  Plan plan{layout, threads, {}, {}, 0, 0, true};
+  Plan plan{layout, threads, {}, {}, 0, 0, machine.device, true};
   if (machine.rates.forward > 0) plan.seconds = estimate.seconds();
   plan.total_seconds = std::accumulate(plan.seconds.begin(), plan.seconds.end(), 0.0);
   const bool asked_for = config.layout.memory > 0;
@@ -330,7 +369,7 @@ Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
         std::ranges::max_element(plan.ranks, {}, [](const RankPlan& r) { return r.memory; });
     if (plan.memory_limit == 0 || largest->memory <= plan.memory_limit) break;
   }
-  check_memory(plan, plan.memory_limit, asked_for);
+  if (asked_for || !machine.device.empty()) check_memory(plan, config, model, machine, estimate);
   return plan;
 }
 

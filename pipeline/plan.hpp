@@ -29,6 +29,8 @@ struct Machine {
   int ranks = 1;        // that share the cores and the memory
   uint64_t memory = 0;  // bytes; 0: not known
   HardwareRates rates;
+  double network = 2e9;  // bytes/s between ranks; taken, not measured
+  std::string device;    // the data sheet that the rates are of; empty: measured on this machine
 };
 /// Cores this process may use and the memory of this machine; rates are measured apart.
 Machine this_machine(int ranks_on_it);
@@ -64,13 +66,15 @@ struct Plan {
   std::array<double, phase_names.size()> seconds{};  // of the whole run, by phase
   double total_seconds = 0;
   uint64_t memory_limit = 0;  // bytes a rank may use; 0: not known
+  std::string device;         // see Machine
   /// Whether the inputs of a stage are held while they are needed or computed again: a rank that
   /// would need too much recomputes.
   bool keeps_states = true;
 };
 
 /// ExitCode::config when the counts do not fit the ranks, or a rank needs more than layout.memory
-/// allows even when it recomputes. Without rates there are no seconds.
+/// (or the device's memory) allows even when it recomputes; the message has the numbers, and the
+/// smallest generator depth and team that would do. Without rates there are no seconds.
 Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine);
 
 /// A table for people.

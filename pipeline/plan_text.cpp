@@ -20,9 +20,12 @@ std::string heading(const Plan& plan, const RunConfig& config, const ModelSizes&
   const auto leaves =
       cut_leaves(calibration.sequences, calibration.length, calibration.micro_batch).size();
   std::string text = fmt::format(
-      "model        {}: {}, {} of {:.2f} M weights, {}\n", config.model.string(),
-      model.shape.architecture, counted(model.shape.layers, "layer"),
-      static_cast<double>(model.block_parameters) / 1e6, to_text(model.shape.compute_dtype));
+      "model        {}: {}, {} of {:.2f} M weights in {} tensors, {:.2f} G in all, {}\n",
+      config.model.string(), model.shape.architecture, counted(model.shape.layers, "layer"),
+      static_cast<double>(model.block_parameters) / 1e6, model.block.parameters.size(),
+      static_cast<double>(model.shape.layers * model.block_parameters + model.outer_parameters) /
+          1e9,
+      to_text(model.shape.compute_dtype));
   const std::string source =
       calibration.source == CalibrationSource::self
           ? fmt::format("sampled in {}",
@@ -61,7 +64,13 @@ std::string memory_table(const Plan& plan) {
 }
 
 std::string time_table(const Plan& plan) {
-  std::string text = "\nexpected seconds, the busiest rank of each phase\n";
+  std::string text = "\nexpected seconds, the busiest rank of each phase" +
+                     (plan.device.empty()
+                          ? std::string()
+                          : fmt::format(", at the published peak rates of {} (not measured; expect "
+                                        "more)",
+                                        plan.device)) +
+                     "\n";
   for (size_t phase = 0; phase < phase_names.size(); ++phase)
     if (plan.seconds[phase] > 0)
       text += fmt::format("  {:<12} {:>9.1f}\n", phase_names[phase], plan.seconds[phase]);

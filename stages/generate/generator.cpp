@@ -59,7 +59,7 @@ struct Generator::Implementation {
       positions.mutable_data_ptr<int64_t>()[row] =
           rows[row].complete() ? 0 : rows[row].written() - 1;
     }
-    at::Tensor hidden = model.embed(tokens, outer);
+    at::Tensor hidden = model.embed(tokens, outer, positions);
     for (size_t layer = 0; layer < blocks.size(); ++layer)
       hidden = model.block(static_cast<int64_t>(layer))
                    .step(hidden, positions, caches[layer], blocks[layer]);

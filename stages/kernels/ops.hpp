@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/thread_pool.hpp"
+#include "stages/kernels/activation.hpp"
 
 namespace selfcal::kernels {
 
@@ -30,8 +31,14 @@ at::Tensor linear(const Context& context, const at::Tensor& x, const at::Tensor&
 /// x / sqrt(mean(x^2) + epsilon) * (offset + weight), by row. x: [n, d].
 at::Tensor rms_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
                     double epsilon, double offset = 0.0);
-/// silu(gate) * up.
-at::Tensor silu_multiply(const Context& context, const at::Tensor& gate, const at::Tensor& up);
+/// (x - mean) / sqrt(variance + epsilon) * weight + bias, by row (Ba et al., arXiv 1607.06450).
+at::Tensor layer_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                      const at::Tensor& bias, double epsilon);
+/// activation(x), times `factor` where it is given: the gated form of MLPs.
+at::Tensor activate(const Context& context, Activation activation, const at::Tensor& x,
+                    const at::Tensor& factor = {});
+/// x = cap * tanh(x / cap), in place. x: float32.
+void soft_cap(const Context& context, at::Tensor& x, double cap);
 /// a + b, rounded to their dtype.
 at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b);
 
@@ -49,15 +56,22 @@ at::Tensor cross_entropy(const Context& context, const at::Tensor& logits,
 void rotate(const Context& context, at::Tensor& x, const at::Tensor& positions,
             const at::Tensor& cosine, const at::Tensor& sine);
 
+/// What attention does beside softmax(scale * q k^T) v.
+struct AttentionLimits {
+  int64_t window = 0;   // latest positions that a query sees, itself among them; 0: all
+  double soft_cap = 0;  // scores s become cap * tanh(s / cap); 0: they stay
+};
+
 /// Causal attention of whole sequences. q: [sequences, tokens, heads, head_dim]; k, v: [sequences,
 /// tokens, kv_heads, head_dim]; softmax in float32. Result like q.
 at::Tensor causal_attention(const Context& context, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, double scale);
+                            const at::Tensor& v, double scale, const AttentionLimits& limits = {});
 
 /// One query a sequence over its cache entries 0..positions[s]. q: [sequences, heads, head_dim];
 /// keys, values: [sequences, kv_heads, capacity, head_dim]. Result like q.
 at::Tensor decode_attention(const Context& context, const at::Tensor& q,
                             const at::Tensor& positions, const at::Tensor& keys,
-                            const at::Tensor& values, double scale);
+                            const at::Tensor& values, double scale,
+                            const AttentionLimits& limits = {});
 
 }  // namespace selfcal::kernels

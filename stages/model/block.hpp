@@ -35,8 +35,8 @@ struct Tap {
 struct ScalePair {
   std::string producer;
   std::vector<std::string> consumers;
-  std::string
-      inspected;  // whose output the search compares: a linear layer's name, "self_attn" or "mlp"
+  std::string inspected;     // whose output the search compares: a linear layer's name, a module's
+                             // ("self_attn", "mlp"), or "block", the whole
   double norm_offset = 0.0;  // 1 where the norm multiplies by (1 + weight)
 };
 

@@ -48,6 +48,14 @@ int64_t ModelConfig::integer(const std::string& key, int64_t otherwise) const {
   return contains(key) ? integer(key) : otherwise;
 }
 
+int64_t ModelConfig::whole_number(const std::string& key, int64_t otherwise) const {
+  const json* value = find(key);
+  if (!value) return otherwise;
+  if (!value->is_number_integer() || value->get<int64_t>() < 0)
+    reject(key, "a whole number from 0 on");
+  return value->get<int64_t>();
+}
+
 double ModelConfig::number(const std::string& key) const {
   const json* value = find(key);
   if (!value) reject_missing(key);
@@ -92,6 +100,18 @@ std::vector<std::string> ModelConfig::texts(const std::string& key) const {
   for (const json& entry : *value) {
     if (!entry.is_string()) reject(key, "a list of texts");
     all.push_back(entry.get<std::string>());
+  }
+  return all;
+}
+
+std::vector<double> ModelConfig::numbers(const std::string& key) const {
+  const json* value = find(key);
+  if (!value) return {};
+  if (!value->is_array()) reject(key, "a list of numbers");
+  std::vector<double> all;
+  for (const json& entry : *value) {
+    if (!entry.is_number()) reject(key, "a list of numbers");
+    all.push_back(entry.get<double>());
   }
   return all;
 }

@@ -21,6 +21,8 @@ class ModelConfig {
   /// Whole numbers are positive.
   int64_t integer(const std::string& key) const;
   int64_t integer(const std::string& key, int64_t otherwise) const;
+  /// From 0 on.
+  int64_t whole_number(const std::string& key, int64_t otherwise) const;
   double number(const std::string& key) const;
   double number(const std::string& key, double otherwise) const;
   bool flag(const std::string& key, bool otherwise) const;
@@ -28,6 +30,7 @@ class ModelConfig {
   /// Entries of a list, one value without brackets, or none.
   std::vector<int64_t> token_ids(const std::string& key) const;
   std::vector<std::string> texts(const std::string& key) const;
+  std::vector<double> numbers(const std::string& key) const;
   /// A nested object; empty where the key is absent.
   std::optional<ModelConfig> object(const std::string& key) const;
 

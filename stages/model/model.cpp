@@ -3,19 +3,11 @@
 #include <ATen/ATen.h>
 
 #include "base/error.hpp"
-#include "stages/model/causal_model.hpp"
+#include "stages/model/family.hpp"
 #include "storage/dtype.hpp"
 
 namespace selfcal {
 namespace {
-
-using Family = ModelParts (*)(const ModelConfig&, ModelShape&, kernels::Context);
-
-const std::map<std::string, Family>& families() {
-  static const std::map<std::string, Family> all = {{"LlamaForCausalLM", llama_parts},
-                                                    {"MistralForCausalLM", llama_parts}};
-  return all;
-}
 
 std::string supported_architectures() {
   std::string all;
@@ -40,12 +32,13 @@ at::ScalarType float_type(const std::string& name, const std::string& where, Exi
 }
 
 /// The type that the config names (new or old key), else the type of the checkpoint's tensors.
-at::ScalarType read_stored_dtype(const ModelConfig& config, const Checkpoint& checkpoint) {
+at::ScalarType read_stored_dtype(const ModelConfig& config, const Checkpoint* checkpoint) {
   for (const char* key : {"dtype", "torch_dtype"})
     if (config.contains(key))
       return float_type(config.text(key, ""), config.where(), ExitCode::data);
-  const auto names = checkpoint.names();
-  return names.empty() ? at::kFloat : checkpoint.entry(names.front()).dtype;
+  if (!checkpoint) return at::kFloat;
+  const auto names = checkpoint->names();
+  return names.empty() ? at::kFloat : checkpoint->entry(names.front()).dtype;
 }
 
 at::ScalarType choose_compute_dtype(at::ScalarType stored, const std::string& requested) {
@@ -56,7 +49,7 @@ at::ScalarType choose_compute_dtype(at::ScalarType stored, const std::string& re
   return chosen;
 }
 
-ModelShape read_shape(const ModelConfig& config, const Checkpoint& checkpoint,
+ModelShape read_shape(const ModelConfig& config, const Checkpoint* checkpoint,
                       const std::string& dtype) {
   ModelShape shape;
   shape.architecture = read_architecture(config);
@@ -80,46 +73,48 @@ ModelShape read_shape(const ModelConfig& config, const Checkpoint& checkpoint,
   const auto bos = config.token_ids("bos_token_id");
   if (!bos.empty()) shape.bos_token = bos.front();
   shape.eos_tokens = config.token_ids("eos_token_id");
-  shape.tied_embeddings = config.flag("tie_word_embeddings", false);
+  shape.tied_embeddings =
+      config.flag("tie_word_embeddings", families().at(shape.architecture).ties_embeddings);
   shape.stored_dtype = read_stored_dtype(config, checkpoint);
   shape.compute_dtype = choose_compute_dtype(shape.stored_dtype, dtype);
   return shape;
 }
 
-/// A weight or bias that the block's description does not know would be left out of the arithmetic.
-void check_nothing_is_left_out(const Checkpoint& checkpoint, const std::string& prefix,
-                               const BlockSpec& spec) {
-  for (const auto& name : checkpoint.names()) {
-    if (!name.starts_with(prefix) || !(name.ends_with(".weight") || name.ends_with(".bias")))
-      continue;
-    if (!spec.parameters.contains(name.substr(prefix.size())))
-      fail(ExitCode::data,
-           "{}: tensor '{}' has no place in the architecture that config.json describes",
-           checkpoint.file_of(name).string(), printable(name));
-  }
+std::unique_ptr<Model> build_model(const ModelConfig& config,
+                                   std::shared_ptr<const Checkpoint> checkpoint,
+                                   const std::string& dtype, kernels::Context context) {
+  ModelShape shape = read_shape(config, checkpoint.get(), dtype);
+  ModelParts parts = families().at(shape.architecture).parts(config, shape, context);
+  return std::make_unique<CausalModel>(std::move(shape), std::move(checkpoint), context,
+                                       std::move(parts));
 }
 
 }  // namespace
 
-at::Tensor Model::read_weight(const std::string& name, const std::vector<int64_t>& shape) const {
-  const at::Tensor stored = checkpoint_->read(name, shape);
+void Model::check_entry(const std::string& name, const std::vector<int64_t>& shape) const {
+  const TensorEntry& entry = checkpoint_->entry(name);
   const std::string file = checkpoint_->file_of(name).string();
-  const at::ScalarType dtype = stored.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf)
+  if (entry.dtype != at::kFloat && entry.dtype != at::kBFloat16 && entry.dtype != at::kHalf)
     fail(ExitCode::data, "{}: tensor '{}' is {}, expected F32, BF16 or F16", file, printable(name),
-         dtype_name(dtype));
-  const at::Tensor weight = stored.to(shape_.compute_dtype);
+         dtype_name(entry.dtype));
+  if (entry.shape != shape)
+    fail(ExitCode::data, "{}: tensor '{}' is {}, expected {}", file, printable(name),
+         shape_text(entry.shape), shape_text(shape));
+}
+
+at::Tensor Model::read_weight(const std::string& name, const std::vector<int64_t>& shape) const {
+  check_entry(name, shape);
+  const at::Tensor weight = checkpoint_->read(name, shape).to(shape_.compute_dtype);
   if (!kernels::all_finite(context_, weight))
-    fail(ExitCode::data, "{}: tensor '{}' holds NaN or infinite values", file, printable(name));
+    fail(ExitCode::data, "{}: tensor '{}' holds NaN or infinite values",
+         checkpoint_->file_of(name).string(), printable(name));
   return weight;
 }
 
 BlockWeights Model::read_block(int64_t layer) const {
   const std::string prefix = block_prefix(layer);
-  const BlockSpec& spec = block(layer).spec();
-  check_nothing_is_left_out(*checkpoint_, prefix, spec);
   BlockWeights weights;
-  for (const auto& [name, shape] : spec.parameters)
+  for (const auto& [name, shape] : block(layer).spec().parameters)
     weights[name] = read_weight(prefix + name, shape);
   return weights;
 }
@@ -136,10 +131,12 @@ std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& 
                                   kernels::Context context) {
   auto checkpoint = std::make_shared<const Checkpoint>(directory);
   const ModelConfig config(directory / "config.json", checkpoint->config_text());
-  ModelShape shape = read_shape(config, *checkpoint, dtype);
-  ModelParts parts = families().at(shape.architecture)(config, shape, context);
-  return std::make_unique<CausalModel>(std::move(shape), std::move(checkpoint), context,
-                                       std::move(parts));
+  return build_model(config, std::move(checkpoint), dtype, context);
+}
+
+std::unique_ptr<Model> model_of_config(const fs::path& config_json, const std::string& dtype,
+                                       kernels::Context context) {
+  return build_model(ModelConfig(config_json, read_text(config_json)), nullptr, dtype, context);
 }
 
 }  // namespace selfcal

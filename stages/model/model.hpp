@@ -29,7 +29,8 @@ struct ModelShape {
 /// Tensors outside the blocks, by Hugging Face name: embeddings, final norm, head.
 using OuterWeights = std::map<std::string, at::Tensor>;
 
-/// One file a family implements this (stages/model/llama.cpp ...); find it by open_model.
+/// Implemented by CausalModel, which one file a family puts together (stages/model/llama.cpp ...);
+/// find it by open_model.
 class Model {
  public:
   Model(ModelShape shape, std::shared_ptr<const Checkpoint> checkpoint, kernels::Context context)
@@ -37,6 +38,7 @@ class Model {
   virtual ~Model() = default;
 
   const ModelShape& shape() const { return shape_; }
+  bool has_weights() const { return checkpoint_ != nullptr; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   virtual const Block& block(int64_t layer) const = 0;
   /// "model.layers.7." : prefix of the block's tensor names in the checkpoint.
@@ -46,17 +48,22 @@ class Model {
   /// stored one). NaN or infinite entries, wrong shapes and missing tensors are ExitCode::data
   /// naming file and tensor.
   BlockWeights read_block(int64_t layer) const;
+  /// Tensors outside the blocks, by name, with their shapes.
+  virtual std::map<std::string, std::vector<int64_t>> outer_parameters() const = 0;
   virtual OuterWeights read_outer() const = 0;
 
-  /// tokens int32/int64 [sequences, tokens] (or [sequences] with positions for one step) -> hidden
-  /// [.., hidden].
-  virtual at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer) const = 0;
+  /// tokens int32/int64 [sequences, tokens], or [sequences] with positions int64 [sequences] for
+  /// one step -> hidden [.., hidden].
+  virtual at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer,
+                           const at::Tensor& positions = {}) const = 0;
   /// Final norm and head: hidden [n, hidden] -> float32 logits [n, vocabulary].
   virtual at::Tensor logits(const at::Tensor& hidden, const OuterWeights& outer) const = 0;
   /// An empty cache of one block for `sequences` rows of at most `capacity` tokens.
   KeyValueCache make_cache(int64_t sequences, int64_t capacity) const;
 
  protected:
+  /// From headers: a tensor that is missing, of another shape or not of floats is ExitCode::data.
+  void check_entry(const std::string& name, const std::vector<int64_t>& shape) const;
   /// One tensor of the checkpoint, checked and converted as read_block does.
   at::Tensor read_weight(const std::string& name, const std::vector<int64_t>& shape) const;
 
@@ -65,9 +72,14 @@ class Model {
   kernels::Context context_;  // threads and device the blocks compute with
 };
 
-/// Opens a model directory. `dtype`: "auto" or float32|bfloat16|float16. An unknown architecture
-/// lists those supported.
+/// Opens a model directory; every tensor's name, shape and type are checked. `dtype`: "auto" or
+/// float32|bfloat16|float16. An unknown architecture lists those supported.
 std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype,
                                   kernels::Context context);
+
+/// A model without weights, from the text of its config.json: what plans need. Its checkpoint and
+/// what reads from it are not there.
+std::unique_ptr<Model> model_of_config(const fs::path& config_json, const std::string& dtype,
+                                       kernels::Context context);
 
 }  // namespace selfcal

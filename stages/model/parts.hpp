@@ -2,8 +2,9 @@
 // layers, and computes with weights that it is given.
 #pragma once
 #include <memory>
+#include <optional>
 
-#include "stages/model/block.hpp"
+#include "stages/model/norm.hpp"
 #include "stages/model/rotary.hpp"
 
 namespace selfcal {
@@ -22,31 +23,24 @@ at::Tensor take(State& state, const std::string& name);
 int declare_tap(BlockSpec& spec, const std::string& name, int64_t columns, int stage);
 void declare_linear(BlockSpec& spec, Linear linear, bool bias);
 
-/// Root-mean-square norm: x / rms(x) * (offset + weight).
-struct RmsNorm {
-  std::string name;
-  int64_t width = 0;
-  double epsilon = 0;
-  double offset = 0;
-
-  void declare(BlockSpec& spec) const { spec.parameters[name + ".weight"] = {width}; }
-  at::Tensor apply(const kernels::Context& context, const at::Tensor& x,
-                   const BlockWeights& weights) const;
-};
-
-/// Grouped-query attention with rotary positions (Ainslie et al., arXiv 2305.13245), between the
-/// norm and the residual.
+/// Grouped-query attention (Ainslie et al., arXiv 2305.13245), between the norm and the residual.
 struct Attention {
-  std::string name = "self_attn";
-  std::string output = "o_proj";
+  std::string module = "self_attn";
+  std::string query = "self_attn.q_proj", key = "self_attn.k_proj", value = "self_attn.v_proj";
+  std::string fused;  // where it is named, one layer in place of three: q, k, v of a head, then of
+                      // the next head
+  std::string output = "self_attn.o_proj";
   int64_t hidden = 0, heads = 0, key_value_heads = 0, head_dim = 0;
   double scale = 0;
+  kernels::AttentionLimits limits;
   bool bias = false, output_bias = false;
-  std::shared_ptr<const Rotary> rotary;
+  std::optional<Norm> query_norm, key_norm;  // of each head, before the rotation
+  std::shared_ptr<const Rotary> rotary;      // null: no rotation
 
+  /// The linear layers that read the block's input.
+  std::vector<std::string> inputs() const;
   /// Stage `first` holds q, k, v; stage `first` + 1 the output projection.
-  void declare(BlockSpec& spec, int first, const std::string& input_tap,
-               const std::string& output_tap) const;
+  void declare(BlockSpec& spec, int first, int input_tap, const std::string& output_tap) const;
   /// x: [n, hidden], n = sequences * tokens -> what the heads read, [n, heads * head_dim].
   at::Tensor mix(const kernels::Context& context, const at::Tensor& x, int64_t sequences,
                  const BlockWeights& weights) const;
@@ -54,27 +48,31 @@ struct Attention {
   at::Tensor mix_step(const kernels::Context& context, const at::Tensor& x,
                       const at::Tensor& positions, KeyValueCache& cache,
                       const BlockWeights& weights) const;
-  at::Tensor project(const kernels::Context& context, const at::Tensor& mixed,
-                     const BlockWeights& weights) const {
-    return apply_linear(context, mixed, weights, name + "." + output);
-  }
+
+ private:
+  struct Heads {
+    at::Tensor query, key, value;  // [n, heads, head_dim]
+  };
+  /// Projected, normed and rotated; every position is below `length`.
+  Heads project(const kernels::Context& context, const at::Tensor& x, const at::Tensor& positions,
+                int64_t length, const BlockWeights& weights) const;
 };
 
-/// down(silu(gate(x)) * up(x)).
-struct GatedMlp {
-  std::string name = "mlp";
+/// down(activation(gate(x)) * up(x)), or down(activation(up(x))) where no gate is named.
+struct Mlp {
+  std::string module = "mlp";
+  std::string gate = "mlp.gate_proj", up = "mlp.up_proj", down = "mlp.down_proj";
+  kernels::Activation activation = kernels::Activation::silu;
   int64_t hidden = 0, width = 0;
   bool bias = false;
 
+  std::vector<std::string> inputs() const;
   /// Stage `first` holds gate and up; stage `first` + 1 down.
-  void declare(BlockSpec& spec, int first, const std::string& input_tap,
-               const std::string& output_tap) const;
+  void declare(BlockSpec& spec, int first, int input_tap, const std::string& output_tap) const;
   at::Tensor activate(const kernels::Context& context, const at::Tensor& x,
                       const BlockWeights& weights) const;
-  at::Tensor project(const kernels::Context& context, const at::Tensor& activated,
-                     const BlockWeights& weights) const {
-    return apply_linear(context, activated, weights, name + ".down_proj");
-  }
+  /// Whether scaling what `up` gives scales what `down` reads, whatever the values.
+  bool up_scales_through() const;
 };
 
 }  // namespace selfcal

@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "stages/kernels/cpu/gemm.hpp"
-#include "stages/model/pre_norm_block.hpp"
+#include "stages/model/decoder_block.hpp"
 
 namespace selfcal {
 namespace {
@@ -16,20 +16,20 @@ namespace {
 constexpr int64_t sequences = 4, tokens = 512, hidden_size = 576, mlp_width = 1536, heads = 9,
                   key_value_heads = 3, head_dim = 64, rows = sequences * tokens;
 
-PreNormBlock demo_block(kernels::Context context) {
-  Attention attention;
-  attention.hidden = hidden_size;
-  attention.heads = heads;
-  attention.key_value_heads = key_value_heads;
-  attention.head_dim = head_dim;
-  attention.scale = 0.125;
-  attention.rotary =
-      std::make_shared<Rotary>(inverse_frequencies(ModelConfig("demo", "{}"), head_dim));
-  GatedMlp mlp;
-  mlp.hidden = hidden_size;
-  mlp.width = mlp_width;
-  return PreNormBlock(context, {"input_layernorm", hidden_size, 1e-5}, attention,
-                      {"post_attention_layernorm", hidden_size, 1e-5}, mlp);
+DecoderBlock demo_block(kernels::Context context) {
+  BlockParts block;
+  block.attention_norm = {"input_layernorm", hidden_size, 1e-5};
+  block.attention.hidden = hidden_size;
+  block.attention.heads = heads;
+  block.attention.key_value_heads = key_value_heads;
+  block.attention.head_dim = head_dim;
+  block.attention.scale = 0.125;
+  block.attention.rotary =
+      std::make_shared<Rotary>(rotary_angles(ModelConfig("demo", "{}"), head_dim));
+  block.mlp_norm = {"post_attention_layernorm", hidden_size, 1e-5};
+  block.mlp.hidden = hidden_size;
+  block.mlp.width = mlp_width;
+  return DecoderBlock(context, block);
 }
 
 BlockWeights random_weights(const BlockSpec& spec, at::ScalarType dtype) {
@@ -77,7 +77,7 @@ template <class T>
 void block_forward(benchmark::State& state) {
   kernels::use_one_library_thread();
   ThreadPool pool(static_cast<int>(state.range(0)), kernels::use_one_library_thread);
-  const PreNormBlock block = demo_block({&pool});
+  const DecoderBlock block = demo_block({&pool});
   const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
   const BlockWeights weights = random_weights(block.spec(), dtype);
   const at::Tensor hidden = at::randn({sequences, tokens, hidden_size}).to(dtype);

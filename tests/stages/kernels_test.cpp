@@ -124,24 +124,68 @@ TEST_F(Kernels, RmsNormEqualsReference) {
     }
 }
 
-TEST_F(Kernels, SiluMultiplyEqualsReference) {
-  for (const auto dtype : dtypes) {
-    const auto gate = (at::randn({777, 173}) * 8).to(dtype), up = random({777, 173}, dtype);
-    const auto wide = gate.to(at::kDouble);
-    EXPECT_LT(
-        distance(silu_multiply(context, gate, up), wide * wide.sigmoid() * up.to(at::kDouble)),
-        tolerance(dtype));
-    expect_same_bits([](const Context& c, const auto& t) { return silu_multiply(c, t[0], t[1]); },
-                     {gate, up});
+TEST_F(Kernels, LayerNormEqualsReference) {
+  for (const auto dtype : dtypes)
+    for (const int64_t columns : {17, 64, 576}) {
+      const auto x = random({130, columns}, dtype) + 3, weight = random({columns}, dtype),
+                 bias = random({columns}, dtype);
+      const auto wide = x.to(at::kDouble), centred = wide - wide.mean({1}, true);
+      const auto unit = centred * (centred * centred).mean({1}, true).add(1e-5).rsqrt();
+      EXPECT_LT(distance(layer_norm(context, x, weight, bias, 1e-5),
+                         unit * weight.to(at::kDouble) + bias.to(at::kDouble)),
+                tolerance(dtype));
+      expect_same_bits(
+          [](const Context& c, const auto& t) { return layer_norm(c, t[0], t[1], t[2], 1e-5); },
+          {x, weight, bias});
+    }
+}
+
+at::Tensor activation_reference(Activation activation, const at::Tensor& x) {
+  switch (activation) {
+    case Activation::silu:
+      return x * x.sigmoid();
+    case Activation::gelu:
+      return 0.5 * x * (1 + (x / std::sqrt(2.0)).erf());
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + (std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)).tanh());
+    case Activation::relu:
+      return x.clamp_min(0);
+  }
+  return {};
+}
+
+constexpr std::array activations = {Activation::silu, Activation::gelu, Activation::gelu_tanh,
+                                    Activation::relu};
+
+TEST_F(Kernels, ActivationsEqualReference) {
+  for (const auto activation : activations)
+    for (const auto dtype : dtypes) {
+      const auto gate = (at::randn({777, 173}) * 4).to(dtype), up = random({777, 173}, dtype);
+      const auto expected = activation_reference(activation, gate.to(at::kDouble));
+      EXPECT_LT(distance(activate(context, activation, gate), expected), tolerance(dtype));
+      EXPECT_LT(distance(activate(context, activation, gate, up), expected * up.to(at::kDouble)),
+                tolerance(dtype));
+      expect_same_bits(
+          [=](const Context& c, const auto& t) { return activate(c, activation, t[0], t[1]); },
+          {gate, up});
+    }
+}
+
+TEST_F(Kernels, ActivationsAtTheEndsOfTheRange) {
+  const auto x = at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, std::nanf("")});
+  for (const auto activation : activations) {
+    const auto y = activate(context, activation, x, at::ones({8}));
+    EXPECT_TRUE(at::allclose(y.slice(0, 0, 7), x.slice(0, 0, 7).clamp_min(0), 1e-5, 1e-7)) << y;
+    EXPECT_TRUE(std::isnan(y[7].item<float>()));
   }
 }
 
-TEST_F(Kernels, SiluMultiplyAtTheEndsOfTheRange) {
-  const auto gate = at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, std::nanf("")});
-  const auto y = silu_multiply(context, gate, at::ones({8}));
-  EXPECT_TRUE(at::allclose(y.slice(0, 1, 7), (gate * gate.sigmoid()).slice(0, 1, 7), 1e-5, 1e-30));
-  EXPECT_LE(std::abs(y[0].item<float>()), 1e-7f);
-  EXPECT_TRUE(std::isnan(y[7].item<float>()));
+TEST_F(Kernels, SoftCapEqualsReference) {
+  const auto x = at::cat({at::randn({1001}) * 0.01, at::randn({1001}) * 100});
+  auto y = x.clone();
+  soft_cap(context, y, 30);
+  const auto expected = 30 * (x.to(at::kDouble) / 30).tanh();
+  EXPECT_TRUE(at::allclose(y.to(at::kDouble), expected, 1e-6, 0));
 }
 
 TEST_F(Kernels, AddRoundsOnce) {
@@ -171,14 +215,17 @@ TEST_F(Kernels, RotateTurnsPairsOfHalves) {
 }
 
 at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                               double scale) {
+                               double scale, const AttentionLimits& limits = {}) {
   const int64_t tokens = q.size(1), group = q.size(2) / k.size(2);
   const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble).transpose(1, 2); };
   const auto keys = wide(k).repeat_interleave(group, 1),
              values = wide(v).repeat_interleave(group, 1);
-  const auto mask = at::full({tokens, tokens}, -INFINITY, at::kDouble).triu(1);
-  return at::matmul((at::matmul(wide(q), keys.transpose(2, 3)) * scale + mask).softmax(-1), values)
-      .transpose(1, 2);
+  auto mask = at::full({tokens, tokens}, -INFINITY, at::kDouble).triu(1);
+  if (limits.window > 0)
+    mask += at::full({tokens, tokens}, -INFINITY, at::kDouble).tril(-limits.window);
+  auto scores = at::matmul(wide(q), keys.transpose(2, 3)) * scale;
+  if (limits.soft_cap > 0) scores = limits.soft_cap * (scores / limits.soft_cap).tanh();
+  return at::matmul((scores + mask).softmax(-1), values).transpose(1, 2);
 }
 
 TEST_F(Kernels, CausalAttentionEqualsReference) {
@@ -200,6 +247,31 @@ TEST_F(Kernels, CausalAttentionEqualsReference) {
       expect_same_bits([&](const Context& c,
                            const auto& t) { return causal_attention(c, t[0], t[1], t[2], scale); },
                        {q, k, v});
+    }
+}
+
+TEST_F(Kernels, LimitedAttentionEqualsReference) {
+  for (const auto dtype : dtypes)
+    for (const AttentionLimits limits :
+         {AttentionLimits{1, 0}, AttentionLimits{100, 0}, AttentionLimits{257, 0},
+          AttentionLimits{2000, 0}, AttentionLimits{0, 1.5}, AttentionLimits{40, 1.5}}) {
+      const auto q = random({2, 700, 6, 20}, dtype) * 2, k = random({2, 700, 2, 20}, dtype),
+                 v = random({2, 700, 2, 20}, dtype);
+      const auto y = causal_attention(context, q, k, v, 0.5, limits);
+      EXPECT_LT(distance(y, attention_reference(q, k, v, 0.5, limits)), tolerance(dtype))
+          << "window " << limits.window << ", cap " << limits.soft_cap;
+      expect_same_bits(
+          [&](const Context& c, const auto& t) {
+            return causal_attention(c, t[0], t[1], t[2], 0.5, limits);
+          },
+          {q, k, v});
+      for (const int64_t last : {0, 39, 699}) {  // decoding of the last token
+        const auto cache = [&](const at::Tensor& t) { return t.transpose(1, 2).contiguous(); };
+        const auto step =
+            decode_attention(context, q.select(1, last).contiguous(),
+                             at::full({2}, last, at::kLong), cache(k), cache(v), 0.5, limits);
+        EXPECT_LT(distance(step, y.select(1, last).to(at::kDouble)), tolerance(dtype));
+      }
     }
 }
 

@@ -30,6 +30,12 @@ void expect_near(const at::Tensor& found, const at::Tensor& expected) {
   EXPECT_LT(error, found.scalar_type() == at::kFloat ? 4e-6 : 0x1p-7);
 }
 
+/// As near as terms of about `size` that cancel allow.
+void expect_near(const at::Tensor& found, const at::Tensor& expected, double size) {
+  const double error = (found.to(at::kDouble) - expected).abs().max().item<double>();
+  EXPECT_LT(error, size * (found.scalar_type() == at::kFloat ? 1e-6 : 0x1p-8));
+}
+
 at::Tensor wide(const at::Tensor& tensor) { return tensor.to(at::kDouble); }
 
 TEST(VectorLoops, WidenAndNarrow) {
@@ -57,9 +63,17 @@ TEST(VectorLoops, ElementwiseArithmetic) {
         const auto a = random({n}, dtype) * 4, b = random({n}, dtype), y = at::empty({n}, dtype);
         vectors.add(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n, y.mutable_data_ptr());
         expect_near(y, wide(a) + wide(b));
-        vectors.silu_multiply(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n,
-                              y.mutable_data_ptr());
+        vectors.activate(Activation::silu, a.const_data_ptr(), b.const_data_ptr(), number_of(a), n,
+                         y.mutable_data_ptr());
         expect_near(y, wide(a) * wide(a).sigmoid() * wide(b));
+        vectors.activate(Activation::gelu, a.const_data_ptr(), nullptr, number_of(a), n,
+                         y.mutable_data_ptr());
+        expect_near(y, 0.5 * wide(a) * (1 + (wide(a) / std::sqrt(2.0)).erf()), 16);
+        vectors.layer_norm_row(a.const_data_ptr(), b.const_data_ptr(), b.const_data_ptr(),
+                               number_of(a), n, 1e-5f, y.mutable_data_ptr());
+        const auto centred = wide(a) - wide(a).mean();
+        expect_near(y, centred * ((centred * centred).mean() + 1e-5).rsqrt() * wide(b) + wide(b),
+                    16);
         vectors.rms_norm_row(a.const_data_ptr(), b.const_data_ptr(), number_of(a), n, 1e-5f, 1,
                              y.mutable_data_ptr());
         expect_near(y, wide(a) * ((wide(a) * wide(a)).mean() + 1e-5).rsqrt() * (1 + wide(b)));

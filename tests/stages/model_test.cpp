@@ -44,7 +44,7 @@ class Decoder {
   }
   /// tokens [rows] at the next position -> logits [rows, vocabulary].
   at::Tensor step(const at::Tensor& tokens) {
-    at::Tensor hidden = model_.embed(tokens, weights_.outer);
+    at::Tensor hidden = model_.embed(tokens, weights_.outer, positions_);
     for (size_t layer = 0; layer < caches_.size(); ++layer)
       hidden = model_.block(static_cast<int64_t>(layer))
                    .step(hidden, positions_, caches_[layer], weights_.blocks[layer]);
@@ -86,7 +86,7 @@ TEST_P(Fixture, LogitsEqualTransformers) {
 TEST_P(Fixture, BfloatLogitsAreClose) {
   const auto model = open("bfloat16");
   const Weights weights(*model);
-  EXPECT_EQ(weights.outer.at("model.norm.weight").scalar_type(), at::kBFloat16);
+  EXPECT_EQ(weights.outer.begin()->second.scalar_type(), at::kBFloat16);
   const auto logits = prefill(*model, weights, reference.read("input_ids")),
              expected = reference.read("logits");
   EXPECT_LT(((logits - expected).pow(2).mean().sqrt() / expected.std()).item<double>(), 0.03);
@@ -148,6 +148,10 @@ TEST_P(Fixture, TapsAreThereBeforeTheirStage) {
         ASSERT_TRUE(state.contains(tap.name));
         EXPECT_EQ(state.at(tap.name).sizes(), (at::IntArrayRef{tokens.numel(), tap.columns}));
       }
+    for (const auto& linear : block.spec().linears)
+      if (linear.stage == stage) {
+        EXPECT_TRUE(state.contains(block.spec().taps[static_cast<size_t>(linear.tap)].name));
+      }
     state = block.advance(std::move(state), stage, weights.blocks[0]);
   }
   for (const auto& linear : block.spec().linears) {
@@ -158,9 +162,40 @@ TEST_P(Fixture, TapsAreThereBeforeTheirStage) {
   EXPECT_EQ(state.size(), 1u);
 }
 
+/// Divides what a norm or linear layer gives by `scales`.
+void divide_output(BlockWeights& weights, const ScalePair& pair, const at::Tensor& scales) {
+  at::Tensor& weight = weights.at(pair.producer + ".weight");
+  weight = weight.dim() == 1 ? (weight + pair.norm_offset) / scales - pair.norm_offset
+                             : weight / scales.unsqueeze(1);
+  const auto bias = weights.find(pair.producer + ".bias");
+  if (bias != weights.end()) bias->second = bias->second / scales;
+}
+
+TEST_P(Fixture, ScalesMoveAlongThePairs) {
+  const auto model = open("float32");
+  const Weights weights(*model);
+  const Block& block = model->block(0);
+  const at::Tensor hidden = at::randn({2, 20, model->shape().hidden});
+  const at::Tensor expected = forward(block, hidden, weights.blocks[0]);
+  EXPECT_FALSE(block.spec().scale_pairs.empty());
+  for (const auto& pair : block.spec().scale_pairs) {
+    BlockWeights scaled = weights.blocks[0];
+    const at::Tensor scales =
+        at::rand({scaled.at(pair.consumers.front() + ".weight").size(1)}) + 0.5;
+    divide_output(scaled, pair, scales);
+    for (const auto& consumer : pair.consumers) {
+      at::Tensor& weight = scaled.at(consumer + ".weight");
+      weight = weight * scales;
+    }
+    EXPECT_LT(distance(forward(block, hidden, scaled), expected), 1e-4) << pair.producer;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, Fixture,
                          testing::Values("llama3", "tied-bf16", "wide-heads-f16", "old-keys",
-                                         "mistral"),
+                                         "yarn", "longrope", "mistral", "gemma", "gemma2", "gemma3",
+                                         "gemma3-old-keys", "phi", "phi-norms", "opt", "opt-350m",
+                                         "opt-untied", "qwen2", "qwen3", "neox", "neox-serial"),
                          [](const auto& name) {
                            std::string text = name.param;
                            std::replace(text.begin(), text.end(), '-', '_');
@@ -214,7 +249,8 @@ class BadModel : public testing::Test {
 
 TEST_F(BadModel, UnknownArchitectureListsThoseKnown) {
   replace_in_config("LlamaForCausalLM", "BertForMaskedLM");
-  expect_error(ExitCode::data, {"config.json", "BertForMaskedLM", "LlamaForCausalLM"});
+  expect_error(ExitCode::data,
+               {"config.json", "BertForMaskedLM", "LlamaForCausalLM", "PhiForCausalLM"});
 }
 
 TEST_F(BadModel, MissingKeyIsNamed) {
@@ -233,8 +269,8 @@ TEST_F(BadModel, HeadsThatCannotBeGrouped) {
 }
 
 TEST_F(BadModel, UnknownRotaryScalingIsNamed) {
-  replace_in_config("\"llama3\"", "\"yarn\"");
-  expect_error(ExitCode::data, {"config.json", "yarn", "llama3"});
+  replace_in_config("\"llama3\"", "\"llama4\"");
+  expect_error(ExitCode::data, {"config.json", "llama4", "llama3", "yarn"});
 }
 
 TEST_F(BadModel, RotaryScalingWithoutItsFactors) {
@@ -243,8 +279,8 @@ TEST_F(BadModel, RotaryScalingWithoutItsFactors) {
 }
 
 TEST_F(BadModel, AnotherActivation) {
-  replace_in_config("\"silu\"", "\"gelu\"");
-  expect_error(ExitCode::data, {"config.json", "hidden_act", "gelu", "silu"});
+  replace_in_config("\"silu\"", "\"mish\"");
+  expect_error(ExitCode::data, {"config.json", "hidden_act", "mish", "silu"});
 }
 
 TEST_F(BadModel, AlreadyQuantised) {
@@ -285,6 +321,22 @@ TEST_F(BadModel, BiasThatTheConfigDoesNotDeclare) {
   expect_error(ExitCode::data, {"model.safetensors", "model.layers.0.self_attn.q_proj.bias"});
 }
 
+TEST_F(BadModel, LayerBeyondTheLast) {
+  rewrite([](NamedTensors& t) { t["model.layers.2.mlp.up_proj.weight"] = at::ones({80, 48}); });
+  expect_error(ExitCode::data, {"model.safetensors", "model.layers.2.mlp.up_proj.weight"});
+}
+
+TEST_F(BadModel, TensorOutsideTheBlocksWithoutAPlace) {
+  rewrite([](NamedTensors& t) { t["model.embed_positions.weight"] = at::ones({80, 48}); });
+  expect_error(ExitCode::data, {"model.safetensors", "model.embed_positions.weight"});
+}
+
+TEST_F(BadModel, BuffersOfOldFilesAreLetBe) {
+  rewrite(
+      [](NamedTensors& t) { t["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({6}); });
+  EXPECT_NO_THROW(open_model(directory, "auto", {}));
+}
+
 TEST_F(BadModel, UnknownComputeTypeIsAConfigError) {
   expect_error(ExitCode::config, {"int8", "bfloat16"}, "int8");
   expect_error(ExitCode::config, {"float16", "float32"}, "float16");
@@ -308,14 +360,17 @@ TEST(ModelShape, IsReadFromTheConfig) {
   EXPECT_TRUE(shape.tied_embeddings);
   EXPECT_EQ(shape.compute_dtype, at::kBFloat16);
   EXPECT_EQ(open_model(data / "wide-heads-f16", "auto", {})->shape().compute_dtype, at::kFloat);
-  EXPECT_EQ(open_model(data / "mistral", "auto", {})->shape().maximum_length, 64);
+  EXPECT_EQ(open_model(data / "mistral", "auto", {})->shape().maximum_length, 256);
+  EXPECT_EQ(open_model(data / "longrope", "auto", {})->shape().maximum_length, 64)
+      << "the short factors hold up to the original length";
+  EXPECT_EQ(open_model(data / "gemma", "auto", {})->shape().head_dim, 16);
   EXPECT_EQ(model->block_prefix(1), "model.layers.1.");
   EXPECT_EQ(model->read_outer().size(), 2u);
 }
 
 TEST(Rotary, AnglesDoNotDependOnHowTheTableGrew) {
   const ModelConfig config("config.json", R"({"rope_theta": 10000})");
-  const Rotary at_once(inverse_frequencies(config, 16)), grown(inverse_frequencies(config, 16));
+  const Rotary at_once(rotary_angles(config, 16)), grown(rotary_angles(config, 16));
   const auto x = at::randn({3, 2, 16}), positions = at::tensor(std::vector<int64_t>{0, 70, 5});
   auto a = x.clone(), b = x.clone(), other = x.clone();
   at_once.apply({}, a, positions, 100);

@@ -31,9 +31,10 @@ struct Heads {
 /// not grow with the sequence; blocks that no query sees are left out.
 class QueryTile {
  public:
-  QueryTile(const Heads& heads, int64_t sequence, int64_t key_value_head, int64_t first,
-            int64_t count, Scratch& scratch)
+  QueryTile(const Heads& heads, const AttentionLimits& limits, int64_t sequence,
+            int64_t key_value_head, int64_t first, int64_t count, Scratch& scratch)
       : heads_(heads),
+        limits_(limits),
         sequence_(sequence),
         key_value_head_(key_value_head),
         first_(first),
@@ -63,7 +64,8 @@ class QueryTile {
       largest_[row] = -std::numeric_limits<float>::infinity();
       total_[row] = 0;
     }
-    for (int64_t key = 0; key < first_ + count_; key += key_block) see(k, v, key);
+    const int64_t start = seen_from(first_) / key_block * key_block;
+    for (int64_t key = start; key < first_ + count_; key += key_block) see(k, v, key, key > start);
     for (int64_t row = 0; row < rows_; ++row)
       vectors.narrow(outputs_ + row * padded_, nullptr, Number::float32, d, 1 / total_[row],
                      at_entry(result, q.number, query(row)), q.number);
@@ -77,8 +79,13 @@ class QueryTile {
                         key_value_head_ * heads_.group() + row / count_);
   }
 
-  /// Adds what the queries read of the keys [key, key + key_block).
-  void see(const Matrix& k, const Matrix& v, int64_t key) {
+  /// The first key that the query at `token` sees.
+  int64_t seen_from(int64_t token) const {
+    return limits_.window > 0 ? std::max<int64_t>(0, token + 1 - limits_.window) : 0;
+  }
+
+  /// Adds what the queries read of the keys [key, key + key_block), to what they `have` read.
+  void see(const Matrix& k, const Matrix& v, int64_t key, bool have) {
     const auto& vectors = vector_kernels();
     const int64_t d = heads_.head_dim, keys = std::min(key_block, first_ + count_ - key);
     const int64_t place = heads_.key(sequence_, key, key_value_head_),
@@ -89,25 +96,32 @@ class QueryTile {
       vectors.transpose(some, panel_, 0, d, keys_);
       vectors.multiply_panel(rows_, d, queries_, padded_, keys_, scores_ + j, score_stride, false);
     }
-    for (int64_t row = 0; row < rows_; ++row)
-      weigh(row, first_ + row % count_ + 1 - key, keys, key > 0);
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t token = first_ + row % count_;
+      weigh(row, std::clamp<int64_t>(seen_from(token) - key, 0, keys),
+            std::clamp<int64_t>(token + 1 - key, 0, keys), keys, have);
+    }
     vectors.split({at_entry(v, place), v.number, keys, stride}, 0, d, values_);
     for (int64_t j = 0; j < padded_; j += panel_)
       vectors.multiply_panel(rows_, keys, scores_, score_stride, values_ + j * keys, outputs_ + j,
-                             padded_, key > 0);
+                             padded_, have);
   }
 
-  /// Scores of one row, of which the first `visible` count, become weights relative to the largest
-  /// score so far.
-  void weigh(int64_t row, int64_t visible, int64_t keys, bool rescale) {
+  /// Scores of one row, of which the query sees [begin, end), become weights relative to the
+  /// largest score so far.
+  void weigh(int64_t row, int64_t begin, int64_t end, int64_t keys, bool rescale) {
     const auto& vectors = vector_kernels();
+    float* const scores = scores_ + row * score_stride;
+    if (limits_.soft_cap > 0) vectors.soft_cap(scores, end, static_cast<float>(limits_.soft_cap));
+    begin = std::min(begin, end);
+    std::fill(scores, scores + begin, 0.0f);
     float sum = 0;
     const float before = largest_[row];
-    largest_[row] = vectors.weigh(scores_ + row * score_stride,
-                                  std::clamp<int64_t>(visible, 0, keys), keys, before, &sum);
+    largest_[row] = vectors.weigh(scores + begin, end - begin, keys - begin, before, &sum);
     float correction = 0;
     if (rescale) {
-      correction = std::exp(before - largest_[row]);
+      // (Both are minus infinity while the query has seen no key.)
+      correction = before == largest_[row] ? 1.0f : std::exp(before - largest_[row]);
       float* output = outputs_ + row * padded_;
       if (correction != 1) vectors.widen(output, Number::float32, padded_, correction, output);
     }
@@ -115,6 +129,7 @@ class QueryTile {
   }
 
   const Heads& heads_;
+  const AttentionLimits& limits_;
   const int64_t sequence_, key_value_head_, first_, count_, rows_, panel_, padded_;
   float *queries_, *outputs_, *scores_, *keys_, *values_, *largest_, *total_;
 };
@@ -122,7 +137,7 @@ class QueryTile {
 }  // namespace
 
 at::Tensor causal_attention(const Context& context, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, double scale) {
+                            const at::Tensor& v, double scale, const AttentionLimits& limits) {
   const Heads heads{q.size(0), q.size(1), q.size(2), k.size(2), q.size(3)};
   require(k.sizes() == v.sizes() && k.size(0) == heads.sequences && k.size(1) == heads.tokens &&
               k.size(3) == heads.head_dim && heads.heads % heads.key_value_heads == 0 &&
@@ -138,8 +153,8 @@ at::Tensor causal_attention(const Context& context, const at::Tensor& q, const a
     // Late blocks see the most keys: they go first, so that threads end together.
     const int64_t first = (blocks - 1 - tile / pairs) * step;
     static thread_local Scratch scratch;
-    QueryTile(heads, tile % pairs / heads.key_value_heads, tile % heads.key_value_heads, first,
-              std::min(step, heads.tokens - first), scratch)
+    QueryTile(heads, limits, tile % pairs / heads.key_value_heads, tile % heads.key_value_heads,
+              first, std::min(step, heads.tokens - first), scratch)
         .run(queries, keys, values, to, static_cast<float>(scale));
   });
   return result;

@@ -39,16 +39,45 @@ at::Tensor rms_norm(const Context& context, const at::Tensor& x, const at::Tenso
   return y;
 }
 
-at::Tensor silu_multiply(const Context& context, const at::Tensor& gate, const at::Tensor& up) {
-  require_same("silu_multiply", gate, up);
-  at::Tensor y = at::empty_like(gate);
-  const Matrix a = matrix_of(gate), b = matrix_of(up);
+at::Tensor layer_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                      const at::Tensor& bias, double epsilon) {
+  require(x.size(-1) == weight.numel() && weight.numel() == bias.numel() &&
+              x.scalar_type() == weight.scalar_type() && x.scalar_type() == bias.scalar_type(),
+          "layer_norm: rows of {} with a weight of {} and a bias of {}", x.size(-1), weight.numel(),
+          bias.numel());
+  at::Tensor y = at::empty_like(x);
+  const Matrix rows = matrix_of(x), factors = matrix_of(weight), shifts = matrix_of(bias);
   void* to = y.mutable_data_ptr();
-  for_ranges(context, gate.numel(), elements_a_tile, [&](int64_t first, int64_t count) {
-    vector_kernels().silu_multiply(at_entry(a, first), at_entry(b, first), a.number, count,
-                                   at_entry(to, a.number, first));
+  for_ranges(context, rows.count, rows_a_tile(rows.columns), [&](int64_t first, int64_t count) {
+    for (int64_t row = first; row < first + count; ++row)
+      vector_kernels().layer_norm_row(at_entry(rows, row * rows.columns), factors.data, shifts.data,
+                                      rows.number, rows.columns, static_cast<float>(epsilon),
+                                      at_entry(to, rows.number, row * rows.columns));
   });
   return y;
+}
+
+at::Tensor activate(const Context& context, Activation activation, const at::Tensor& x,
+                    const at::Tensor& factor) {
+  require_same("activate", x, factor.defined() ? factor : x);
+  at::Tensor y = at::empty_like(x);
+  const Matrix values = matrix_of(x), factors = matrix_of(factor);
+  void* to = y.mutable_data_ptr();
+  for_ranges(context, x.numel(), elements_a_tile, [&](int64_t first, int64_t count) {
+    vector_kernels().activate(activation, at_entry(values, first),
+                              factors.data ? at_entry(factors, first) : nullptr, values.number,
+                              count, at_entry(to, values.number, first));
+  });
+  return y;
+}
+
+void soft_cap(const Context& context, at::Tensor& x, double cap) {
+  require(x.scalar_type() == at::kFloat && x.is_contiguous() && cap > 0,
+          "soft_cap: {} values, cap {}", at::toString(x.scalar_type()), cap);
+  float* values = x.mutable_data_ptr<float>();
+  for_ranges(context, x.numel(), elements_a_tile, [&](int64_t first, int64_t count) {
+    vector_kernels().soft_cap(values + first, count, static_cast<float>(cap));
+  });
 }
 
 at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b) {

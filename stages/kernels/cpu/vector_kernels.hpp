@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "stages/kernels/activation.hpp"
+
 namespace selfcal::kernels {
 
 /// How stored numbers lie in memory; arithmetic is float32.
@@ -25,6 +27,7 @@ struct AttentionTile {
   Number number;
   int64_t heads, tokens, head_dim;
   float scale;
+  float soft_cap;  // 0: none
   float* scratch;  // attention_scratch(heads, tokens, head_dim) floats
 };
 
@@ -79,11 +82,17 @@ struct VectorKernels {
   void (*narrow)(const float* x, const void* bias, Number bias_number, int64_t n, float factor,
                  void* y, Number number);
   void (*add)(const void* a, const void* b, Number number, int64_t n, void* y);
-  /// y = silu(gate) * up.
-  void (*silu_multiply)(const void* gate, const void* up, Number number, int64_t n, void* y);
+  /// y = activation(x) * factor; factor may be null.
+  void (*activate)(Activation activation, const void* x, const void* factor, Number number,
+                   int64_t n, void* y);
+  /// x = cap * tanh(x / cap), in place.
+  void (*soft_cap)(float* x, int64_t n, float cap);
   /// y = x / sqrt(mean(x^2) + epsilon) * (offset + weight).
   void (*rms_norm_row)(const void* x, const void* weight, Number number, int64_t n, float epsilon,
                        float offset, void* y);
+  /// y = (x - mean) / sqrt(variance + epsilon) * weight + bias.
+  void (*layer_norm_row)(const void* x, const void* weight, const void* bias, Number number,
+                         int64_t n, float epsilon, void* y);
   /// Turns the pairs (x[i], x[half + i]) in place by the angle whose cosine and sine are given.
   void (*rotate_head)(void* x, Number number, const float* cosine, const float* sine, int64_t half);
   /// scores[i] = exp(scores[i] - largest) for i < visible, zero up to `count`; `total` is their

@@ -99,6 +99,9 @@ void attend(const AttentionTile& tile) {
     for (int64_t head = 0; head < tile.heads; ++head)
       write(scores + head * tokens + token, score_panel(query + head * stride, panel, stride));
   }
+  if (tile.soft_cap > 0)
+    for (int64_t head = 0; head < tile.heads; ++head)
+      soft_cap(scores + head * tokens, tile.tokens, tile.soft_cap);
   for (int64_t head = 0; head < tile.heads; ++head) softmax(scores + head * tokens, tile.tokens);
 
   std::memset(result, 0, tile.heads * stride * sizeof(float));

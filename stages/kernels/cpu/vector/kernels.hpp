@@ -20,9 +20,13 @@ void widen(const void* x, Number number, int64_t n, float factor, float* y);
 void narrow(const float* x, const void* bias, Number bias_number, int64_t n, float factor, void* y,
             Number number);
 void add(const void* a, const void* b, Number number, int64_t n, void* y);
-void silu_multiply(const void* gate, const void* up, Number number, int64_t n, void* y);
+void activate(Activation activation, const void* x, const void* factor, Number number, int64_t n,
+              void* y);
+void soft_cap(float* x, int64_t n, float cap);
 void rms_norm_row(const void* x, const void* weight, Number number, int64_t n, float epsilon,
                   float offset, void* y);
+void layer_norm_row(const void* x, const void* weight, const void* bias, Number number, int64_t n,
+                    float epsilon, void* y);
 void rotate_head(void* x, Number number, const float* cosine, const float* sine, int64_t half);
 float weigh(float* scores, int64_t visible, int64_t count, float floor, float* total);
 bool all_finite16(const uint16_t* x, int64_t n, uint16_t exponent);

@@ -1,34 +1,10 @@
 // Loops over contiguous numbers. The numbers that do not fill a vector go through the same vector
 // arithmetic, so that a result does not depend on a number's place.
-#include <type_traits>
-
 #include "stages/kernels/cpu/vector/kernels.hpp"
-#include "stages/kernels/cpu/vector/vector.hpp"
+#include "stages/kernels/cpu/vector/map.hpp"
 
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
 namespace {
-
-/// The first `count` < width numbers, zeros after them.
-template <class Stored>
-SELFCAL_INLINE Floats read_some(const Stored* from, int64_t count) {
-  Stored numbers[width] = {};
-  std::memcpy(numbers, from, static_cast<size_t>(count) * sizeof(Stored));
-  return read_widened(numbers);
-}
-template <class Stored>
-SELFCAL_INLINE void write_some(Stored* to, Floats value, int64_t count) {
-  Stored numbers[width];
-  write_rounded(numbers, value);
-  std::memcpy(to, numbers, static_cast<size_t>(count) * sizeof(Stored));
-}
-
-/// to[i] = compute(from[i]...).
-template <class Compute, class Target, class... Sources>
-SELFCAL_INLINE void map(int64_t n, Compute compute, Target* to, const Sources*... from) {
-  int64_t i = 0;
-  for (; i + width <= n; i += width) write_rounded(to + i, compute(read_widened(from + i)...));
-  if (i < n) write_some(to + i, compute(read_some(from + i, n - i)...), n - i);
-}
 
 /// The sum of value(from[i]), value(0) = 0, in two vectors of partial sums.
 template <class Value, class Source>
@@ -46,9 +22,6 @@ SELFCAL_INLINE float sum(int64_t n, Value value, const Source* from) {
   for (int lane = 0; lane < width; ++lane) total += even[lane];
   return total;
 }
-
-template <class Pointer>
-using stored_type = std::remove_const_t<std::remove_pointer_t<Pointer>>;
 
 SELFCAL_INLINE float square_root(float value) { return __builtin_sqrtf(value); }
 
@@ -83,17 +56,6 @@ void add(const void* a, const void* b, Number number, int64_t n, void* y) {
   });
 }
 
-void silu_multiply(const void* gate, const void* up, Number number, int64_t n, void* y) {
-  with_type(gate, number, [&](const auto* from) {
-    using Stored = stored_type<decltype(from)>;
-    const auto compute = [](Floats g, Floats u) {
-      const Floats power = exponential(g > 0.0f ? -g : g);
-      return g * (g > 0.0f ? Floats{} + 1.0f : power) / (1.0f + power) * u;
-    };
-    map(n, compute, static_cast<Stored*>(y), from, static_cast<const Stored*>(up));
-  });
-}
-
 void rms_norm_row(const void* x, const void* weight, Number number, int64_t n, float epsilon,
                   float offset, void* y) {
   with_type(x, number, [&](const auto* from) {
@@ -104,6 +66,26 @@ void rms_norm_row(const void* x, const void* weight, Number number, int64_t n, f
     map(
         n, [=](Floats v, Floats w) { return v * scale * (offset + w); }, static_cast<Stored*>(y),
         from, static_cast<const Stored*>(weight));
+  });
+}
+
+void layer_norm_row(const void* x, const void* weight, const void* bias, Number number, int64_t n,
+                    float epsilon, void* y) {
+  with_type(x, number, [&](const auto* from) {
+    using Stored = stored_type<decltype(from)>;
+    const float count = static_cast<float>(n);
+    const float mean = sum(
+                           n, [](Floats v) { return v; }, from) /
+                       count;
+    const auto square = [=](auto v) { return (v - mean) * (v - mean); };
+    const int64_t whole = n / width * width;
+    float squares = sum(whole, square, from);
+    for (int64_t i = whole; i < n; ++i) squares += square(widen(from[i]));
+    const float scale = 1.0f / square_root(squares / count + epsilon);
+    map(
+        n, [=](Floats v, Floats w, Floats b) { return (v - mean) * scale * w + b; },
+        static_cast<Stored*>(y), from, static_cast<const Stored*>(weight),
+        static_cast<const Stored*>(bias));
   });
 }
 

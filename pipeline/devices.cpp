@@ -1,0 +1,49 @@
+#include "pipeline/devices.hpp"
+
+#include <map>
+
+#include "base/error.hpp"
+
+namespace selfcal {
+namespace {
+
+/// Dense peaks without sparsity, as the manufacturer's data sheets give them.
+struct DataSheet {
+  double bfloat16 = 0;   // flop/s of the matrix units
+  double float32 = 0;    // flop/s without them
+  double bandwidth = 0;  // bytes/s of the memory
+  double network = 0;    // bytes/s of the usual adapter beside one device
+  uint64_t memory = 0;
+};
+
+const std::map<std::string, DataSheet>& data_sheets() {
+  static const std::map<std::string, DataSheet> all = {
+      {"a100", {312e12, 19.5e12, 2.039e12, 25e9, 80'000'000'000}},  // SXM, 80 GB
+      {"h100", {989e12, 67e12, 3.35e12, 50e9, 80'000'000'000}}};    // SXM5, 80 GB
+  return all;
+}
+
+}  // namespace
+
+Machine device_machine(const std::string& name, at::ScalarType dtype) {
+  const auto found = data_sheets().find(name);
+  if (found == data_sheets().end()) {
+    std::string known;
+    for (const auto& [text, sheet] : data_sheets()) known += (known.empty() ? "" : ", ") + text;
+    fail(ExitCode::usage, "--device: found {}, expected one of {}", name, known);
+  }
+  const DataSheet& sheet = found->second;
+  const double products = dtype == at::kBFloat16 ? sheet.bfloat16 : sheet.float32;
+  Machine machine;
+  machine.device = name;
+  machine.memory = sheet.memory;
+  machine.network = sheet.network;
+  machine.rates.forward = products;
+  machine.rates.decode = sheet.bandwidth;
+  machine.rates.statistics = products / 2;          // a multiplication and an addition an entry
+  machine.rates.factorise = sheet.float32 * 3 / 2;  // columns^3 / 3 twice
+  machine.rates.solve = sheet.float32;              // half of 2 rows columns^2
+  return machine;
+}
+
+}  // namespace selfcal
