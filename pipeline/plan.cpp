@@ -91,12 +91,13 @@ class Estimate {
              {"logits of a step, and their order", whole(8.0 * logits)}}};
   }
 
-  /// Whether every rank has room to compress, if need be by computing again.
-  bool compressing_fits(uint64_t limit) const {
+  /// What the rank that needs most must have to compress, if need be by computing again.
+  uint64_t least_to_compress() const {
+    uint64_t least = 0;
     for (int rank = 0; rank < layout_.ranks(); ++rank)
       for (const auto& use : this->rank(rank, false).uses)
-        if (use.when != samples_name && use.total() > limit) return false;
-    return true;
+        if (use.when != samples_name) least = std::max(least, use.total());
+    return least;
   }
 
   std::array<double, phase_names.size()> seconds() const {
@@ -288,12 +289,15 @@ std::string smallest_team(const RunConfig& config, const ModelSizes& model, cons
   settings.mode = LayoutSettings::Mode::shared;
   settings.replicas = settings.team = 0;
   const int shards = std::max(1, settings.shards);
+  uint64_t least = 0;
   for (int team = 1; team * shards <= most_ranks; team += std::max(1, team / 8)) {
     const Layout layout(settings, team * shards, model.layer_costs);
-    if (Estimate(config, model, layout, machine, 1).compressing_fits(limit))
-      return fmt::format("a team of {}", team);
+    least = Estimate(config, model, layout, machine, 1).least_to_compress();
+    if (least <= limit) return fmt::format("a team of {} would fit", team);
+    // More ranks than leaves share no further.
+    if (team >= micro_batches(config.calibration) * config.calibration.micro_batch) break;
   }
-  return "no team";
+  return fmt::format("no team would fit, compressing takes at least {} a rank", memory_text(least));
 }
 
 /// Names what does not fit, with the numbers and with what would.
@@ -303,16 +307,15 @@ void check_memory(const Plan& plan, const RunConfig& config, const ModelSizes& m
   const uint64_t limit = plan.memory_limit;
   if (limit == 0 || largest->memory <= limit) return;
   const auto use = std::ranges::max_element(largest->uses, {}, &MemoryUse::total);
-  fail(
-      ExitCode::config,
-      "{}: rank {} needs {}, found {}, while it {}; {}{} would fit; more ranks, fewer sequences or "
-      "a smaller micro_batch need less",
-      machine.device.empty() ? "layout.memory" : machine.device, largest->rank,
-      memory_text(largest->memory), memory_text(limit), use->when,
-      config.calibration.source == CalibrationSource::self
-          ? smallest_depth(estimate, limit, model.shape.layers) + " and "
-          : "",
-      smallest_team(config, model, machine, limit));
+  fail(ExitCode::config,
+       "{}: rank {} needs {}, found {}, while it {}; {}{}; more ranks, fewer sequences or "
+       "a smaller micro_batch need less",
+       machine.device.empty() ? "layout.memory" : machine.device, largest->rank,
+       memory_text(largest->memory), memory_text(limit), use->when,
+       config.calibration.source == CalibrationSource::self
+           ? smallest_depth(estimate, limit, model.shape.layers) + " and "
+           : "",
+       smallest_team(config, model, machine, limit));
 }
 
 }  // namespace
