@@ -80,11 +80,26 @@ ModelShape read_shape(const ModelConfig& config, const Checkpoint* checkpoint,
   return shape;
 }
 
+/// Files that were saved without the head lack the first part of all names ("model."), as those of
+/// OPT do.
+void leave_out_base_name(ModelParts& parts, const Checkpoint& checkpoint) {
+  const std::string embedding = parts.embedding + ".weight";
+  const std::string base = embedding.substr(0, embedding.find('.') + 1);
+  if (checkpoint.contains(embedding) || !checkpoint.contains(embedding.substr(base.size()))) return;
+  std::vector<std::string*> names = {&parts.embedding, &parts.block_prefix, &parts.project_in,
+                                     &parts.project_out};
+  if (parts.positions) names.push_back(&parts.positions->name);
+  if (parts.final_norm) names.push_back(&parts.final_norm->name);
+  for (std::string* name : names)
+    if (name->starts_with(base)) name->erase(0, base.size());
+}
+
 std::unique_ptr<Model> build_model(const ModelConfig& config,
                                    std::shared_ptr<const Checkpoint> checkpoint,
                                    const std::string& dtype, kernels::Context context) {
   ModelShape shape = read_shape(config, checkpoint.get(), dtype);
   ModelParts parts = families().at(shape.architecture).parts(config, shape, context);
+  if (checkpoint) leave_out_base_name(parts, *checkpoint);
   return std::make_unique<CausalModel>(std::move(shape), std::move(checkpoint), context,
                                        std::move(parts));
 }

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import BINARY, ENVIRONMENT, Job  # noqa: E402
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
-FAMILIES = ["llama3", "mistral", "gemma", "gemma2", "gemma3", "phi", "opt", "opt-350m", "qwen2", "qwen3", "neox", "neox-serial"]
+FAMILIES = ["llama3", "mistral", "gemma", "gemma2", "gemma3", "phi", "opt", "opt-350m", "opt-untied", "qwen2", "qwen3", "neox",
+            "neox-serial"]
 CONFIG = """\
 model: {{path: {model}}}
 output: run
