@@ -38,7 +38,9 @@ void add_solve(CLI::App& app) {
   command->add_option("problem", options->problem, "safetensors with weight and hessian")
       ->required();
   command->add_option("--out", options->out, "safetensors to write")->required();
-  command->add_option("--method", method.name, "gptq, sparsegpt, wanda, magnitude or nearest")
+  command
+      ->add_option("--method", method.name,
+                   "gptq, sparsegpt, awq (its clip search alone), wanda, magnitude or nearest")
       ->transform(
           CLI::CheckedTransformer(Words<MethodName>(method_names.begin(), method_names.end())));
   command->add_option("--bits", method.bits, "2 to 8, or 16: only prune");
@@ -56,6 +58,7 @@ void add_solve(CLI::App& app) {
                                                           {"dynamic", ActOrder::dynamic_order}}));
   command->add_option("--static-groups", method.static_groups,
                       "group parameters from the original weight");
+  command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");
   command->add_option("--mse", method.mse, "search the clipping range");
   command->add_option("--damping", method.damping, "fraction of the mean of diag(H)")
       ->check(CLI::Range(0.0, 1.0));

@@ -65,6 +65,13 @@ struct GroupUse {
        fmt::join(parts, " and "), sizes_that_would_do(use.common_columns));
 }
 
+/// Whose outputs meet in a product: AWQ leaves their largest weights alone.
+bool makes_queries_or_keys(const std::string& tensor_name) {
+  static const std::regex names("(q_proj|k_proj|qkv_proj|query_key_value|W_pack)$",
+                                std::regex::optimize);
+  return std::regex_search(layer_name(tensor_name), names);
+}
+
 /// What a layer's settings, with its overrides, ask of its method and its shape.
 void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
   const std::string name = layer_name(linear.name);
@@ -79,6 +86,22 @@ void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
   if (pattern.of > 0 && linear.columns % pattern.of != 0)
     fail(ExitCode::config, "method.pattern: {}:{} does not divide the {} inputs of {}",
          pattern.zeros, pattern.of, linear.columns, name);
+}
+
+/// What the formats cannot hold of a quantised layer; said before hours of work.
+void check_exports(const RunConfig& config, const MethodSettings& settings,
+                   const NamedLinear& linear) {
+  if (!settings.quantises()) return;
+  for (const auto& format : config.exports) {
+    const bool holds = format == "awq"
+                           ? settings.bits == 4
+                           : format != "gptq" || std::set{2, 3, 4, 8}.contains(settings.bits);
+    if (!holds)
+      fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
+           settings.bits, layer_name(linear.name));
+    if (format == "awq" && settings.act_order == ActOrder::dynamic_order)
+      fail(ExitCode::config, "export: found awq, which cannot hold method.act_order dynamic");
+  }
 }
 
 }  // namespace
@@ -129,6 +152,7 @@ std::optional<MethodSettings> settings_for(const RunConfig& config,
     break;
   }
   if (!settings.prunes()) settings.sparsity = {};
+  if (makes_queries_or_keys(tensor_name)) settings.clip = false;
   return settle(settings);
 }
 
@@ -140,6 +164,7 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
     if (!settings) continue;
     any = true;
     quantised |= settings->quantises();
+    check_exports(config, *settings, linear);
     check_layer(*settings, linear);
     if (!settings->quantises() || settings->group_size == -1) continue;
     auto& use = uses[settings->group_size];
@@ -148,11 +173,11 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
   }
   for (const auto& [group_size, use] : uses)
     if (!use.undivided.empty()) refuse(group_size, use);
-  const bool packed =
-      std::ranges::find(config.exports, "compressed-tensors") != config.exports.end();
-  if (any && !quantised && packed)
-    fail(ExitCode::config,
-         "export: found compressed-tensors, expected dense or []: no layer is quantised");
+  const auto packed = std::ranges::find_if(
+      config.exports, [](const std::string& format) { return format != "dense"; });
+  if (any && !quantised && packed != config.exports.end())
+    fail(ExitCode::config, "export: found {}, expected dense or []: no layer is quantised",
+         *packed);
   if (!any) fail(ExitCode::config, "skip: found expressions that leave no layer to compress");
   for (size_t i = 0; i < config.overrides.size(); ++i) {
     const auto& expression = config.overrides[i].match;

@@ -22,7 +22,7 @@ const Words<EndOfText> ends{
     {{"pack", EndOfText::pack}, {"ban", EndOfText::ban}, {"redraw", EndOfText::redraw}}};
 const Words<PromptKind> prompts{{{"bos", PromptKind::bos}, {"random", PromptKind::random}},
                                 {"tokens", "file"}};
-const Words<MethodName> methods{{method_names.begin(), method_names.end()}, {"awq"}};
+const Words<MethodName> methods{{method_names.begin(), method_names.end()}};
 const Words<ActOrder> orders{{{"auto", ActOrder::automatic},
                               {"none", ActOrder::none},
                               {"static", ActOrder::static_order},
@@ -38,8 +38,10 @@ const Words<Propagation> propagations{
 const Words<bool> sequential_kinds{{{"true_sequential", true}, {"per_block", false}}};
 const Words<std::string> dtypes{
     {{"auto", "auto"}, {"float32", "float32"}, {"bfloat16", "bfloat16"}, {"float16", "float16"}}};
-const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"}, {"dense", "dense"}},
-                                 {"gptq", "awq"}};
+const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"},
+                                  {"gptq", "gptq"},
+                                  {"awq", "awq"},
+                                  {"dense", "dense"}}};
 
 Key<RunConfig> path_key(std::string path, auto field, std::string help) {
   return {std::move(path),
@@ -230,7 +232,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       word_key<C>("calibration.end_of_text", FIELD(calibration.end_of_text), ends, "pack: a new document starts in the same sequence; ban: the token is never drawn; redraw: a document that ends early is drawn again."),
       word_key<C>("calibration.prompt.kind", FIELD(calibration.prompt), prompts, "What a document starts from: the beginning-of-text token, or a random first token."),
 
-      word_key<C>("method.name", FIELD(method.name), methods, "gptq: error-compensating quantisation; sparsegpt: error-compensating pruning, and quantisation in the same pass where bits are set; wanda, magnitude: pruning by |weight| times the norm of its input, or alone, then rounding where bits are set; nearest: round to nearest, the control."),
+      word_key<C>("method.name", FIELD(method.name), methods, "gptq: error-compensating quantisation; sparsegpt: error-compensating pruning, and quantisation in the same pass where bits are set; awq: inputs that matter are scaled before rounding to nearest; wanda, magnitude: pruning by |weight| times the norm of its input, or alone, then rounding where bits are set; nearest: round to nearest, the control."),
       integer_key<C>("method.bits", FIELD(method.bits), bits_rule, "Bits of a weight; 16: only pruned; auto: 4, or 16 where the method prunes."),
       integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
       flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
@@ -241,6 +243,8 @@ const std::vector<Key<RunConfig>>& config_keys() {
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
       word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in, or computes in where that is shorter."),
       word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
+      flag_key<C>("method.duo_scaling", FIELD(method.duo_scaling), "awq: scales come from the sizes of the weights too, not from those of the inputs alone."),
+      flag_key<C>("method.clip", FIELD(method.clip), "awq: weights of a group are cut off where that makes its outputs better (not in q and k, as published)."),
       number_key<C>("method.sparsity", FIELD(method.sparsity.share), share_rule, "Share of the weights that a pruner sets to zero: sparsegpt of each block of columns of the matrix, wanda and magnitude of each row."),
       {"method.pattern", pattern_expected, "n:m sparsity instead of a share: zeros of every so many columns of a row.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.method.sparsity.pattern = read_pattern(node); },

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "base/error.hpp"
+#include "stages/solve/clip.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/gptq.hpp"
 #include "stages/solve/pruning.hpp"
@@ -75,7 +76,8 @@ class ErrorFeedback : public Method {
   kernels::Context context_;
 };
 
-/// No compensation: weights are pruned by their scores where the settings prune, then rounded.
+/// No compensation: weights are pruned by their scores where the settings prune, cut off where
+/// they ask for it, then rounded.
 /// No factor, no order, groups as runs of columns.
 class Independent : public Method {
  public:
@@ -92,8 +94,12 @@ class Independent : public Method {
     at::Tensor norms;  // of the inputs, up to a common factor
     if (settings_.name == MethodName::wanda) norms = hessian.diagonal().sqrt();
     const RowSolver solver{settings_, lanes::kernels(), context_};
+    std::optional<ClipSearch> clip;
+    if (settings_.name == MethodName::awq && settings_.clip)
+      clip.emplace(hessian, groups, grid, solver.kernels, context_);
     SolvedRows solved =
         solver(weight, hessian, weight_dtype, groups, [&](const at::Tensor& tiles, int64_t) {
+          if (clip) return (*clip)(tiles);
           if (!settings_.prunes()) return round_to_nearest(tiles, grid, groups, solver.kernels);
           TileSolution solution =
               prune_by_magnitude(tiles, norms, settings_.sparsity, solver.kernels);
@@ -119,6 +125,7 @@ std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Con
     case MethodName::gptq:
     case MethodName::sparsegpt:
       return std::make_unique<ErrorFeedback>(settings, context);
+    case MethodName::awq:
     case MethodName::wanda:
     case MethodName::magnitude:
     case MethodName::nearest:

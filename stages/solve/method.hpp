@@ -18,10 +18,11 @@
 
 namespace selfcal {
 
-enum class MethodName { gptq, sparsegpt, wanda, magnitude, nearest };
-inline constexpr std::array<std::pair<const char*, MethodName>, 5> method_names{
+enum class MethodName { gptq, sparsegpt, awq, wanda, magnitude, nearest };
+inline constexpr std::array<std::pair<const char*, MethodName>, 6> method_names{
     {{"gptq", MethodName::gptq},
      {"sparsegpt", MethodName::sparsegpt},
+     {"awq", MethodName::awq},
      {"wanda", MethodName::wanda},
      {"magnitude", MethodName::magnitude},
      {"nearest", MethodName::nearest}}};
@@ -60,6 +61,8 @@ struct MethodSettings {
   at::ScalarType scale_dtype = at::kFloat;
   GroupParameters group_parameters = GroupParameters::current;
   Sparsity sparsity;
+  bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
+  bool clip = true;         // AWQ: cut off large weights where that helps
 
   bool prunes() const {
     return name == MethodName::sparsegpt || name == MethodName::wanda ||

@@ -64,6 +64,10 @@ class EqualHashes(SelfcalCase):
     def test_wanda(self):
         self.check_method("wanda", name="wanda", sparsity=0.5, act_order="auto", bits="auto")
 
+    def test_awq(self):
+        self.check_method("awq", name="awq", symmetric="false", act_order="auto")
+        self.check_method("awq-dense", name="awq", propagation="dense", act_order="auto", bits=3)
+
     def test_other_seed_gives_other_hashes(self):
         self.compress("seed-0", seed=0)
         self.compress("seed-1", seed=1)

@@ -104,11 +104,13 @@ INSTANTIATE_TEST_SUITE_P(
              "1.0"},
         Case{"method: {symmetric: yes}\n",
              "run.yaml:3: method.symmetric: found yes, expected true | false"},
-        Case{"method: {name: awq}\n",
-             "run.yaml:3: method.name: found awq, which is not supported yet, expected gptq | "
-             "sparsegpt | wanda | magnitude | nearest"},
+        Case{"method: {name: awq, clip: maybe}\n",
+             "run.yaml:3: method.clip: found maybe, expected true | false"},
+        Case{"method: {name: awq, duo_scaling: both}\n",
+             "run.yaml:3: method.duo_scaling: found both, expected true | false"},
         Case{"method: {name: gtpq}\n",
-             "run.yaml:3: method.name: found gtpq, expected gptq | sparsegpt | wanda | magnitude | "
+             "run.yaml:3: method.name: found gtpq, expected gptq | sparsegpt | awq | wanda | "
+             "magnitude | "
              "nearest"},
         Case{"method: {pattern: 2;4}\n",
              "run.yaml:3: method.pattern: found \"2;4\", expected none or zeros:of (as in 2:4, at "
@@ -142,7 +144,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"skip: ['a(']\n",
              "run.yaml:3: skip: found \"a(\", expected list of regular expressions"},
         Case{"export: [gguf]\n",
-             "run.yaml:3: export: found gguf, expected list of compressed-tensors | dense"},
+             "run.yaml:3: export: found gguf, expected list of compressed-tensors | gptq | awq | "
+             "dense"},
         Case{"name: ../up\n",
              "run.yaml:3: name: found ../up, expected letters, digits, dot, dash, underscore"},
         Case{"name: \"a\\nb\"\n",
@@ -167,7 +170,8 @@ INSTANTIATE_TEST_SUITE_P(
              "2:4, at "
              "most 64 columns)"},
         Case{"overrides: [{match: a, method: sparse}]\n",
-             "run.yaml:3: overrides[0].method: found sparse, expected gptq | sparsegpt | wanda | "
+             "run.yaml:3: overrides[0].method: found sparse, expected gptq | sparsegpt | awq | "
+             "wanda | "
              "magnitude | nearest"},
         Case{"overrides: [{match: a, sparsity: 1.0}]\n",
              "run.yaml:3: overrides[0].sparsity: found 1.0, expected number from 0.0 to 0.99"},

@@ -262,6 +262,18 @@ TEST(Config, PruningMustSuitTheLayersAndTheExports) {
             "no error");
 }
 
+TEST(Config, ExportsMustHoldTheBits) {
+  const auto linears = demo_linears();
+  const auto found = [&](const std::string& more) {
+    return message([&] { check_linears(parse("method: {group_size: 64}\n" + more), linears); });
+  };
+  EXPECT_EQ(found("export: [awq, gptq, compressed-tensors, dense]\n"), "no error");
+  EXPECT_EQ(found("export: [awq]\noverrides: [{match: up_proj, bits: 8}]\n"),
+            "export: found awq, which cannot hold the 8 bits of model.layers.0.mlp.up_proj");
+  EXPECT_EQ(found("export: [gptq]\noverrides: [{match: up_proj, bits: 5}]\n"),
+            "export: found gptq, which cannot hold the 5 bits of model.layers.0.mlp.up_proj");
+}
+
 TEST(Config, GroupSizeMustDivideTheColumns) {
   const auto linears = demo_linears();
   EXPECT_EQ(message([&] { check_linears(parse(), linears); }),
