@@ -151,7 +151,7 @@ std::string bits_text(int bits) { return bits == 0 ? "auto" : std::to_string(bit
 const std::string pattern_expected = "none or zeros:of (as in 2:4, at most 64 columns)";
 
 lanes::Pattern read_pattern(const YAML::Node& node) {
-  const std::string word = plain(node);
+  const std::string word = text(node);  // may be quoted: some readers take 2:4 for a time
   if (word == "none") return {};
   const auto pattern = parse_pattern(word);
   if (!pattern) throw BadValue("found " + describe(node));
