@@ -21,27 +21,44 @@ using Words = std::map<std::string, Value>;
 const Words<at::ScalarType> dtype_words = {
     {"float32", at::kFloat}, {"bfloat16", at::kBFloat16}, {"float16", at::kHalf}};
 
+lanes::Pattern pattern_of(const std::string& text) {
+  const auto pattern = parse_pattern(text);
+  if (!pattern) throw CLI::ValidationError("--pattern", text + ", expected zeros:of, as in 2:4");
+  return *pattern;
+}
+
 void add_solve(CLI::App& app) {
   auto* command = app.add_subcommand("solve", "one layer's weight and Hessian through one method");
   const auto options = std::make_shared<SolveProblem>();
   const auto threads = std::make_shared<int>(0);
   MethodSettings& method = options->method;
   method.group_parameters = GroupParameters::published;
+  method.bits = 0;
+  method.act_order = ActOrder::automatic;
   command->add_option("problem", options->problem, "safetensors with weight and hessian")
       ->required();
   command->add_option("--out", options->out, "safetensors to write")->required();
-  command->add_option("--method", method.name, "gptq or nearest")
-      ->transform(CLI::CheckedTransformer(
-          Words<MethodName>{{"gptq", MethodName::gptq}, {"nearest", MethodName::nearest}}));
-  command->add_option("--bits", method.bits, "2 to 8")->check(CLI::Range(2, 8));
+  command
+      ->add_option("--method", method.name,
+                   "gptq, sparsegpt, awq (its clip search alone), wanda, magnitude or nearest")
+      ->transform(
+          CLI::CheckedTransformer(Words<MethodName>(method_names.begin(), method_names.end())));
+  command->add_option("--bits", method.bits, "2 to 8, or 16: only prune");
+  command->add_option("--sparsity", method.sparsity.share, "share of the weights to prune");
+  command->add_option_function<std::string>(
+      "--pattern",
+      [&method](const std::string& text) { method.sparsity.pattern = pattern_of(text); },
+      "zeros:of, as in 2:4");
   command->add_option("--group-size", method.group_size, "columns a group; -1: the whole row");
   command->add_option("--symmetric", method.symmetric, "true or false");
-  command->add_option("--act-order", method.act_order, "none, static or dynamic")
-      ->transform(CLI::CheckedTransformer(Words<ActOrder>{{"none", ActOrder::none},
+  command->add_option("--act-order", method.act_order, "auto, none, static or dynamic")
+      ->transform(CLI::CheckedTransformer(Words<ActOrder>{{"auto", ActOrder::automatic},
+                                                          {"none", ActOrder::none},
                                                           {"static", ActOrder::static_order},
                                                           {"dynamic", ActOrder::dynamic_order}}));
   command->add_option("--static-groups", method.static_groups,
                       "group parameters from the original weight");
+  command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");
   command->add_option("--mse", method.mse, "search the clipping range");
   command->add_option("--damping", method.damping, "fraction of the mean of diag(H)")
       ->check(CLI::Range(0.0, 1.0));
@@ -55,6 +72,7 @@ void add_solve(CLI::App& app) {
   command->add_option("--threads", *threads, "0: all usable cores");
   command->callback([options, threads] {
     const Compute compute(*threads);
+    options->method = settle(options->method);
     std::puts(solve_problem(*options, compute.context()).c_str());
   });
 }

@@ -123,7 +123,7 @@ void add_export(CLI::App& app) {
       app.add_subcommand("export", "a finished run as a directory that transformers and vLLM load");
   const auto options = std::make_shared<ExportOptions>();
   command->add_option("run", options->run, "output of a run")->required();
-  command->add_option("--format", options->format, "compressed-tensors or dense");
+  command->add_option("--format", options->format, "compressed-tensors, gptq, awq or dense");
   command->add_option("--out", options->out, "directory to make")->required();
   command->add_option("--job", options->job, "job of the run");
   command->callback([options] { export_run(*options); });

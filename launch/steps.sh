@@ -92,7 +92,7 @@ build() {
   if ! grep -qs "^CMAKE_HOME_DIRECTORY:INTERNAL=$PWD\$" "$folder/CMakeCache.txt"; then
     rm -rf "$folder"
   fi
-  if [ ! -f "$folder/build.ninja" ]; then
+  if [ ! -f "$folder/build.ninja" ] || [ CMakePresets.json -nt "$folder/build.ninja" ]; then
     cmake --preset "$preset" || return
   fi
   cmake --build "$folder" --parallel "$(compile_jobs)" --target "${@:-all}"

@@ -67,6 +67,38 @@ void apply(RunConfig& config, const std::string& setting) {
   reader.read_value(config, setting.substr(0, equals), value, value, config_keys());
 }
 
+void check_method(const RunConfig& config, const std::string& name) {
+  const MethodSettings method = settle(config.method);
+  const auto& [share, pattern] = method.sparsity;
+  if (method.act_order == ActOrder::static_order && !method.static_groups)
+    fail(ExitCode::config,
+         "{}: method.static_groups: found false, expected true (method.act_order is static)", name);
+  if (method.act_order != ActOrder::none && method.prunes())
+    fail(ExitCode::config,
+         "{}: method.act_order: found {}, expected auto or none (method.name is {})", name,
+         method.act_order == ActOrder::static_order ? "static" : "dynamic", to_text(method.name));
+  if (!method.quantises() && !method.prunes())
+    fail(ExitCode::config, "{}: method.bits: found 16, expected auto or 2 to 8 (method.name is {})",
+         name, to_text(method.name));
+  if (share > 0 && pattern.of > 0)
+    fail(ExitCode::config, "{}: method.pattern: found {}:{} beside method.sparsity, expected one",
+         name, pattern.zeros, pattern.of);
+  if (method.prunes() && !method.sparsity.any())
+    fail(ExitCode::config,
+         "{}: method.sparsity: found nothing, expected a share or method.pattern (method.name is "
+         "{})",
+         name, to_text(method.name));
+  const bool overridden = std::ranges::any_of(
+      config.overrides, [](const Override& entry) { return entry.method.has_value(); });
+  if (method.sparsity.any() && !method.prunes() && !overridden)
+    fail(ExitCode::config,
+         "{}: method.{}: expected nothing unless a method prunes (method.name is {})", name,
+         pattern.of > 0 ? "pattern" : "sparsity", to_text(method.name));
+  if (method.name == MethodName::sparsegpt && pattern.of > 0 && method.block_size % pattern.of != 0)
+    fail(ExitCode::config, "{}: method.block_size: found {}, expected a multiple of {}", name,
+         method.block_size, pattern.of);
+}
+
 /// What no single key can tell.
 void check_together(const RunConfig& config, const std::string& name) {
   const auto& calibration = config.calibration;
@@ -78,9 +110,7 @@ void check_together(const RunConfig& config, const std::string& name) {
     fail(ExitCode::config,
          "{}: calibration.tokens: found {}, expected null unless calibration.source is tokens",
          name, values::quoted(calibration.tokens_path));
-  if (config.method.act_order == ActOrder::static_order && !config.method.static_groups)
-    fail(ExitCode::config,
-         "{}: method.static_groups: found false, expected true (method.act_order is static)", name);
+  check_method(config, name);
   if (config.evaluate.stride > config.evaluate.window)
     fail(ExitCode::config,
          "{}: evaluate.perplexity.stride: found {}, expected at most the window, {}", name,

@@ -34,6 +34,9 @@ struct Override {
   std::string match;  // ECMAScript regular expression, searched in the layer's name
   std::optional<int> bits;
   std::optional<int64_t> group_size;
+  std::optional<MethodName> method = {};
+  std::optional<double> sparsity = {};
+  std::optional<lanes::Pattern> pattern = {};  // of 0: none
   bool skip = false;
 };
 
@@ -45,7 +48,11 @@ struct EvaluateSettings {
 };
 
 struct RunConfig {
-  RunConfig() { method.scale_dtype = at::ScalarType::Undefined; }
+  RunConfig() {
+    method.scale_dtype = at::ScalarType::Undefined;
+    method.bits = 0;
+    method.act_order = ActOrder::automatic;
+  }
 
   fs::path model;
   std::string dtype = "auto";
@@ -55,7 +62,8 @@ struct RunConfig {
   int threads = 0;  // 0: the cores this rank may use
   LayoutSettings layout;
   CalibrationSettings calibration;
-  MethodSettings method;  // scale_dtype Undefined: auto, until resolve()
+  MethodSettings method;  // scale_dtype Undefined: auto, until resolve(); bits 0, act_order
+                          // automatic: as each layer's method needs, see settings_for()
   Propagation propagation = Propagation::sequential;
   bool true_sequential = true;
   std::vector<std::string> skip = {"lm_head"};
@@ -97,7 +105,8 @@ std::vector<NamedLinear> all_linears(const Model& model);
 /// The settings of one linear layer after skip and overrides; nothing where it is skipped.
 std::optional<MethodSettings> settings_for(const RunConfig& config, const std::string& tensor_name);
 
-/// Group sizes must divide the columns, and every override must match a layer. The error lists the
+/// Group sizes and patterns must divide the columns, every override must match a layer, each
+/// layer's settings must go together, and exports must be able to hold them. The error lists the
 /// layers, and the sizes that would do. ExitCode::config.
 void check_linears(const RunConfig& config, const std::vector<NamedLinear>& linears);
 
@@ -106,8 +115,7 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
 /// are not in it; the model, the calibration content and the numeric kind are added by the job.
 std::string identity(const RunConfig& config);
 
-/// "gptq", "sequential" ... as they are written in the configuration.
-std::string to_text(MethodName name);
+/// "sequential" ... as they are written in the configuration.
 std::string to_text(Propagation propagation);
 std::string to_text(LayoutSettings::Mode mode);
 /// "float32", "bfloat16", "float16"; "auto" for any other.

@@ -10,6 +10,7 @@
 #include "base/error.hpp"
 #include "pipeline/config_table.hpp"
 #include "pipeline/leaves.hpp"
+#include "stages/solve/quantiser.hpp"
 
 namespace selfcal {
 namespace {
@@ -64,6 +65,45 @@ struct GroupUse {
        fmt::join(parts, " and "), sizes_that_would_do(use.common_columns));
 }
 
+/// Whose outputs meet in a product: AWQ leaves their largest weights alone.
+bool makes_queries_or_keys(const std::string& tensor_name) {
+  static const std::regex names("(q_proj|k_proj|qkv_proj|query_key_value|W_pack)$",
+                                std::regex::optimize);
+  return std::regex_search(layer_name(tensor_name), names);
+}
+
+/// What a layer's settings, with its overrides, ask of its method and its shape.
+void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
+  const std::string name = layer_name(linear.name);
+  try {
+    MethodSettings known = settings;
+    if (known.scale_dtype == at::ScalarType::Undefined) known.scale_dtype = at::kFloat;
+    check_settings(known);
+  } catch (const Error& error) {
+    fail(error.code(), "method: {}: {}", name, error.what());
+  }
+  const auto& pattern = settings.sparsity.pattern;
+  if (pattern.of > 0 && linear.columns % pattern.of != 0)
+    fail(ExitCode::config, "method.pattern: {}:{} does not divide the {} inputs of {}",
+         pattern.zeros, pattern.of, linear.columns, name);
+}
+
+/// What the formats cannot hold of a quantised layer; said before hours of work.
+void check_exports(const RunConfig& config, const MethodSettings& settings,
+                   const NamedLinear& linear) {
+  if (!settings.quantises()) return;
+  for (const auto& format : config.exports) {
+    const bool holds = format == "awq"
+                           ? settings.bits == 4
+                           : format != "gptq" || std::set{2, 3, 4, 8}.contains(settings.bits);
+    if (!holds)
+      fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
+           settings.bits, layer_name(linear.name));
+    if (format == "awq" && settings.act_order == ActOrder::dynamic_order)
+      fail(ExitCode::config, "export: found awq, which cannot hold method.act_order dynamic");
+  }
+}
+
 }  // namespace
 
 RunConfig resolve(RunConfig config, const ModelShape& shape) {
@@ -105,24 +145,39 @@ std::optional<MethodSettings> settings_for(const RunConfig& config,
     if (entry.skip) return std::nullopt;
     settings.bits = entry.bits.value_or(settings.bits);
     settings.group_size = entry.group_size.value_or(settings.group_size);
+    settings.name = entry.method.value_or(settings.name);
+    // A share takes the place of a pattern, and a pattern that of a share.
+    if (entry.sparsity) settings.sparsity = {*entry.sparsity, {}};
+    if (entry.pattern) settings.sparsity = {entry.sparsity.value_or(0), *entry.pattern};
     break;
   }
-  return settings;
+  if (!settings.prunes()) settings.sparsity = {};
+  if (makes_queries_or_keys(tensor_name)) settings.clip = false;
+  return settle(settings);
 }
 
 void check_linears(const RunConfig& config, const std::vector<NamedLinear>& linears) {
   std::map<int64_t, GroupUse> uses;
-  bool any = false;
+  bool any = false, quantised = false;
   for (const auto& linear : linears) {
     const auto settings = settings_for(config, linear.name);
-    any |= settings.has_value();
-    if (!settings || settings->group_size == -1) continue;
+    if (!settings) continue;
+    any = true;
+    quantised |= settings->quantises();
+    check_exports(config, *settings, linear);
+    check_layer(*settings, linear);
+    if (!settings->quantises() || settings->group_size == -1) continue;
     auto& use = uses[settings->group_size];
     use.common_columns = std::gcd(use.common_columns, linear.columns);
     if (linear.columns % settings->group_size != 0) use.undivided.push_back(&linear);
   }
   for (const auto& [group_size, use] : uses)
     if (!use.undivided.empty()) refuse(group_size, use);
+  const auto packed = std::ranges::find_if(
+      config.exports, [](const std::string& format) { return format != "dense"; });
+  if (any && !quantised && packed != config.exports.end())
+    fail(ExitCode::config, "export: found {}, expected dense or []: no layer is quantised",
+         *packed);
   if (!any) fail(ExitCode::config, "skip: found expressions that leave no layer to compress");
   for (size_t i = 0; i < config.overrides.size(); ++i) {
     const auto& expression = config.overrides[i].match;

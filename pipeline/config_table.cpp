@@ -22,9 +22,9 @@ const Words<EndOfText> ends{
     {{"pack", EndOfText::pack}, {"ban", EndOfText::ban}, {"redraw", EndOfText::redraw}}};
 const Words<PromptKind> prompts{{{"bos", PromptKind::bos}, {"random", PromptKind::random}},
                                 {"tokens", "file"}};
-const Words<MethodName> methods{{{"gptq", MethodName::gptq}, {"nearest", MethodName::nearest}},
-                                {"awq", "sparsegpt", "wanda"}};
-const Words<ActOrder> orders{{{"none", ActOrder::none},
+const Words<MethodName> methods{{method_names.begin(), method_names.end()}};
+const Words<ActOrder> orders{{{"auto", ActOrder::automatic},
+                              {"none", ActOrder::none},
                               {"static", ActOrder::static_order},
                               {"dynamic", ActOrder::dynamic_order}}};
 const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
@@ -38,8 +38,10 @@ const Words<Propagation> propagations{
 const Words<bool> sequential_kinds{{{"true_sequential", true}, {"per_block", false}}};
 const Words<std::string> dtypes{
     {{"auto", "auto"}, {"float32", "float32"}, {"bfloat16", "bfloat16"}, {"float16", "float16"}}};
-const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"}, {"dense", "dense"}},
-                                 {"gptq", "awq"}};
+const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"},
+                                  {"gptq", "gptq"},
+                                  {"awq", "awq"},
+                                  {"dense", "dense"}}};
 
 Key<RunConfig> path_key(std::string path, auto field, std::string help) {
   return {std::move(path),
@@ -111,9 +113,11 @@ void read_overrides(RunConfig& config, const YAML::Node& node, const MapReader& 
     if (const auto* key = missing_key(entry, override_keys()))
       fail(ExitCode::config, "{}: {}{}: found nothing, expected {}", reader.where(item), prefix,
            key->path, key->expected);
-    if (!entry.bits && !entry.group_size && !entry.skip)
+    if (!entry.bits && !entry.group_size && !entry.method && !entry.sparsity && !entry.pattern &&
+        !entry.skip)
       fail(ExitCode::config,
-           "{}: {}match: found no setting beside it, expected bits, group_size or skip",
+           "{}: {}match: found no setting beside it, expected bits, group_size, method, sparsity, "
+           "pattern or skip",
            reader.where(item), prefix);
   }
   config.overrides = std::move(list);
@@ -140,7 +144,23 @@ Key<RunConfig> memory_key() {
           [](const RunConfig& config) { return bytes_text(config.layout.memory); }};
 }
 
-constexpr IntegerRule bits_rule{2, 8};
+const IntegerRule bits_rule{2, 8, true, unquantised_bits};
+constexpr NumberRule share_rule{0.0, 0.99};
+std::string bits_text(int bits) { return bits == 0 ? "auto" : std::to_string(bits); }
+
+const std::string pattern_expected = "none or zeros:of (as in 2:4, at most 64 columns)";
+
+lanes::Pattern read_pattern(const YAML::Node& node) {
+  const std::string word = text(node);  // may be quoted: some readers take 2:4 for a time
+  if (word == "none") return {};
+  const auto pattern = parse_pattern(word);
+  if (!pattern) throw BadValue("found " + describe(node));
+  return *pattern;
+}
+
+std::string print_pattern(const lanes::Pattern& pattern) {
+  return pattern.of == 0 ? "none" : fmt::format("{}:{}", pattern.zeros, pattern.of);
+}
 const IntegerRule group_rule{1, 1 << 20, false, -1};
 
 }  // namespace
@@ -160,10 +180,19 @@ const std::vector<Key<Override>>& override_keys() {
        [](const Override& entry) { return entry.match.empty() ? "" : quoted(entry.match); }, true},
       {"bits", expectation(bits_rule), "Bits of a weight in these layers.",
        [](Override& entry, const YAML::Node& node, const MapReader&) { entry.bits = static_cast<int>(integer(node, bits_rule)); },
-       [](const Override& entry) { return entry.bits ? std::to_string(*entry.bits) : ""; }},
+       [](const Override& entry) { return entry.bits ? bits_text(*entry.bits) : ""; }},
       {"group_size", expectation(group_rule), "Group size in these layers.",
        [](Override& entry, const YAML::Node& node, const MapReader&) { entry.group_size = integer(node, group_rule); },
        [](const Override& entry) { return entry.group_size ? std::to_string(*entry.group_size) : ""; }},
+      {"method", methods.expectation(), "Method of these layers.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.method = methods.at(text(node)); },
+       [](const Override& entry) { return entry.method ? to_text(*entry.method) : ""; }},
+      {"sparsity", expectation(share_rule), "Share of zeros in these layers.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.sparsity = number(node, share_rule); },
+       [](const Override& entry) { return entry.sparsity ? number_text(*entry.sparsity) : ""; }},
+      {"pattern", pattern_expected, "n:m pattern of these layers.",
+       [](Override& entry, const YAML::Node& node, const MapReader&) { entry.pattern = read_pattern(node); },
+       [](const Override& entry) { return entry.pattern ? print_pattern(*entry.pattern) : ""; }},
       flag_key<Override>("skip", FIELD(skip), "Leave these layers as they are."),
   };
   return keys;
@@ -203,17 +232,23 @@ const std::vector<Key<RunConfig>>& config_keys() {
       word_key<C>("calibration.end_of_text", FIELD(calibration.end_of_text), ends, "pack: a new document starts in the same sequence; ban: the token is never drawn; redraw: a document that ends early is drawn again."),
       word_key<C>("calibration.prompt.kind", FIELD(calibration.prompt), prompts, "What a document starts from: the beginning-of-text token, or a random first token."),
 
-      word_key<C>("method.name", FIELD(method.name), methods, "gptq: error-compensating quantisation; nearest: round to nearest, the control."),
-      integer_key<C>("method.bits", FIELD(method.bits), bits_rule, "Bits of a weight."),
+      word_key<C>("method.name", FIELD(method.name), methods, "gptq: error-compensating quantisation; sparsegpt: error-compensating pruning, and quantisation in the same pass where bits are set; awq: inputs that matter are scaled before rounding to nearest; wanda, magnitude: pruning by |weight| times the norm of its input, or alone, then rounding where bits are set; nearest: round to nearest, the control."),
+      integer_key<C>("method.bits", FIELD(method.bits), bits_rule, "Bits of a weight; 16: only pruned; auto: 4, or 16 where the method prunes."),
       integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
       flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
-      word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups."),
+      word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups; auto: static for gptq with static groups, else none. Methods that prune take none."),
       flag_key<C>("method.static_groups", FIELD(method.static_groups), "Scales of all groups are set before the first column; act_order static needs it."),
       flag_key<C>("method.mse", FIELD(method.mse), "Search the clipping range that has the least squared error."),
       number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
       word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in, or computes in where that is shorter."),
       word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
+      flag_key<C>("method.duo_scaling", FIELD(method.duo_scaling), "awq: scales come from the sizes of the weights too, not from those of the inputs alone."),
+      flag_key<C>("method.clip", FIELD(method.clip), "awq: weights of a group are cut off where that makes its outputs better (not in q and k, as published)."),
+      number_key<C>("method.sparsity", FIELD(method.sparsity.share), share_rule, "Share of the weights that a pruner sets to zero: sparsegpt of each block of columns of the matrix, wanda and magnitude of each row."),
+      {"method.pattern", pattern_expected, "n:m sparsity instead of a share: zeros of every so many columns of a row.",
+       [](C& c, const YAML::Node& node, const MapReader&) { c.method.sparsity.pattern = read_pattern(node); },
+       [](const C& c) { return print_pattern(c.method.sparsity.pattern); }},
       word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
       word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones."),
 
@@ -231,7 +266,6 @@ const std::vector<Key<RunConfig>>& config_keys() {
 #undef FIELD
 // clang-format on
 
-std::string to_text(MethodName name) { return methods.of(name); }
 std::string to_text(Propagation propagation) { return propagations.of(propagation); }
 std::string to_text(LayoutSettings::Mode mode) { return modes.of(mode); }
 std::string to_text(at::ScalarType dtype) {

@@ -29,13 +29,16 @@ struct LayerWork {
   LeafMemory memory = LeafMemory::keep;
 };
 
+struct CompressedBlock {
+  std::map<std::string, CompressedLinear> linears;  // by full tensor name
+  std::map<std::string, at::Tensor> changed;        // other tensors that a method rewrote (AWQ)
+};
+
 /// Compresses block `layer`; collective over the team. `hidden` holds this rank's leaves, each
 /// [sequences, tokens, hidden], and becomes the block's outputs (of the compressed block, or of the
-/// dense one with dense propagation). Returns every compressed linear layer by its full tensor
-/// name. Throws Stopped on all ranks when one wants to stop.
-std::map<std::string, CompressedLinear> compress_layer(const LayerWork& work, int64_t layer,
-                                                       BlockWeights weights,
-                                                       std::vector<at::Tensor>& hidden);
+/// dense one with dense propagation). Throws Stopped on all ranks when one wants to stop.
+CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeights weights,
+                               std::vector<at::Tensor>& hidden);
 
 /// Leaves through a block with the given weights. Independent.
 void forward_leaves(const Block& block, const BlockWeights& weights,

@@ -188,7 +188,7 @@ class Estimate {
 
   /// Codes, and a scale and a zero point for each group.
   double compressed_block_bytes() const {
-    const auto& method = config_.method;
+    const MethodSettings method = settle(config_.method);
     double bytes = 0;
     for (const auto& linear : model_.block.linears) {
       const int64_t groups = method.group_size > 0 ? linear.columns / method.group_size : 1;

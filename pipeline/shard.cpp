@@ -176,7 +176,9 @@ class ShardRun {
       if (leads())
         record.source_hashes[prefix + name] = Hasher().bytes(bytes.data(), bytes.size()).digest();
     }
-    record.linears = compress_layer(work, layer, std::move(weights), hidden_);
+    CompressedBlock block = compress_layer(work, layer, std::move(weights), hidden_);
+    record.linears = std::move(block.linears);
+    record.changed = std::move(block.changed);
     const auto scope = session_.timer.measure(Phase::write);
     std::string chain(hash_digits, '0');
     agree(team_, [&] {

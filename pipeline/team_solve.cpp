@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <span>
 #include <tuple>
 
 #include "comm/agreement.hpp"
@@ -129,6 +130,48 @@ auto factor_key(const MethodSettings& settings) {
   return std::tuple(settings.name, settings.act_order, settings.damping);
 }
 
+/// One problem's rows [first, first + rows): this rank's, by itself.
+SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
+                     const Factor& factor, kernels::Context context, const RowTeam& team = {}) {
+  return make_method(problem.settings, context)
+      ->solve(problem.weight.narrow(0, run.first, run.rows), hessian, factor,
+              problem.weight.scalar_type(), team);
+}
+
+/// This rank's runs, as "run/field". Collective over `team`.
+Tensors solve_runs(const Communicator& team, const std::vector<const LinearProblem*>& problems,
+                   const std::vector<RowRun>& runs, const at::Tensor& hessian, const Factor& factor,
+                   kernels::Context context) {
+  Tensors mine;
+  const auto keep = [&](size_t run, const SolvedRows& solved) {
+    for (auto& [field, tensor] : to_tensors(solved))
+      mine[fmt::format("{}/{}", run, field)] = tensor;
+  };
+  const RowTeam all_ranks{
+      [&](const std::function<void()>& local) { agree(team, local); },
+      [&](std::span<int64_t> counts) { team.all_reduce(counts, ReduceOp::sum); }};
+  std::vector<bool> solved_by_all(problems.size(), false);
+  for (size_t problem = 0; problem < problems.size(); ++problem) {
+    if (!make_method(problems[problem]->settings, context)->rows_meet()) continue;
+    solved_by_all[problem] = true;
+    // A rank has at most one run of a matrix; one without takes part with no rows.
+    size_t mine_is = runs.size();
+    for (size_t run = 0; run < runs.size(); ++run)
+      if (runs[run].problem == problem && runs[run].owner == team.rank()) mine_is = run;
+    const RowRun run = mine_is < runs.size() ? runs[mine_is] : RowRun{problem, 0, 0, team.rank()};
+    const SolvedRows solved =
+        solve_run(*problems[problem], run, hessian, factor, context, all_ranks);
+    if (mine_is < runs.size()) keep(mine_is, solved);
+  }
+  agree(team, [&] {
+    for (size_t run = 0; run < runs.size(); ++run) {
+      if (runs[run].owner != team.rank() || solved_by_all[runs[run].problem]) continue;
+      keep(run, solve_run(*problems[runs[run].problem], runs[run], hessian, factor, context));
+    }
+  });
+  return mine;
+}
+
 }  // namespace
 
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
@@ -149,17 +192,7 @@ std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
     Tensors mine;
     {
       const auto scope = timer.measure(Phase::solve);
-      agree(team, [&] {
-        for (size_t run = 0; run < runs.size(); ++run) {
-          if (runs[run].owner != team.rank()) continue;
-          const LinearProblem& problem = *stacked[runs[run].problem];
-          const auto solved = make_method(problem.settings, context)
-                                  ->solve(problem.weight.narrow(0, runs[run].first, runs[run].rows),
-                                          hessian, factor, problem.weight.scalar_type());
-          for (auto& [field, tensor] : to_tensors(solved))
-            mine[fmt::format("{}/{}", run, field)] = tensor;
-        }
-      });
+      mine = solve_runs(team, stacked, runs, hessian, factor, context);
     }
 
     const auto scope = timer.measure(Phase::gather);

@@ -9,7 +9,9 @@
 #include <set>
 
 #include "base/error.hpp"
+#include "stages/export/awq_format.hpp"
 #include "stages/export/compressed_tensors.hpp"
+#include "stages/export/gptq_format.hpp"
 #include "stages/export/sharded_writer.hpp"
 #include "storage/dtype.hpp"
 #include "storage/layer_scan.hpp"
@@ -19,12 +21,41 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// How a format keeps a quantised layer, and says so in config.json.
+struct PackedFormat {
+  const char* name;
+  NamedTensors (*pack)(const std::string& name, const CompressedLinear& linear);
+  std::string (*add_quantization)(const std::string& config_text,
+                                  const std::map<std::string, compressed_tensors::Scheme>& modules,
+                                  const std::vector<std::string>& plain);
+};
+
+/// Nothing for the dense format.
+const PackedFormat* packed_format(ExportFormat format) {
+  static const PackedFormat compressed{"compressed-tensors", compressed_tensors::pack,
+                                       compressed_tensors::add_quantization},
+      gptq{"gptq", gptq_format::pack, gptq_format::add_quantization},
+      awq{"awq", awq_format::pack, awq_format::add_quantization};
+  switch (format) {
+    case ExportFormat::compressed_tensors:
+      return &compressed;
+    case ExportFormat::gptq:
+      return &gptq;
+    case ExportFormat::awq:
+      return &awq;
+    case ExportFormat::dense:
+      return nullptr;
+  }
+  return nullptr;
+}
+
 /// A layer's tensors in the form of the export.
 NamedTensors tensors_of(const LayerRecord& record, ExportFormat format) {
   NamedTensors tensors = record.changed;
   for (const auto& [name, linear] : record.linears) {
-    if (format == ExportFormat::compressed_tensors && linear.codes.defined())
-      tensors.merge(compressed_tensors::pack(name, linear));
+    const PackedFormat* packed = packed_format(format);
+    if (packed != nullptr && linear.codes.defined())
+      tensors.merge(packed->pack(name, linear));
     else
       tensors[name] = linear.weight;
   }
@@ -90,7 +121,7 @@ void survey_layer(const LayerRecord& record, ExportFormat format, const Checkpoi
       fail(ExitCode::data, "tensor '{}' is {}, other layers are {}", printable(name),
            dtype_name(dtype), dtype_name(*survey.dtype));
     survey.dtype = dtype;
-    if (format == ExportFormat::compressed_tensors && linear.codes.defined())
+    if (packed_format(format) != nullptr && linear.codes.defined())
       survey.quantised.emplace(compressed_tensors::module_of(name),
                                compressed_tensors::scheme_of(linear, name));
     else
@@ -112,10 +143,10 @@ Survey survey_job(const ExportInputs& inputs, ExportFormat format, Layers& layer
     survey.copied.push_back(name);
     if (entry.shape.size() == 2) survey.plain.push_back(compressed_tensors::module_of(name));
   }
-  if (format == ExportFormat::compressed_tensors && survey.quantised.empty())
-    fail(ExitCode::config,
-         "{}: no layer is quantised, so compressed-tensors has nothing to hold; export dense",
-         inputs.job.path().string());
+  const PackedFormat* packed = packed_format(format);
+  if (packed != nullptr && survey.quantised.empty())
+    fail(ExitCode::config, "{}: no layer is quantised, so {} has nothing to hold; export dense",
+         inputs.job.path().string(), packed->name);
   return survey;
 }
 
@@ -164,8 +195,8 @@ void write_export(const ExportInputs& inputs, ExportFormat format, const fs::pat
   const Survey survey = survey_job(inputs, format, layers);
   std::string config = inputs.dense.config_text();
   if (survey.dtype) config = config_with_dtype(config, *survey.dtype);
-  if (format == ExportFormat::compressed_tensors)
-    config = compressed_tensors::add_quantization(config, survey.quantised, survey.plain);
+  if (const PackedFormat* packed = packed_format(format))
+    config = packed->add_quantization(config, survey.quantised, survey.plain);
 
   ShardedWriter writer(folder, survey.plan, shard_bytes);
   for (int64_t layer = 0; layer < inputs.layers; ++layer)
@@ -181,8 +212,11 @@ void write_export(const ExportInputs& inputs, ExportFormat format, const fs::pat
 
 ExportFormat export_format_of(const std::string& name) {
   if (name == "compressed-tensors") return ExportFormat::compressed_tensors;
+  if (name == "gptq") return ExportFormat::gptq;
+  if (name == "awq") return ExportFormat::awq;
   if (name == "dense") return ExportFormat::dense;
-  fail(ExitCode::config, "export format '{}': expected compressed-tensors or dense", name);
+  fail(ExitCode::config, "export format '{}': expected compressed-tensors, gptq, awq or dense",
+       name);
 }
 
 void export_model(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,

@@ -14,11 +14,19 @@ enum class Format : int { float32, bfloat16, float16 };
 
 /// The codes of a quantiser and how their scale is found (GPTQ's published quantiser).
 struct Grid {
+  bool quantises = true;    // false: weights are rounded to `weight` alone
   float largest_code = 15;  // 2^bits - 1
   bool symmetric = true;
   bool search = false;  // shrink the range for the least sum |error|^2.4
   Format scale = Format::float32;
   Format weight = Format::float32;  // of (code - zero) * scale
+};
+
+/// n:m sparsity: of every run of `of` columns `zeros` are pruned; of 0: no such runs.
+struct Pattern {
+  static constexpr int longest = 64;
+  int zeros = 0, of = 0;
+  bool operator==(const Pattern&) const = default;
 };
 
 struct Kernels {
@@ -53,6 +61,21 @@ struct Kernels {
   void (*round_with_feedback)(const Grid& grid, float* tile, int64_t columns, const float* upper,
                               int64_t stride, const int32_t* group, const float* scale,
                               const float* zero, float* codes, float* errors);
+
+  /// scores[j] = weight^2 / upper[j][j]^2: what pruning an entry costs (SparseGPT).
+  void (*score_columns)(const float* tile, int64_t columns, const float* upper, int64_t stride,
+                        float* scores);
+
+  /// kept[j] = 0 for the `zeros` lowest scores of every run of `of` columns (of equal ones the
+  /// first goes), 1 for the rest.
+  void (*keep_best)(const float* scores, int64_t columns, const Pattern& pattern, float* kept);
+
+  /// round_with_feedback with the entries pruned where kept is 0. With a pattern, `kept` is found
+  /// on the way: at each run of `of` columns by their scores as the weights are then.
+  void (*prune_with_feedback)(const Grid& grid, const Pattern& pattern, float* tile,
+                              int64_t columns, const float* upper, int64_t stride,
+                              const int32_t* group, const float* scale, const float* zero,
+                              float* kept, float* codes, float* errors);
 };
 
 /// Of the widest instruction set of this CPU.

@@ -1,6 +1,6 @@
 // Rounding to codes. Compiled without contraction: what is stored is what the errors are measured
 // against.
-#include "stages/lanes/vector.hpp"
+#include "stages/lanes/rounding.hpp"
 
 namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 
@@ -9,18 +9,15 @@ void subtract_products(const float* panels, int64_t depth, int64_t columns, cons
 void add_dot_products(const float* a, const float* b, int64_t columns, double* sums);
 void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns, float factor,
                  float* panels);
+void score_columns(const float* tile, int64_t columns, const float* upper, int64_t stride,
+                   float* scores);
+void keep_best(const float* scores, int64_t columns, const Pattern& pattern, float* kept);
+void prune_with_feedback(const Grid& grid, const Pattern& pattern, float* tile, int64_t columns,
+                         const float* upper, int64_t stride, const int32_t* group,
+                         const float* scale, const float* zero, float* kept, float* codes,
+                         float* errors);
 
 namespace {
-
-Vector code_of(const Grid& grid, Vector weight, Vector scale, Vector zero) {
-  // Clamped first, so that round_even holds for any weight.
-  const Vector steps = smaller(larger(weight / scale, all(-1024.0f)), all(1024.0f));
-  return smaller(larger(round_even(steps) + zero, all(0.0f)), all(grid.largest_code));
-}
-
-Vector weight_of(const Grid& grid, Vector code, Vector scale, Vector zero) {
-  return round_to(grid.weight, (code - zero) * scale);
-}
 
 /// value^2.4 for value >= 0, to about 1e-6; zero where it would underflow.
 Vector power_2_4(Vector value) {
@@ -119,15 +116,6 @@ void find_scale(const Grid& grid, const float* tile, int64_t columns, float* sca
   }
 }
 
-/// Rounds one vector of a column and keeps its codes; returns the rounded weights.
-Vector round_vector(const Grid& grid, Vector weight, const float* scale, const float* zero,
-                    float* codes) {
-  const Vector step = load(scale), origin = load(zero);
-  const Vector code = code_of(grid, weight, step, origin);
-  store(codes, code);
-  return weight_of(grid, code, step, origin);
-}
-
 void round_columns(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
                    const float* scale, const float* zero, float* codes) {
   for (int64_t j = 0; j < columns; ++j) {
@@ -180,6 +168,9 @@ extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
                              add_dot_products,
                              find_scale,
                              round_columns,
-                             round_with_feedback};
+                             round_with_feedback,
+                             score_columns,
+                             keep_best,
+                             prune_with_feedback};
 
 }  // namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET

@@ -7,36 +7,15 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t step_columns =
-    16;  // rounded one after the other before the rest of the block hears of them
+/// Rounded one after the other before the rest of the block hears of them: about 16, whole runs of
+/// an n:m pattern.
+int64_t columns_of_step(const Sparsity& sparsity) {
+  constexpr int64_t usual = 16;
+  const int64_t run = std::max(1, sparsity.pattern.of);
+  return std::max(run, usual / run * run);
+}
 
 }  // namespace
-
-/// The tiles in the factor's order of columns.
-struct GptqTiles::Work {
-  at::Tensor weight, codes;  // [tiles, columns, 32]
-  at::Tensor scale, zero;    // [tiles, groups, 32]
-  at::Tensor errors;         // [tiles, block, 32]
-
-  int64_t tiles() const { return weight.size(0); }
-  int64_t tile_size() const { return weight.stride(0); }
-  int64_t errors_size() const { return errors.stride(0); }
-  float* weight_at(int64_t tile, int64_t position) const {
-    return weight.mutable_data_ptr<float>() + tile * tile_size() + position * lanes::rows;
-  }
-  float* codes_at(int64_t tile, int64_t position) const {
-    return codes.mutable_data_ptr<float>() + tile * tile_size() + position * lanes::rows;
-  }
-  float* scale_at(int64_t tile, int64_t group) const {
-    return scale.mutable_data_ptr<float>() + tile * scale.stride(0) + group * lanes::rows;
-  }
-  float* zero_at(int64_t tile, int64_t group) const {
-    return zero.mutable_data_ptr<float>() + tile * zero.stride(0) + group * lanes::rows;
-  }
-  float* errors_at(int64_t tile, int64_t row) const {
-    return errors.mutable_data_ptr<float>() + tile * errors_size() + row * lanes::rows;
-  }
-};
 
 GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype,
                      const Factor& factor, const lanes::Kernels& kernels,
@@ -52,7 +31,7 @@ GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype
       panels_(upper_, cut_into_blocks(), kernels, context) {}
 
 std::vector<Rectangle> GptqTiles::cut_into_blocks() {
-  const int64_t columns = upper_.size(0);
+  const int64_t columns = upper_.size(0), step_columns = columns_of_step(settings_.sparsity);
   // Scales that are found on the way are found between steps.
   const bool stop_at_groups =
       groups_.dynamic && settings_.group_parameters == GroupParameters::current;
@@ -79,7 +58,7 @@ std::vector<Rectangle> GptqTiles::cut_into_blocks() {
 }
 
 /// Scales of the groups of positions that begin in [first, last), from the weights as they are now.
-void GptqTiles::find_scales(Work& work, int64_t first, int64_t last) const {
+void GptqTiles::find_scales(TilesInWork& work, int64_t first, int64_t last) const {
   const int64_t columns = upper_.size(0), size = groups_.size;
   for (int64_t group = (first + size - 1) / size; group * size < last; ++group) {
     const int64_t begin = group * size, count = std::min(size, columns - begin);
@@ -90,51 +69,84 @@ void GptqTiles::find_scales(Work& work, int64_t first, int64_t last) const {
   }
 }
 
-void GptqTiles::solve_block(Work& work, const Block& block) const {
-  const int64_t columns = upper_.size(0);
-  const bool published = settings_.group_parameters == GroupParameters::published;
-  if (groups_.dynamic && published) find_scales(work, block.first, block.last);
-  for (int64_t index = block.first_step; index < block.last_step; ++index) {
-    const Step& step = steps_[index];
-    if (groups_.dynamic && !published) find_scales(work, step.first, step.first + 1);
+/// `row`: of the step's first column in the block's errors.
+void GptqTiles::round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const {
+  const int64_t columns = upper_.size(0), count = step.last - step.first;
+  const float* upper = upper_.const_data_ptr<float>() + step.first * (columns + 1);
+  const int32_t* group = groups_.of_position.data() + step.first;
+  float *weight = work.weight_at(tile, step.first), *scale = work.scale_at(tile, 0),
+        *zero = work.zero_at(tile, 0), *codes = work.codes_at(tile, step.first),
+        *errors = work.errors_at(tile, row);
+  if (settings_.sparsity.any())
+    kernels_.prune_with_feedback(grid_, settings_.sparsity.pattern, weight, count, upper, columns,
+                                 group, scale, zero, work.kept_at(tile, step.first), codes, errors);
+  else
+    kernels_.round_with_feedback(grid_, weight, count, upper, columns, group, scale, zero, codes,
+                                 errors);
+}
+
+void GptqTiles::score_block(const TilesInWork& work, int64_t block, int64_t tile,
+                            float* scores) const {
+  const int64_t first = blocks_[block].first, columns = upper_.size(0);
+  kernels_.score_columns(work.weight_at(tile, first), columns_of(block),
+                         upper_.const_data_ptr<float>() + first * (columns + 1), columns, scores);
+}
+
+void GptqTiles::solve_block(TilesInWork& work, int64_t index) const {
+  const Block& block = blocks_[index];
+  const bool on_the_way = groups_.dynamic && grid_.quantises,
+             published = settings_.group_parameters == GroupParameters::published;
+  if (on_the_way && published) find_scales(work, block.first, block.last);
+  for (int64_t i = block.first_step; i < block.last_step; ++i) {
+    const Step& step = steps_[i];
+    if (on_the_way && !published) find_scales(work, step.first, step.first + 1);
     const int64_t row = step.first - block.first;
-    for (int64_t i = 0; i < work.tiles(); ++i) {
-      kernels_.round_with_feedback(grid_, work.weight_at(i, step.first), step.last - step.first,
-                                   upper_.const_data_ptr<float>() + step.first * (columns + 1),
-                                   columns, groups_.of_position.data() + step.first,
-                                   work.scale_at(i, 0), work.zero_at(i, 0),
-                                   work.codes_at(i, step.first), work.errors_at(i, row));
-    }
+    for (int64_t tile = 0; tile < work.tiles(); ++tile) round_step(work, step, row, tile);
     if (step.within_block >= 0) {
-      panels_.subtract(step.within_block, work.tiles(), work.errors_at(0, row), work.errors_size(),
-                       work.weight_at(0, step.last), work.tile_size());
+      panels_.subtract(step.within_block, work.tiles(), work.errors_at(0, row),
+                       work.errors.stride(0), work.weight_at(0, step.last), work.tile_size());
     }
   }
   if (block.beyond >= 0) {
-    panels_.subtract(block.beyond, work.tiles(), work.errors_at(0, 0), work.errors_size(),
+    panels_.subtract(block.beyond, work.tiles(), work.errors_at(0, 0), work.errors.stride(0),
                      work.weight_at(0, block.last), work.tile_size());
   }
 }
 
-TileSolution GptqTiles::operator()(const at::Tensor& tiles) const {
+TilesInWork GptqTiles::begin(const at::Tensor& tiles) const {
   const int64_t count = tiles.size(0), columns = tiles.size(1);
   at::Tensor alive = tiles;
   if (has_dead_) alive = tiles * dead_.logical_not().to(at::kFloat).view({1, columns, 1});
-  Work work;
-  work.scale = at::empty({count, groups_.count, lanes::rows}, at::kFloat);
-  work.zero = at::empty_like(work.scale);
-  if (!groups_.dynamic) {
-    // As published: the scale of a whole row sees dead columns, the scales of groups do not.
-    work.weight = settings_.group_size == -1 ? tiles : alive;
-    find_scales(work, 0, columns);
+  TilesInWork work;
+  if (grid_.quantises) {
+    work.scale = at::empty({count, groups_.count, lanes::rows}, at::kFloat);
+    work.zero = at::empty_like(work.scale);
+    if (!groups_.dynamic) {
+      // As published: the scale of a whole row sees dead columns, the scales of groups do not.
+      work.weight = settings_.group_size == -1 ? tiles : alive;
+      find_scales(work, 0, columns);
+    }
   }
   work.weight = gather_columns(alive, permutation_);
-  work.codes = at::empty_like(work.weight);
+  if (grid_.quantises) work.codes = at::empty_like(work.weight);
+  if (settings_.sparsity.any()) work.kept = at::empty_like(work.weight);
   work.errors =
       at::empty({count, std::min(settings_.block_size, columns), lanes::rows}, at::kFloat);
-  for (const Block& block : blocks_) solve_block(work, block);
-  return {scatter_columns(work.weight, permutation_), scatter_columns(work.codes, permutation_),
-          work.scale, work.zero};
+  return work;
+}
+
+TileSolution GptqTiles::finish(const TilesInWork& work) const {
+  const auto scattered = [&](const at::Tensor& tiles) {
+    return tiles.defined() ? scatter_columns(tiles, permutation_) : tiles;
+  };
+  return {scattered(work.weight), scattered(work.codes), work.scale, work.zero,
+          scattered(work.kept)};
+}
+
+TileSolution GptqTiles::operator()(const at::Tensor& tiles) const {
+  TilesInWork work = begin(tiles);
+  for (int64_t block = 0; block < blocks(); ++block) solve_block(work, block);
+  return finish(work);
 }
 
 }  // namespace selfcal

@@ -7,6 +7,29 @@
 
 namespace selfcal {
 
+/// Tiles on their way: columns in the factor's order.
+struct TilesInWork {
+  at::Tensor weight, codes, kept;  // [tiles, columns, 32]
+  at::Tensor scale, zero;          // [tiles, groups, 32]
+  at::Tensor errors;               // [tiles, block, 32]
+
+  int64_t tiles() const { return weight.size(0); }
+  int64_t tile_size() const { return weight.stride(0); }
+  float* weight_at(int64_t tile, int64_t position) const { return at(weight, tile, position); }
+  float* codes_at(int64_t tile, int64_t position) const { return at(codes, tile, position); }
+  float* kept_at(int64_t tile, int64_t position) const { return at(kept, tile, position); }
+  float* scale_at(int64_t tile, int64_t group) const { return at(scale, tile, group); }
+  float* zero_at(int64_t tile, int64_t group) const { return at(zero, tile, group); }
+  float* errors_at(int64_t tile, int64_t row) const { return at(errors, tile, row); }
+
+ private:
+  /// Nothing where the method has no such tensor.
+  static float* at(const at::Tensor& tensor, int64_t tile, int64_t row) {
+    if (!tensor.defined()) return nullptr;
+    return tensor.mutable_data_ptr<float>() + tile * tensor.stride(0) + row * lanes::rows;
+  }
+};
+
 /// One Hessian's solver of tiles of rows. Holds the factor packed for the vector code; const and
 /// shared by all threads.
 class GptqTiles {
@@ -18,6 +41,19 @@ class GptqTiles {
 
   /// tiles: float32 [tiles, columns, 32], columns in the order of the matrix.
   TileSolution operator()(const at::Tensor& tiles) const;
+
+  // The same block by block, for sparsity whose mask of a block depends on other rows: between
+  // begin() and finish(), kept_of_block() is filled before each solve_block().
+  TilesInWork begin(const at::Tensor& tiles) const;
+  int64_t blocks() const { return int64_t(blocks_.size()); }
+  int64_t columns_of(int64_t block) const { return blocks_[block].last - blocks_[block].first; }
+  /// What pruning an entry of the block would cost: [columns_of(block)][32] of one tile.
+  void score_block(const TilesInWork& work, int64_t block, int64_t tile, float* scores) const;
+  float* kept_of_block(const TilesInWork& work, int64_t block, int64_t tile) const {
+    return work.kept_at(tile, blocks_[block].first);
+  }
+  void solve_block(TilesInWork& work, int64_t block) const;
+  TileSolution finish(const TilesInWork& work) const;
 
  private:
   /// Columns whose errors reach the later columns of their block, then those beyond it, as one
@@ -33,11 +69,10 @@ class GptqTiles {
     int64_t beyond;  // rectangle of panels_: what the block's errors take off the columns beyond
                      // it; -1: none
   };
-  struct Work;
 
   std::vector<Rectangle> cut_into_blocks();
-  void find_scales(Work& work, int64_t first, int64_t last) const;
-  void solve_block(Work& work, const Block& block) const;
+  void find_scales(TilesInWork& work, int64_t first, int64_t last) const;
+  void round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const;
 
   const MethodSettings& settings_;
   lanes::Grid grid_;

@@ -2,24 +2,55 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "stages/kernels/ops.hpp"
+#include "stages/lanes/lanes.hpp"
 #include "storage/layer_file.hpp"
 
 namespace selfcal {
 
-enum class MethodName { gptq, nearest };
-enum class ActOrder { none, static_order, dynamic_order };
+enum class MethodName { gptq, sparsegpt, awq, wanda, magnitude, nearest };
+inline constexpr std::array<std::pair<const char*, MethodName>, 6> method_names{
+    {{"gptq", MethodName::gptq},
+     {"sparsegpt", MethodName::sparsegpt},
+     {"awq", MethodName::awq},
+     {"wanda", MethodName::wanda},
+     {"magnitude", MethodName::magnitude},
+     {"nearest", MethodName::nearest}}};
+/// "gptq" ...
+std::string to_text(MethodName name);
+
+enum class ActOrder { automatic, none, static_order, dynamic_order };
 enum class GroupParameters { published, current };
+
+/// What a pruner takes away: a share of the weights, or some of every run of columns of a row.
+struct Sparsity {
+  double share = 0;        // 0 <= share < 1; SparseGPT: of 128 columns of the matrix at a time;
+                           // Wanda, magnitude: of each row
+  lanes::Pattern pattern;  // instead of a share
+  bool any() const { return share > 0 || pattern.of > 0; }
+  bool operator==(const Sparsity&) const = default;
+};
+
+/// "2:4": two zeros of four; nothing where the text is no pattern with 1 <= zeros < of <= 64.
+std::optional<lanes::Pattern> parse_pattern(const std::string& text);
+
+/// Of weights that are pruned only.
+inline constexpr int unquantised_bits = 16;
 
 /// Everything about a method that changes its results; part of a job's identity.
 struct MethodSettings {
   MethodName name = MethodName::gptq;
-  int bits = 4;              // 2..8
+  int bits = 4;              // 2..8; 16: weights are pruned and stay as they are; 0: see settle
   int64_t group_size = 128;  // -1: a whole row
   bool symmetric = true;
   ActOrder act_order = ActOrder::static_order;
@@ -29,7 +60,20 @@ struct MethodSettings {
   int64_t block_size = 128;  // columns between lazy updates
   at::ScalarType scale_dtype = at::kFloat;
   GroupParameters group_parameters = GroupParameters::current;
+  Sparsity sparsity;
+  bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
+  bool clip = true;         // AWQ: cut off large weights where that helps
+
+  bool prunes() const {
+    return name == MethodName::sparsegpt || name == MethodName::wanda ||
+           name == MethodName::magnitude;
+  }
+  bool quantises() const { return bits != unquantised_bits; }
 };
+
+/// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; act_order automatic
+/// becomes static where the method and static groups allow it, else none. Idempotent.
+MethodSettings settle(MethodSettings settings);
 
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.
@@ -42,13 +86,21 @@ struct Factor {
   int retries = 0;         // times that the damping was raised
 };
 
-/// Rows of a weight matrix, solved. Rows are independent given the factor, so any split into rows
-/// gives the same bits.
+/// Rows of a weight matrix, solved. Any split into rows gives the same bits.
 struct SolvedRows {
   CompressedLinear linear;   // tensors of these rows only; weight in `weight_dtype`
   at::Tensor error;          // float64 [rows]: e H e^T of the returned weight
   at::Tensor nearest_error;  // float64 [rows]: the same of the data-free control
   at::Tensor reference;      // float64 [rows]: w H w^T
+};
+
+/// The ranks that hold the rows of one matrix, for methods whose rows depend on each other. By
+/// default one rank holds all.
+struct RowTeam {
+  /// Runs `local` on every rank; if it throws on one, all throw. Collective.
+  std::function<void(const std::function<void()>& local)> run = [](const auto& local) { local(); };
+  /// Adds up over the ranks, in place. Collective.
+  std::function<void(std::span<int64_t>)> sum = [](std::span<int64_t>) {};
 };
 
 class Method {
@@ -58,9 +110,13 @@ class Method {
   /// Hessian that is not finite, or not positive definite at any damping up to 1, is
   /// ExitCode::data.
   virtual Factor factorise(const at::Tensor& hessian) const = 0;
+  /// Whether a matrix is solved by all its ranks together: solve() is then collective over the
+  /// RowTeam, and a rank may hold no rows. Else rows are independent and the team is not used.
+  virtual bool rows_meet() const { return false; }
   /// weight: [rows, columns] any float dtype; hessian as given to factorise.
   virtual SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian,
-                           const Factor& factor, at::ScalarType weight_dtype) const = 0;
+                           const Factor& factor, at::ScalarType weight_dtype,
+                           const RowTeam& team = {}) const = 0;
 };
 
 /// Rows of one tile of a solve; part of the numerical contract (a tile's rows never change with the

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <charconv>
+
 #include "base/error.hpp"
 
 namespace selfcal {
@@ -14,11 +16,73 @@ lanes::Format format_of(at::ScalarType dtype, const char* what) {
   fail(ExitCode::config, "{} is {}, expected float32, bfloat16 or float16", what, toString(dtype));
 }
 
+bool is_valid(const lanes::Pattern& pattern) {
+  return pattern.zeros >= 1 && pattern.of > pattern.zeros && pattern.of <= lanes::Pattern::longest;
+}
+
+void check_sparsity(const MethodSettings& settings) {
+  const auto& [share, pattern] = settings.sparsity;
+  const std::string name = to_text(settings.name);
+  if (!settings.prunes()) {
+    if (settings.sparsity.any())
+      fail(ExitCode::config,
+           "{} does not prune: expected sparsegpt, wanda or magnitude where sparsity or pattern is "
+           "set",
+           name);
+    return;
+  }
+  if (!settings.sparsity.any())
+    fail(ExitCode::config, "{} needs sparsity, as in 0.5, or pattern, as in 2:4", name);
+  if (!(share >= 0 && share < 1))
+    fail(ExitCode::config, "sparsity is {}, expected 0 up to 1, without 1", share);
+  if (pattern == lanes::Pattern{}) return;
+  if (share > 0) fail(ExitCode::config, "sparsity and pattern are both set, expected one of them");
+  if (!is_valid(pattern))
+    fail(ExitCode::config, "pattern is {}:{}, expected zeros:of with 1 <= zeros < of <= {}",
+         pattern.zeros, pattern.of, lanes::Pattern::longest);
+  if (settings.name == MethodName::sparsegpt && settings.block_size % pattern.of != 0)
+    fail(ExitCode::config, "block_size is {}, expected a multiple of {} (pattern is {}:{})",
+         settings.block_size, pattern.of, pattern.zeros, pattern.of);
+}
+
 }  // namespace
 
+std::string to_text(MethodName name) {
+  for (const auto& [text, method] : method_names)
+    if (method == name) return text;
+  fail(ExitCode::internal, "unknown method");
+}
+
+std::optional<lanes::Pattern> parse_pattern(const std::string& text) {
+  lanes::Pattern pattern;
+  const char* end = text.data() + text.size();
+  const auto zeros = std::from_chars(text.data(), end, pattern.zeros);
+  if (zeros.ec != std::errc() || zeros.ptr == end || *zeros.ptr != ':') return std::nullopt;
+  const auto of = std::from_chars(zeros.ptr + 1, end, pattern.of);
+  if (of.ec != std::errc() || of.ptr != end || !is_valid(pattern)) return std::nullopt;
+  return pattern;
+}
+
+MethodSettings settle(MethodSettings settings) {
+  if (settings.bits == 0) settings.bits = settings.prunes() ? unquantised_bits : 4;
+  if (settings.act_order == ActOrder::automatic) {
+    const bool orders = settings.name == MethodName::gptq && settings.static_groups;
+    settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
+  }
+  return settings;
+}
+
 void check_settings(const MethodSettings& settings) {
-  if (settings.bits < 2 || settings.bits > 8)
-    fail(ExitCode::config, "bits is {}, expected 2 to 8", settings.bits);
+  const bool only_prunes = settings.prunes() && !settings.quantises();
+  if (!only_prunes && (settings.bits < 2 || settings.bits > 8))
+    fail(ExitCode::config, "bits is {}, expected 2 to 8{}", settings.bits,
+         settings.prunes() ? " or 16" : "");
+  if (settings.act_order == ActOrder::automatic)
+    fail(ExitCode::internal, "act_order is automatic, expected settled settings");
+  if (settings.prunes() && settings.act_order != ActOrder::none)
+    fail(ExitCode::config, "{} takes the columns in their order: expected act_order auto or none",
+         to_text(settings.name));
+  check_sparsity(settings);
   if (settings.group_size != -1 && settings.group_size < 1) {
     fail(ExitCode::config, "group_size is {}, expected -1 or at least 1", settings.group_size);
   }
@@ -32,6 +96,7 @@ void check_settings(const MethodSettings& settings) {
 
 lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype) {
   lanes::Grid grid;
+  grid.quantises = settings.quantises();
   grid.largest_code = float((1 << settings.bits) - 1);
   grid.symmetric = settings.symmetric;
   grid.search = settings.mse;

@@ -7,18 +7,12 @@
 
 #include "base/error.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
+#include "stages/solve/pruning.hpp"
 #include "stages/solve/quadratic_form.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal {
 namespace {
-
-/// Tiles that one task takes: more of them read the factor from memory less often, fewer keep all
-/// threads busy. A row's result does not depend on it.
-int64_t tiles_of_a_task(int64_t tiles, const kernels::Context& context) {
-  const int64_t threads = context.threads ? context.threads->size() : 1;
-  return std::clamp<int64_t>(tiles / (8 * threads), 1, 4);
-}
 
 void store_forms(const at::Tensor& forms, at::Tensor& rows, int64_t first, int64_t count) {
   const double* from = forms.const_data_ptr<double>();
@@ -35,26 +29,67 @@ SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& setti
                       const Groups& groups, at::ScalarType weight_dtype) {
   SolvedRows solved;
   solved.linear.weight = at::empty({rows, columns}, weight_dtype);
+  for (auto* rows_of : {&solved.error, &solved.nearest_error, &solved.reference})
+    *rows_of = at::empty({rows}, at::kDouble);
+  if (settings.prunes()) solved.linear.mask = at::empty({rows, (columns + 7) / 8}, at::kByte);
+  if (!settings.quantises()) return solved;
   solved.linear.codes = at::empty({rows, packed_row_bytes(columns, settings.bits)}, at::kByte);
   solved.linear.scale = at::empty({rows, groups.count}, settings.scale_dtype);
   solved.linear.zero = at::empty({rows, groups.count}, at::kByte);
   solved.linear.bits = settings.bits;
   solved.linear.group_size = groups.size;
   solved.linear.symmetric = settings.symmetric;
-  for (auto* rows_of : {&solved.error, &solved.nearest_error, &solved.reference})
-    *rows_of = at::empty({rows}, at::kDouble);
   return solved;
 }
 
+/// Whole numbers of the tiles' rows as uint8 [count, columns].
+at::Tensor whole_rows(const at::Tensor& tiles, int64_t count) {
+  at::Tensor numbers = at::empty({count, tiles.size(1)}, at::kByte);
+  store_tiles(tiles, numbers, 0, count);
+  return numbers;
+}
+
+void store(const TileSolution& solution, CompressedLinear& linear, int64_t first, int64_t count) {
+  store_tiles(solution.weight, linear.weight, first, count);
+  if (linear.mask.defined())
+    linear.mask.narrow(0, first, count).copy_(pack_mask(whole_rows(solution.kept, count)));
+  if (!linear.codes.defined()) return;
+  if (!solution.scale.isfinite().all().item<bool>()) {
+    fail(ExitCode::data, "weight too large: the scale of a group overflows {}",
+         toString(linear.scale.scalar_type()));
+  }
+  linear.codes.narrow(0, first, count)
+      .copy_(pack_codes(whole_rows(solution.codes, count), linear.bits));
+  store_tiles(solution.scale, linear.scale, first, count);
+  store_tiles(solution.zero, linear.zero, first, count);
+}
+
+/// What a method without data comes to: pruned by magnitude, rounded to the nearest code.
+at::Tensor data_free(const at::Tensor& tiles, const MethodSettings& settings,
+                     const lanes::Grid& grid, const Groups& groups, const lanes::Kernels& kernels) {
+  at::Tensor weight = tiles;
+  if (settings.prunes()) weight = prune_by_magnitude(tiles, {}, settings.sparsity, kernels).weight;
+  return settings.quantises() ? round_to_nearest(weight, grid, groups, kernels).weight : weight;
+}
+
 }  // namespace
+
+/// More tiles at a time read the factor from memory less often, fewer keep all threads busy. A
+/// row's result does not depend on it.
+int64_t RowSolver::rows_of_a_task(int64_t rows) const {
+  const int64_t threads = context.threads ? context.threads->size() : 1;
+  return std::clamp<int64_t>(tiles_of(rows) / (8 * threads), 1, 4) * lanes::rows;
+}
 
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
                               const Groups& groups, const lanes::Kernels& kernels) {
   const int64_t columns = tiles.size(1), tile_size = columns * lanes::rows,
                 scale_size = groups.count * lanes::rows;
-  TileSolution solution{tiles.clone(), at::empty_like(tiles),
+  TileSolution solution{tiles.clone(),
+                        at::empty_like(tiles),
                         at::empty({tiles.size(0), groups.count, lanes::rows}, at::kFloat),
-                        at::empty({tiles.size(0), groups.count, lanes::rows}, at::kFloat)};
+                        at::empty({tiles.size(0), groups.count, lanes::rows}, at::kFloat),
+                        {}};
   for (int64_t i = 0; i < tiles.size(0); ++i) {
     float* weight = solution.weight.mutable_data_ptr<float>() + i * tile_size;
     float* scale = solution.scale.mutable_data_ptr<float>() + i * scale_size;
@@ -78,25 +113,14 @@ SolvedRows RowSolver::operator()(const at::Tensor& weight, const at::Tensor& hes
   const Groups plain = plain_groups(settings, columns);
   const QuadraticForm form(hessian, kernels, context);
   SolvedRows solved = empty_rows(rows, columns, settings, groups, weight_dtype);
-  const int64_t step = tiles_of_a_task(tiles_of(rows), context) * lanes::rows;
-  kernels::for_ranges(context, rows, step, [&](int64_t first, int64_t count) {
+  kernels::for_ranges(context, rows, rows_of_a_task(rows), [&](int64_t first, int64_t count) {
     const at::Tensor tiles = load_tiles(weight, first, count);
-    const TileSolution solution = solve(tiles);
-    if (!solution.scale.isfinite().all().item<bool>()) {
-      fail(ExitCode::data, "weight too large: the scale of a group overflows {}",
-           toString(settings.scale_dtype));
-    }
-    at::Tensor codes = at::empty({count, columns}, at::kByte);
-    store_tiles(solution.codes, codes, 0, count);
-    solved.linear.codes.narrow(0, first, count).copy_(pack_codes(codes, settings.bits));
-    store_tiles(solution.weight, solved.linear.weight, first, count);
-    store_tiles(solution.scale, solved.linear.scale, first, count);
-    store_tiles(solution.zero, solved.linear.zero, first, count);
-
+    const TileSolution solution = solve(tiles, first);
+    store(solution, solved.linear, first, count);
     store_forms(form(tiles), solved.reference, first, count);
     store_forms(form(tiles - solution.weight), solved.error, first, count);
-    const TileSolution nearest = round_to_nearest(tiles, grid, plain, kernels);
-    store_forms(form(tiles - nearest.weight), solved.nearest_error, first, count);
+    const at::Tensor control = data_free(tiles, settings, grid, plain, kernels);
+    store_forms(form(tiles - control), solved.nearest_error, first, count);
   });
   return solved;
 }

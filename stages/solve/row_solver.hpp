@@ -1,4 +1,4 @@
-// What all methods that round rows share: rows are cut into tiles, dealt to the threads, solved,
+// What all methods share: rows are cut into tiles, dealt to the threads, solved,
 // measured, packed.
 #pragma once
 #include <functional>
@@ -10,24 +10,28 @@ namespace selfcal {
 
 /// Tiles of rows on their way through a method, columns in the order of the matrix.
 struct TileSolution {
-  at::Tensor weight;  // float32 [tiles, columns, 32]: rounded to the grid
-  at::Tensor codes;   // float32 [tiles, columns, 32]
-  at::Tensor scale;   // float32 [tiles, groups, 32]
-  at::Tensor zero;    // float32 [tiles, groups, 32]
+  at::Tensor weight;  // float32 [tiles, columns, 32]: pruned, rounded to the grid
+  at::Tensor codes;  // float32 [tiles, columns, 32]; with scale and zero, where weights are rounded
+  at::Tensor scale;  // float32 [tiles, groups, 32]
+  at::Tensor zero;   // float32 [tiles, groups, 32]
+  at::Tensor kept;   // float32 [tiles, columns, 32], where weights are pruned: 0 for those
 };
 
 /// Rounds every weight to the nearest code, whatever the Hessian: the data-free control.
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
                               const Groups& groups, const lanes::Kernels& kernels);
 
-/// tiles float32 [tiles, columns, 32] -> solution. Called for several tiles at once, from any
-/// thread.
-using SolveTiles = std::function<TileSolution(const at::Tensor& tiles)>;
+/// Tiles float32 [tiles, columns, 32] of rows from `first` on -> solution. Called for several tiles
+/// at once, from any thread.
+using SolveTiles = std::function<TileSolution(const at::Tensor& tiles, int64_t first)>;
 
 struct RowSolver {
   const MethodSettings& settings;
   const lanes::Kernels& kernels;
   kernels::Context context;
+
+  /// Rows that are solved by one task; `first` above is a multiple of it.
+  int64_t rows_of_a_task(int64_t rows) const;
 
   /// Solves all rows of weight and measures them with the Hessian, as Method::solve documents.
   /// `groups`: of `solve`.

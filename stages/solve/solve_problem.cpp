@@ -45,10 +45,13 @@ at::Tensor read_hessian(const TensorFile& file, int64_t columns) {
 }
 
 NamedTensors tensors_of(const CompressedLinear& linear, int64_t columns) {
-  NamedTensors tensors{{"weight", linear.weight},
-                       {"codes", unpack_codes(linear.codes, linear.bits, columns)},
-                       {"scales", linear.scale},
-                       {"zeros", linear.zero}};
+  NamedTensors tensors{{"weight", linear.weight}};
+  if (linear.codes.defined()) {
+    tensors["codes"] = unpack_codes(linear.codes, linear.bits, columns);
+    tensors["scales"] = linear.scale;
+    tensors["zeros"] = linear.zero;
+  }
+  if (linear.mask.defined()) tensors["mask"] = unpack_mask(linear.mask, columns).to(at::kByte);
   if (linear.g_idx.defined()) tensors["g_idx"] = linear.g_idx;
   return tensors;
 }
@@ -70,20 +73,21 @@ std::string solve_problem(const SolveProblem& options, const kernels::Context& c
   const double error = solved.error.sum().item<double>(),
                reference = solved.reference.sum().item<double>(),
                nearest = solved.nearest_error.sum().item<double>();
+  const double zeros = solved.linear.weight.eq(0).to(at::kDouble).mean().item<double>();
   const auto relative = [&](double value) { return reference > 0 ? value / reference : 0.0; };
-  return nlohmann::ordered_json{
-      {"method", options.method.name == MethodName::gptq ? "gptq" : "nearest"},
-      {"rows", weight.size(0)},
-      {"columns", weight.size(1)},
-      {"relative_error", relative(error)},
-      {"nearest_relative_error", relative(nearest)},
-      {"loss", error},
-      {"damping", factor.damping},
-      {"damping_retries", factor.retries},
-      {"dead_columns", solved.linear.dead_columns},
-      {"factor_seconds", factor_seconds},
-      {"solve_seconds", seconds - factor_seconds},
-      {"seconds", seconds}}
+  return nlohmann::ordered_json{{"method", to_text(options.method.name)},
+                                {"rows", weight.size(0)},
+                                {"columns", weight.size(1)},
+                                {"relative_error", relative(error)},
+                                {"nearest_relative_error", relative(nearest)},
+                                {"zeros", zeros},
+                                {"loss", error},
+                                {"damping", factor.damping},
+                                {"damping_retries", factor.retries},
+                                {"dead_columns", solved.linear.dead_columns},
+                                {"factor_seconds", factor_seconds},
+                                {"solve_seconds", seconds - factor_seconds},
+                                {"seconds", seconds}}
       .dump();
 } catch (const Error& error) {
   // What the solver found wrong does not know its file.

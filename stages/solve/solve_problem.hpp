@@ -10,16 +10,16 @@ namespace selfcal {
 
 struct SolveProblem {
   fs::path problem;  // safetensors: weight float32 [out, in], hessian float32 [in, in]
-  fs::path out;  // safetensors: weight, codes (uint8 [out, in], not packed), scales, zeros [out,
-                 // groups]; g_idx
+  fs::path out;      // safetensors: weight; codes (uint8 [out, in], not packed), scales, zeros
+                     // [out, groups], g_idx and mask (uint8 [out, in], 0: pruned) where they apply
   MethodSettings method;
   at::ScalarType weight_dtype = at::kFloat;  // of the weight that is written
 };
 
 /// Solves and writes atomically. Returns one line of JSON: method, rows, columns, relative_error,
-/// nearest_relative_error, loss, damping, damping_retries, dead_columns, factor_seconds,
-/// solve_seconds, seconds. Independent. A file without the tensors, or with others than expected:
-/// ExitCode::data with file and tensor named.
+/// nearest_relative_error (of the data-free control), zeros (share of the weights), loss, damping,
+/// damping_retries, dead_columns, factor_seconds, solve_seconds, seconds. Independent. A file
+/// without the tensors, or with others than expected: ExitCode::data with file and tensor named.
 std::string solve_problem(const SolveProblem& options, const kernels::Context& context);
 
 }  // namespace selfcal

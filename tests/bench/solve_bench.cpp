@@ -53,13 +53,21 @@ void count_products(benchmark::State& state, double multiply_adds) {
                                               benchmark::Counter::kIsRate);
 }
 
-/// Rows through the solver: packing, rounding, errors fed forward; neither measured nor stored.
-void solve(benchmark::State& state) {
+MethodSettings pattern_2_4() {
+  MethodSettings pruning = settings();
+  pruning.name = MethodName::sparsegpt;
+  pruning.sparsity.pattern = {2, 4};
+  pruning.bits = unquantised_bits;
+  return pruning;
+}
+
+/// Rows through the solver: packing, rounding or pruning, errors fed forward; neither measured nor
+/// stored.
+void solve_with(benchmark::State& state, const MethodSettings& s) {
   const auto rows = state.range(0), columns = state.range(1);
   const Problem& p = problem(rows, columns);
   Threads threads(state.range(2));
   for (auto _ : state) {
-    const MethodSettings s = settings();
     const GptqTiles tiles(s, at::kFloat, p.factor, lanes::kernels(), threads.context());
     threads.pool.parallel_for((rows + 63) / 64, [&](int64_t i) {
       benchmark::DoNotOptimize(
@@ -69,14 +77,30 @@ void solve(benchmark::State& state) {
   count_products(state, double(rows) * columns * columns / 2);
 }
 
+void solve(benchmark::State& state) { solve_with(state, settings()); }
+void sparsegpt_2_4(benchmark::State& state) { solve_with(state, pattern_2_4()); }
+void sparsegpt_2_4_with_codes(benchmark::State& state) {
+  MethodSettings joint = pattern_2_4();
+  joint.bits = 4;
+  solve_with(state, joint);
+}
+
 /// Method::solve as the pipeline calls it: with the three quadratic forms and packed codes.
-void solve_and_measure(benchmark::State& state) {
+void measure_with(benchmark::State& state, const MethodSettings& s) {
   const Problem& p = problem(state.range(0), state.range(1));
   Threads threads(state.range(2));
-  const auto method = make_method(settings(), threads.context());
+  const auto method = make_method(s, threads.context());
   for (auto _ : state) {
     benchmark::DoNotOptimize(method->solve(p.weight, p.hessian, p.factor, at::kFloat).error);
   }
+}
+
+void solve_and_measure(benchmark::State& state) { measure_with(state, settings()); }
+/// With the threshold over all rows of each block.
+void sparsegpt_50_and_measure(benchmark::State& state) {
+  MethodSettings pruning = pattern_2_4();
+  pruning.sparsity = {0.5, {}};
+  measure_with(state, pruning);
 }
 
 void one_quadratic_form(benchmark::State& state) {
@@ -152,6 +176,44 @@ void published(benchmark::State& state) {
   at::set_num_threads(1);
 }
 
+/// The published pruning loop, 2:4.
+at::Tensor published_pruning_loop(const at::Tensor& weight, const at::Tensor& upper) {
+  const int64_t columns = weight.size(1);
+  at::Tensor w = weight.clone();
+  for (int64_t first = 0; first < columns; first += 128) {
+    const int64_t last = std::min(first + 128, columns);
+    at::Tensor block = w.narrow(1, first, last - first).clone(), q = at::zeros_like(block),
+               errors = at::zeros_like(block), pruned = at::zeros_like(block, at::kBool);
+    for (int64_t i = 0; i < last - first; ++i) {
+      if (i % 4 == 0) {
+        const at::Tensor pivots = upper.diagonal().narrow(0, first + i, 4);
+        const at::Tensor scores = block.narrow(1, i, 4).square() / pivots.square();
+        pruned.narrow(1, i, 4).scatter_(1, std::get<1>(scores.topk(2, 1, false)), true);
+      }
+      const at::Tensor x = block.select(1, i), stored = x.masked_fill(pruned.select(1, i), 0);
+      const at::Tensor error = (x - stored) / upper[first + i][first + i];
+      const at::Tensor row = upper[first + i].narrow(0, first + i, last - first - i);
+      block.narrow(1, i, last - first - i).sub_(error.unsqueeze(1).matmul(row.unsqueeze(0)));
+      q.select(1, i).copy_(stored);
+      errors.select(1, i).copy_(error);
+    }
+    w.narrow(1, first, last - first).copy_(q);
+    if (last < columns) {
+      w.narrow(1, last, columns - last)
+          .sub_(
+              errors.matmul(upper.narrow(0, first, last - first).narrow(1, last, columns - last)));
+    }
+  }
+  return w;
+}
+
+void published_2_4(benchmark::State& state) {
+  const Problem& p = problem(state.range(0), state.range(1));
+  at::set_num_threads(int(state.range(2)));
+  for (auto _ : state) benchmark::DoNotOptimize(published_pruning_loop(p.weight, p.factor.upper));
+  at::set_num_threads(1);
+}
+
 /// Arguments: columns, threads.
 void factor(benchmark::State& state) {
   const Problem& p = problem(64, state.range(0));
@@ -193,6 +255,10 @@ void sizes(benchmark::internal::Benchmark* bench) {
 BENCHMARK(solve)->Apply(shapes);
 BENCHMARK(products_alone)->Apply(shapes);
 BENCHMARK(published)->Apply(shapes);
+BENCHMARK(sparsegpt_2_4)->Apply(shapes);
+BENCHMARK(sparsegpt_2_4_with_codes)->Apply(shapes);
+BENCHMARK(published_2_4)->Apply(shapes);
+BENCHMARK(sparsegpt_50_and_measure)->Apply(shapes);
 BENCHMARK(one_quadratic_form)->Apply(shapes);
 BENCHMARK(solve_and_measure)->Apply(shapes);
 BENCHMARK(factor)->Apply(sizes);

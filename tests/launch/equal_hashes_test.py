@@ -41,6 +41,33 @@ class EqualHashes(SelfcalCase):
             (4, {"layout__mode": "shared", "layout__compressors__shards": 2, "layout__compressors__team": 2}),
         ])
 
+    def check_method(self, output, **settings):
+        """A method at one to four ranks."""
+        settings = {f"method__{key}": value for key, value in settings.items()}
+        self.compress(f"{output}-1", **settings)
+        expected = self.hashes(f"{output}-1")
+        for ranks in (2, 3, 4):
+            with self.subTest(method=output, ranks=ranks):
+                self.compress(f"{output}-{ranks}", ranks, layout__mode="shared", **settings)
+                self.assertEqual(self.hashes(f"{output}-{ranks}"), expected)
+
+    def test_sparsegpt_pattern(self):
+        self.check_method("pattern", name="sparsegpt", pattern="2:4", act_order="auto", bits="auto")
+
+    def test_sparsegpt_threshold_over_all_rows(self):
+        self.check_method("threshold", name="sparsegpt", sparsity=0.5, act_order="auto", bits="auto", block_size=16)
+
+    def test_sparsity_and_quantisation_in_one_solve(self):
+        self.check_method("joint", name="sparsegpt", pattern="2:4", act_order="auto", bits=4)
+        self.check_method("joint-share", name="sparsegpt", sparsity=0.3, act_order="auto", bits=3)
+
+    def test_wanda(self):
+        self.check_method("wanda", name="wanda", sparsity=0.5, act_order="auto", bits="auto")
+
+    def test_awq(self):
+        self.check_method("awq", name="awq", symmetric="false", act_order="auto")
+        self.check_method("awq-dense", name="awq", propagation="dense", act_order="auto", bits=3)
+
     def test_other_seed_gives_other_hashes(self):
         self.compress("seed-0", seed=0)
         self.compress("seed-1", seed=1)

@@ -64,19 +64,20 @@ INSTANTIATE_TEST_SUITE_P(
     Values, BadConfig,
     testing::Values(
         Case{"method: {bits: 9}\n",
-             "run.yaml:3: method.bits: found 9, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found 9, expected auto or 16 or integer from 2 to 8"},
         Case{"method:\n\n  bits: four\n",
-             "run.yaml:5: method.bits: found four, expected integer from 2 to 8"},
+             "run.yaml:5: method.bits: found four, expected auto or 16 or integer from 2 to 8"},
         Case{"method: {bits: \"4\"}\n",
-             "run.yaml:3: method.bits: found the text 4, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found the text 4, expected auto or 16 or integer from 2 to "
+             "8"},
         Case{"method: {bits: 4.0}\n",
-             "run.yaml:3: method.bits: found 4.0, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found 4.0, expected auto or 16 or integer from 2 to 8"},
         Case{"method: {bits: 0x4}\n",
-             "run.yaml:3: method.bits: found 0x4, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found 0x4, expected auto or 16 or integer from 2 to 8"},
         Case{"method: {bits: }\n",
-             "run.yaml:3: method.bits: found nothing, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found nothing, expected auto or 16 or integer from 2 to 8"},
         Case{"method: {bits: [4]}\n",
-             "run.yaml:3: method.bits: found a list, expected integer from 2 to 8"},
+             "run.yaml:3: method.bits: found a list, expected auto or 16 or integer from 2 to 8"},
         Case{"method: {group_size: 0}\n",
              "run.yaml:3: method.group_size: found 0, expected -1 or integer from 1 to 1048576"},
         Case{"method: {group_size: -2}\n",
@@ -103,11 +104,24 @@ INSTANTIATE_TEST_SUITE_P(
              "1.0"},
         Case{"method: {symmetric: yes}\n",
              "run.yaml:3: method.symmetric: found yes, expected true | false"},
-        Case{"method: {name: awq}\n",
-             "run.yaml:3: method.name: found awq, which is not supported yet, expected gptq | "
-             "nearest"},
+        Case{"method: {name: awq, clip: maybe}\n",
+             "run.yaml:3: method.clip: found maybe, expected true | false"},
+        Case{"method: {name: awq, duo_scaling: both}\n",
+             "run.yaml:3: method.duo_scaling: found both, expected true | false"},
         Case{"method: {name: gtpq}\n",
-             "run.yaml:3: method.name: found gtpq, expected gptq | nearest"},
+             "run.yaml:3: method.name: found gtpq, expected gptq | sparsegpt | awq | wanda | "
+             "magnitude | "
+             "nearest"},
+        Case{"method: {pattern: 2;4}\n",
+             "run.yaml:3: method.pattern: found \"2;4\", expected none or zeros:of (as in 2:4, at "
+             "most "
+             "64 columns)"},
+        Case{"method: {pattern: 2:65}\n",
+             "run.yaml:3: method.pattern: found \"2:65\", expected none or zeros:of (as in 2:4, at "
+             "most "
+             "64 columns)"},
+        Case{"method: {sparsity: -0.5}\n",
+             "run.yaml:3: method.sparsity: found -0.5, expected number from 0.0 to 0.99"},
         Case{
             "layout: {generators: {depth: 2}}\n",
             "run.yaml:3: layout.generators.depth: found 2, expected 1 (more is not supported yet)"},
@@ -130,7 +144,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"skip: ['a(']\n",
              "run.yaml:3: skip: found \"a(\", expected list of regular expressions"},
         Case{"export: [gguf]\n",
-             "run.yaml:3: export: found gguf, expected list of compressed-tensors | dense"},
+             "run.yaml:3: export: found gguf, expected list of compressed-tensors | gptq | awq | "
+             "dense"},
         Case{"name: ../up\n",
              "run.yaml:3: name: found ../up, expected letters, digits, dot, dash, underscore"},
         Case{"name: \"a\\nb\"\n",
@@ -141,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"overrides:\n  - {match: a, bits: 4}\n  - {bits: 4}\n",
              "run.yaml:5: overrides[1].match: found nothing, expected regular expression"},
         Case{"overrides:\n  - {match: a, bits: 40}\n",
-             "run.yaml:4: overrides[0].bits: found 40, expected integer from 2 to 8"},
+             "run.yaml:4: overrides[0].bits: found 40, expected auto or 16 or integer from 2 to 8"},
         Case{"overrides:\n  - {match: a, bitss: 4}\n",
              "run.yaml:4: overrides[0].bitss: found an unknown key, expected overrides[0].bits "
              "perhaps"},
@@ -149,7 +164,17 @@ INSTANTIATE_TEST_SUITE_P(
              "run.yaml:4: overrides[0].match: found twice, expected once (first at run.yaml:4)"},
         Case{"overrides: [{match: a}]\n",
              "run.yaml:3: overrides[0].match: found no setting beside it, expected bits, "
-             "group_size or skip"},
+             "group_size, method, sparsity, pattern or skip"},
+        Case{"overrides:\n  - {match: a, pattern: 4:4}\n",
+             "run.yaml:4: overrides[0].pattern: found \"4:4\", expected none or zeros:of (as in "
+             "2:4, at "
+             "most 64 columns)"},
+        Case{"overrides: [{match: a, method: sparse}]\n",
+             "run.yaml:3: overrides[0].method: found sparse, expected gptq | sparsegpt | awq | "
+             "wanda | "
+             "magnitude | nearest"},
+        Case{"overrides: [{match: a, sparsity: 1.0}]\n",
+             "run.yaml:3: overrides[0].sparsity: found 1.0, expected number from 0.0 to 0.99"},
         Case{"overrides: [a]\n",
              "run.yaml:3: overrides: found a in the list, expected list of maps"}));
 
@@ -162,9 +187,24 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"calibration: {tokens: a.h5}\n",
              "run.yaml: calibration.tokens: found a.h5, expected null unless calibration.source is "
              "tokens"},
-        Case{"method: {static_groups: false}\n",
+        Case{"method: {act_order: static, static_groups: false}\n",
              "run.yaml: method.static_groups: found false, expected true (method.act_order is "
              "static)"},
+        Case{"method: {name: sparsegpt, pattern: 2:4, act_order: static}\n",
+             "run.yaml: method.act_order: found static, expected auto or none (method.name is "
+             "sparsegpt)"},
+        Case{"method: {bits: 16}\n",
+             "run.yaml: method.bits: found 16, expected auto or 2 to 8 (method.name is gptq)"},
+        Case{"method: {name: wanda}\n",
+             "run.yaml: method.sparsity: found nothing, expected a share or method.pattern "
+             "(method.name is wanda)"},
+        Case{"method: {name: wanda, pattern: 2:4, sparsity: 0.5}\n",
+             "run.yaml: method.pattern: found 2:4 beside method.sparsity, expected one"},
+        Case{"method: {sparsity: 0.5}\n",
+             "run.yaml: method.sparsity: expected nothing unless a method prunes (method.name is "
+             "gptq)"},
+        Case{"method: {name: sparsegpt, pattern: 2:4, block_size: 127}\n",
+             "run.yaml: method.block_size: found 127, expected a multiple of 4"},
         Case{"evaluate: {perplexity: {window: 512, stride: 513}}\n",
              "run.yaml: evaluate.perplexity.stride: found 513, expected at most the window, 512"}));
 
@@ -200,13 +240,15 @@ TEST(BadConfigText, AnchorsAreReadAndLoopsRefused) {
 }
 
 TEST(BadConfigText, SettingsOfTheCommandLineAreCheckedToo) {
-  EXPECT_EQ(error_of(minimal, {"method.bits=9"}),
-            "--set method.bits=9: method.bits: found 9, expected integer from 2 to 8");
+  EXPECT_EQ(
+      error_of(minimal, {"method.bits=9"}),
+      "--set method.bits=9: method.bits: found 9, expected auto or 16 or integer from 2 to 8");
   EXPECT_EQ(error_of(minimal, {"method.bit=9"}),
             "--set method.bit=9: method.bit: found an unknown key, expected method.bits perhaps");
   EXPECT_EQ(error_of(minimal, {"method="}), "");
-  EXPECT_EQ(error_of(minimal, {"method.bits="}),
-            "--set method.bits=: method.bits: found nothing, expected integer from 2 to 8");
+  EXPECT_EQ(
+      error_of(minimal, {"method.bits="}),
+      "--set method.bits=: method.bits: found nothing, expected auto or 16 or integer from 2 to 8");
   EXPECT_EQ(error_of(minimal, {"skip=[a"}).substr(0, 13), "--set skip=[a");
   EXPECT_NE(error_of(minimal, {"skip=\xff"}), "");
   EXPECT_THROW(parse_config(minimal, "run.yaml", {"method.bits"}), Error);

@@ -36,8 +36,9 @@ TEST(Config, DefaultsAreThoseOfTheDesign) {
   EXPECT_EQ(config.calibration.micro_batch, 16);
   EXPECT_EQ(config.calibration.end_of_text, EndOfText::pack);
   EXPECT_EQ(config.method.name, MethodName::gptq);
-  EXPECT_EQ(config.method.bits, 4);
-  EXPECT_EQ(config.method.act_order, ActOrder::static_order);
+  const MethodSettings settings = *settings_for(config, "model.layers.0.mlp.up_proj.weight");
+  EXPECT_EQ(settings.bits, 4);
+  EXPECT_EQ(settings.act_order, ActOrder::static_order);
   EXPECT_EQ(config.layout.mode, LayoutSettings::Mode::automatic);
   EXPECT_EQ(config.layout.replicas, 0);
   EXPECT_TRUE(config.true_sequential);
@@ -101,7 +102,13 @@ TEST(Config, PrintsWhatItReadsBack) {
   RunConfig config = parse();
   config.model = "odd: \"name\" \\ of # a {model}";
   config.name = "null";
-  config.overrides = {{.match = "a'b\"c\\.d, e", .bits = 2, .group_size = {}, .skip = false}};
+  config.overrides = {{.match = "a'b\"c\\.d, e",
+                       .bits = 2,
+                       .group_size = {},
+                       .method = MethodName::wanda,
+                       .sparsity = 0.25,
+                       .pattern = lanes::Pattern{},
+                       .skip = false}};
   const std::string yaml = to_yaml(config);
   const RunConfig again = parse_config(yaml, "again");
   EXPECT_EQ(again.model, config.model);
@@ -133,7 +140,8 @@ TEST(Config, PageIsInStepWithTheTable) {
 }
 
 TEST(Config, IdentityHoldsWhatDecidesTheResult) {
-  const std::string base = identity(parse());
+  const std::string base = identity(parse()),
+                    with_override = identity(parse("overrides: [{match: z, method: wanda}]\n"));
   EXPECT_TRUE(nlohmann::json::accept(base));
   for (const char* same :
        {"output=elsewhere", "name=other", "threads=2", "layout.mode=split", "export=[]",
@@ -144,8 +152,9 @@ TEST(Config, IdentityHoldsWhatDecidesTheResult) {
         "method.damping=0.02", "method.propagation=dense", "method.sequential=per_block",
         "calibration.micro_batch=8", "calibration.length=512", "model.dtype=float32", "skip=[a]",
         "overrides=[{match: a, bits: 8}]", "method.scale_dtype=float32", "method.block_size=64",
-        "method.mse=true", "method.symmetric=false"})
-    EXPECT_NE(identity(parse("", {other})), base) << other;
+        "method.mse=true", "method.symmetric=false", "method.pattern=2:4", "method.sparsity=0.5"})
+    EXPECT_NE(identity(parse("overrides: [{match: z, method: wanda}]\n", {other})), with_override)
+        << other;
 }
 
 TEST(Config, ResolvesWhatTheModelDecides) {
@@ -192,6 +201,28 @@ overrides: [{match: down_proj$, bits: 8}, {match: mlp, group_size: 64}, {match: 
   EXPECT_EQ(settings_for(config, "model.layers.0.mlp.up_proj")->group_size, 64);
 }
 
+TEST(Config, LayersTakeTheirOwnMethodAndSparsity) {
+  const RunConfig config = parse(R"(
+method: {name: sparsegpt, pattern: 2:4}
+overrides: [{match: q_proj, method: gptq}, {match: up_proj, bits: 4}, {match: down_proj, sparsity: 0.7},
+            {match: k_proj, method: wanda, pattern: 4:8}, {match: v_proj, method: gptq, bits: 8}]
+)");
+  const auto of = [&](const std::string& name) { return *settings_for(config, name); };
+  EXPECT_EQ(of("o_proj").name, MethodName::sparsegpt);
+  EXPECT_EQ(of("o_proj").bits, 16);
+  EXPECT_EQ(of("o_proj").act_order, ActOrder::none);
+  EXPECT_EQ(of("o_proj").sparsity.pattern, (lanes::Pattern{2, 4}));
+  EXPECT_EQ(of("q_proj").bits, 4);
+  EXPECT_EQ(of("q_proj").act_order, ActOrder::static_order);
+  EXPECT_FALSE(of("q_proj").sparsity.any());
+  EXPECT_EQ(of("up_proj").bits, 4);
+  EXPECT_TRUE(of("up_proj").prunes());
+  EXPECT_EQ(of("down_proj").sparsity, (Sparsity{0.7, {}}));
+  EXPECT_EQ(of("k_proj").name, MethodName::wanda);
+  EXPECT_EQ(of("k_proj").sparsity.pattern, (lanes::Pattern{4, 8}));
+  EXPECT_EQ(of("v_proj").bits, 8);
+}
+
 std::vector<NamedLinear> demo_linears() {
   std::vector<NamedLinear> linears;
   for (int layer = 0; layer < 30; ++layer) {
@@ -201,6 +232,46 @@ std::vector<NamedLinear> demo_linears() {
     linears.push_back({block + "mlp.down_proj", 576, 1536});
   }
   return linears;
+}
+
+TEST(Config, PruningMustSuitTheLayersAndTheExports) {
+  const auto linears = demo_linears();
+  const auto found = [&](const std::string& more) {
+    return message([&] { check_linears(parse(more), linears); });
+  };
+  const std::string prune = "method: {name: sparsegpt, pattern: 2:4}\n";
+  EXPECT_EQ(found(prune + "export: [dense]\n"), "no error");
+  EXPECT_EQ(found(prune),
+            "export: found compressed-tensors, expected dense or []: no layer is quantised");
+  EXPECT_EQ(
+      found("method: {name: wanda, pattern: 5:10}\nexport: []\n"),
+      "method.pattern: 5:10 does not divide the 576 inputs of model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(
+      found("method: {act_order: static, group_size: -1}\noverrides: [{match: up_proj, method: "
+            "sparsegpt, sparsity: 0.5}]\n"),
+      "method: model.layers.0.mlp.up_proj: sparsegpt takes the columns in their order: "
+      "expected act_order auto or none");
+  EXPECT_EQ(found("method: {group_size: -1}\noverrides: [{match: up_proj, bits: 16}]\n"),
+            "method: model.layers.0.mlp.up_proj: bits is 16, expected 2 to 8");
+  EXPECT_EQ(
+      found("method: {group_size: -1}\noverrides: [{match: up_proj, method: wanda}]\n"),
+      "method: model.layers.0.mlp.up_proj: wanda needs sparsity, as in 0.5, or pattern, as in "
+      "2:4");
+  EXPECT_EQ(found("method: {group_size: 64, pattern: 2:4}\noverrides: [{match: up_proj, method: "
+                  "sparsegpt, bits: 3}]\n"),
+            "no error");
+}
+
+TEST(Config, ExportsMustHoldTheBits) {
+  const auto linears = demo_linears();
+  const auto found = [&](const std::string& more) {
+    return message([&] { check_linears(parse("method: {group_size: 64}\n" + more), linears); });
+  };
+  EXPECT_EQ(found("export: [awq, gptq, compressed-tensors, dense]\n"), "no error");
+  EXPECT_EQ(found("export: [awq]\noverrides: [{match: up_proj, bits: 8}]\n"),
+            "export: found awq, which cannot hold the 8 bits of model.layers.0.mlp.up_proj");
+  EXPECT_EQ(found("export: [gptq]\noverrides: [{match: up_proj, bits: 5}]\n"),
+            "export: found gptq, which cannot hold the 5 bits of model.layers.0.mlp.up_proj");
 }
 
 TEST(Config, GroupSizeMustDivideTheColumns) {

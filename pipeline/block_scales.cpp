@@ -1,0 +1,115 @@
+#include "pipeline/block_scales.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "comm/agreement.hpp"
+#include "pipeline/leaf_states.hpp"
+#include "pipeline/tensor_message.hpp"
+#include "stages/solve/awq.hpp"
+
+namespace selfcal {
+namespace {
+
+const Linear& find_linear(const BlockSpec& spec, const std::string& name) {
+  const auto found = std::ranges::find(spec.linears, name, &Linear::name);
+  if (found == spec.linears.end()) fail(ExitCode::internal, "{}: not a linear layer", name);
+  return *found;
+}
+
+/// The settings of a pair's consumers, if AWQ has them all and nothing else reads their input.
+std::optional<MethodSettings> settings_of(const LayerWork& work, const BlockSpec& spec,
+                                          const std::string& prefix, const ScalePair& pair) {
+  const int tap = find_linear(spec, pair.consumers.front()).tap;
+  const auto consumes = [&](const Linear& linear) {
+    return std::ranges::find(pair.consumers, linear.name) != pair.consumers.end();
+  };
+  std::optional<MethodSettings> first;
+  for (const auto& linear : spec.linears) {
+    if (consumes(linear) != (linear.tap == tap)) return std::nullopt;
+    if (!consumes(linear)) continue;
+    const auto settings = settings_for(work.config, prefix + linear.name + ".weight");
+    if (!settings || settings->name != MethodName::awq) return std::nullopt;
+    if (!first) first = settings;
+  }
+  return first;
+}
+
+/// Rows of `weight` that this rank looks at: tiles dealt in runs.
+std::pair<int64_t, int64_t> share_of(const Communicator& team, int64_t rows) {
+  const int64_t tiles = (rows + solve_row_tile - 1) / solve_row_tile;
+  const auto start = [&](int64_t rank) {
+    return std::min(rows, rank * tiles / team.size() * solve_row_tile);
+  };
+  return {start(team.rank()), start(team.rank() + 1)};
+}
+
+/// Loss of each candidate, float64 [candidates]: summed in row order, whoever had the rows.
+at::Tensor losses_together(const LayerWork& work, const at::Tensor& weight,
+                           const TapStatistics& statistics, const at::Tensor& scales,
+                           const MethodSettings& settings) {
+  const auto [first, last] = share_of(work.team, weight.size(0));
+  std::map<std::string, at::Tensor> mine;
+  agree(work.team, [&] {
+    mine["losses"] = losses_of_scales(weight.narrow(0, first, last - first), statistics.hessian,
+                                      scales, settings, work.context);
+  });
+  if (work.team.size() == 1) return mine["losses"].sum(0);
+  std::vector<at::Tensor> parts;
+  for (const auto& message : work.team.all_gather(pack_tensors(mine)))
+    parts.push_back(unpack_tensors(message).at("losses"));
+  return at::cat(parts).sum(0);
+}
+
+at::Tensor best_scale(const LayerWork& work, const std::string& prefix, const ScalePair& pair,
+                      const BlockWeights& weights, const TapStatistics& statistics,
+                      const MethodSettings& settings) {
+  const auto scope = work.timer.measure(Phase::solve);
+  std::vector<at::Tensor> consumers;
+  for (const auto& name : pair.consumers) consumers.push_back(weights.at(name + ".weight"));
+  const at::Tensor scales = candidate_scales(consumers, statistics.magnitude, settings);
+  at::Tensor losses;
+  for (size_t i = 0; i < consumers.size(); ++i) {
+    const auto own = settings_for(work.config, prefix + pair.consumers[i] + ".weight");
+    const at::Tensor more = losses_together(work, consumers[i], statistics, scales, *own);
+    losses = losses.defined() ? losses + more : more;
+  }
+  const double* loss = losses.const_data_ptr<double>();
+  return scales[std::min_element(loss, loss + losses.numel()) - loss];  // of equal ones the first
+}
+
+}  // namespace
+
+std::vector<std::string> scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
+                                     const std::vector<at::Tensor>& hidden) {
+  const Block& block = work.model.block(layer);
+  const BlockSpec& spec = block.spec();
+  const std::string prefix = work.model.block_prefix(layer);
+  std::map<int, std::vector<std::pair<ScalePair, MethodSettings>>> pairs;  // by stage
+  for (const auto& pair : spec.scale_pairs)
+    if (const auto settings = settings_of(work, spec, prefix, pair))
+      pairs[find_linear(spec, pair.consumers.front()).stage].emplace_back(pair, *settings);
+  if (pairs.empty()) return {};
+
+  std::set<std::string> rewritten;
+  const BlockWeights dense = weights;
+  LeafStates states(work, block, hidden, dense);
+  for (int stage = 0; stage <= pairs.rbegin()->first; ++stage) {
+    for (const auto& [pair, settings] : pairs[stage]) {
+      if (any(work.team, work.stop.requested())) throw Stopped();
+      const Tap& tap =
+          spec.taps.at(static_cast<size_t>(find_linear(spec, pair.consumers.front()).tap));
+      const TapStatistics statistics = measure_tap(work, states, tap, /*with_magnitude=*/true);
+      const at::Tensor scale = best_scale(work, prefix, pair, weights, statistics, settings);
+      fold_scale(weights, pair, scale);
+      for (const auto& name : folded_tensors(weights, pair)) rewritten.insert(name);
+    }
+    if (stage < pairs.rbegin()->first) states.advance(stage);
+  }
+  return {rewritten.begin(), rewritten.end()};
+}
+
+}  // namespace selfcal

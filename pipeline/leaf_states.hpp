@@ -1,0 +1,45 @@
+// The states of a rank's leaves as they advance through a block, and what is measured on them.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "pipeline/layer_compressor.hpp"
+
+namespace selfcal {
+
+/// Borrows everything it is given.
+class LeafStates {
+ public:
+  LeafStates(const LayerWork& work, const Block& block, const std::vector<at::Tensor>& hidden,
+             const BlockWeights& weights);
+
+  /// Calls visit(tap) for every leaf, in order.
+  void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
+  /// Through the linear layers of `stage`, with the weights as they are now.
+  void advance(int stage);
+  /// The block's outputs; the states are used up.
+  std::vector<at::Tensor> finish();
+
+ private:
+  State computed_again(size_t leaf) const;
+
+  const LayerWork& work_;
+  const Block& block_;
+  const std::vector<at::Tensor>& hidden_;
+  const BlockWeights& weights_;
+  std::vector<State> states_;
+  int stage_ = 0;  // stages that the states have been through
+};
+
+/// What solvers need of an input, over all leaves of the team; every rank gets it.
+struct TapStatistics {
+  at::Tensor hessian;    // X^T X / tokens, float32 [columns, columns]
+  at::Tensor magnitude;  // mean |x|, float32 [columns], where it is asked for
+};
+
+/// Collective.
+TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const Tap& tap,
+                          bool with_magnitude = false);
+
+}  // namespace selfcal

@@ -1,0 +1,77 @@
+#include "stages/export/awq_format.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "base/error.hpp"
+#include "stages/export/half_scales.hpp"
+#include "storage/packing.hpp"
+
+namespace selfcal::awq_format {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int bits = 4;
+constexpr std::array<int64_t, 8> order{0, 2, 4, 6, 1, 3, 5, 7};
+
+/// Codes uint8 [n, rows] -> int32 [n, rows / 8].
+at::Tensor interleaved_words(const at::Tensor& codes) {
+  const int64_t n = codes.size(0), rows = codes.size(1);
+  const at::Tensor places = at::tensor(at::ArrayRef<int64_t>(order.data(), order.size()));
+  const at::Tensor reordered =
+      codes.contiguous().view({n, rows / 8, 8}).index_select(2, places).view({n, rows});
+  return pack_codes(reordered, bits).view(at::kInt);
+}
+
+}  // namespace
+
+NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
+  const int64_t rows = linear.weight.size(0), columns = linear.weight.size(1);
+  if (linear.bits != bits)
+    fail(ExitCode::config, "{}: {} bits, the awq format has 4", name, linear.bits);
+  if (linear.g_idx.defined())
+    fail(ExitCode::config,
+         "{}: columns are assigned to groups one by one (act_order: dynamic), which the awq format "
+         "cannot hold",
+         name);
+  if (rows % 8 != 0)
+    fail(ExitCode::config, "{}: {} outputs, the awq format needs a multiple of 8", name, rows);
+  const std::string module = compressed_tensors::module_of(name);
+  const at::Tensor zero =
+      linear.zero.defined() ? linear.zero : at::full_like(linear.scale, 1 << (bits - 1), at::kByte);
+  NamedTensors tensors;
+  tensors[module + ".qweight"] = interleaved_words(unpack_codes(linear.codes, bits, columns).t());
+  tensors[module + ".qzeros"] = interleaved_words(zero.t());
+  tensors[module + ".scales"] = half_scales(linear, name);
+  return tensors;
+}
+
+std::string add_quantization(const std::string& config_text,
+                             const std::map<std::string, Scheme>& modules,
+                             const std::vector<std::string>& plain) {
+  const auto& [first_module, first] = *modules.begin();
+  for (const auto& [module, scheme] : modules)
+    if (scheme.group_size != first.group_size)
+      fail(ExitCode::config,
+           "{}: groups of {}, {} has {} (0: whole rows); the awq format has one group size for all",
+           module, scheme.group_size, first_module, first.group_size);
+  std::vector<std::string> left;
+  for (const auto& module : plain)
+    if (module.find(".layers.") != std::string::npos) left.push_back(module);
+  std::ranges::sort(left);
+  Json config = Json::parse(config_text);
+  config["quantization_config"] = {
+      {"quant_method", "awq"},
+      {"version", "gemm"},
+      {"bits", bits},
+      {"group_size", first.group_size == 0 ? -1 : first.group_size},
+      {"zero_point", true},
+      {"modules_to_not_convert", left.empty() ? Json(nullptr) : Json(left)}};
+  return config.dump(2) + "\n";
+}
+
+}  // namespace selfcal::awq_format

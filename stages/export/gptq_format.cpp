@@ -1,0 +1,98 @@
+#include "stages/export/gptq_format.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.hpp"
+#include "stages/export/half_scales.hpp"
+#include "storage/packing.hpp"
+
+namespace selfcal::gptq_format {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Codes below 2^bits, uint8 [n, count], as 32-bit words: int32 [n, count * bits / 32].
+at::Tensor words_of(const at::Tensor& codes, int bits) {
+  return pack_codes(codes.contiguous(), bits).view(at::kInt);
+}
+
+void check(const std::string& name, const CompressedLinear& linear) {
+  const int bits = linear.bits;
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    fail(ExitCode::config, "{}: {} bits, the gptq format has 2, 3, 4 and 8", name, bits);
+  const int64_t rows = linear.weight.size(0), columns = linear.weight.size(1);
+  if (rows * bits % 32 != 0 || columns * bits % 32 != 0)
+    fail(ExitCode::config, "{}: {}x{} weights of {} bits do not fill words of 32 bits", name, rows,
+         columns, bits);
+  if (linear.zero.defined() && linear.zero.eq(0).any().item<bool>())
+    fail(ExitCode::config,
+         "{}: a zero point is 0, which version 1 of the gptq format cannot hold; compress with "
+         "symmetric: true, or export compressed-tensors or awq",
+         name);
+}
+
+Json settings_of(const Scheme& scheme) {
+  return {{"bits", scheme.bits},
+          {"group_size", scheme.group_size == 0 ? -1 : scheme.group_size},
+          {"sym", scheme.symmetric},
+          {"desc_act", scheme.group_index}};
+}
+
+/// The module's name as an expression that matches nothing else.
+std::string exactly(const std::string& module) {
+  std::string text = "^";
+  for (const char c : module) text += c == '.' ? "\\." : std::string(1, c);
+  return text + "$";
+}
+
+}  // namespace
+
+NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
+  check(name, linear);
+  const std::string module = compressed_tensors::module_of(name);
+  const int64_t columns = linear.weight.size(1), groups = linear.scale.size(1);
+  const at::Tensor zero = linear.zero.defined()
+                              ? linear.zero
+                              : at::full_like(linear.scale, 1 << (linear.bits - 1), at::kByte);
+  NamedTensors tensors;
+  tensors[module + ".qweight"] = linear.codes.contiguous().view(at::kInt).t().contiguous();
+  tensors[module + ".qzeros"] = words_of((zero - 1).t(), linear.bits);
+  tensors[module + ".scales"] = half_scales(linear, name);
+  tensors[module + ".g_idx"] = linear.g_idx.defined()
+                                   ? linear.g_idx
+                                   : at::arange(columns, at::kInt)
+                                         .floor_divide(groups == 1 ? columns : linear.group_size)
+                                         .to(at::kInt);
+  return tensors;
+}
+
+std::string add_quantization(const std::string& config_text,
+                             const std::map<std::string, Scheme>& modules,
+                             const std::vector<std::string>& plain) {
+  std::map<Scheme, int64_t> uses;
+  for (const auto& [module, scheme] : modules) ++uses[scheme];
+  const Scheme common =
+      std::ranges::max_element(uses, {}, [](const auto& use) { return use.second; })->first;
+  Json dynamic = Json::object();
+  for (const auto& [module, scheme] : modules)
+    if (scheme != common) dynamic["+:" + exactly(module)] = settings_of(scheme);
+  // Modules outside the blocks are never quantised by this format's readers.
+  for (const auto& module : plain)
+    if (module.find(".layers.") != std::string::npos)
+      dynamic["-:" + exactly(module)] = Json::object();
+
+  Json quantization = settings_of(common);
+  quantization["quant_method"] = "gptq";
+  quantization["checkpoint_format"] = "gptq";
+  quantization["pack_dtype"] = "int32";
+  quantization["lm_head"] = false;
+  if (!dynamic.empty()) quantization["dynamic"] = dynamic;
+  Json config = Json::parse(config_text);
+  config["quantization_config"] = quantization;
+  return config.dump(2) + "\n";
+}
+
+}  // namespace selfcal::gptq_format

@@ -1,0 +1,107 @@
+#include "stages/solve/awq.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "base/error.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/solve/quadratic_form.hpp"
+#include "stages/solve/row_solver.hpp"
+
+namespace selfcal {
+namespace {
+
+constexpr int ratios = 20;
+
+/// Mean over all rows of |w| / (the largest |w| of its group): float32 [columns].
+at::Tensor relative_size(const std::vector<at::Tensor>& weights, const MethodSettings& settings) {
+  at::Tensor sum;
+  int64_t rows = 0;
+  for (const at::Tensor& weight : weights) {
+    const int64_t columns = weight.size(1),
+                  size = settings.group_size == -1 ? columns : settings.group_size;
+    const at::Tensor groups =
+        weight.to(at::kFloat).abs().view({weight.size(0), columns / size, size});
+    const at::Tensor relative = groups / (groups.amax(2, /*keepdim=*/true) + 1e-6);
+    const at::Tensor mine = relative.view(weight.sizes()).to(at::kDouble).sum(0);
+    sum = sum.defined() ? sum + mine : mine;
+    rows += weight.size(0);
+  }
+  return (sum / double(rows)).to(at::kFloat);
+}
+
+/// Without infinite or missing numbers, extremes on both sides of 1.
+at::Tensor normalised(at::Tensor scale) {
+  scale = at::nan_to_num(scale.clamp_min(1e-4), 1.0, 1.0, 1.0);
+  scale = scale / (scale.max() * scale.min()).sqrt();
+  return at::where(scale.isfinite().logical_and(scale.gt(0)), scale, at::ones({}, at::kFloat));
+}
+
+}  // namespace
+
+at::Tensor candidate_scales(const std::vector<at::Tensor>& weights, const at::Tensor& magnitude,
+                            const MethodSettings& settings) {
+  std::vector<at::Tensor> scales{at::ones_like(magnitude)};
+  const at::Tensor size = settings.duo_scaling ? relative_size(weights, settings) : at::Tensor();
+  for (int i = 0; i < ratios; ++i) {
+    const double ratio = double(i) / ratios;
+    if (!settings.duo_scaling && i == 0) continue;  // all ones again
+    at::Tensor scale = magnitude.pow(ratio);
+    if (settings.duo_scaling) scale = scale / (size.pow(1 - ratio) + 1e-4);
+    scales.push_back(normalised(scale));
+  }
+  return at::stack(scales);
+}
+
+at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
+                            const at::Tensor& scales, const MethodSettings& settings,
+                            const kernels::Context& context) {
+  const int64_t rows = weight.size(0), columns = weight.size(1), candidates = scales.size(0);
+  const lanes::Kernels& kernels = lanes::kernels();
+  const QuadraticForm form(hessian, kernels, context);
+  const lanes::Grid grid = grid_of(settings, weight.scalar_type());
+  const Groups groups = plain_groups(settings, columns);
+  const RowSolver solver{settings, kernels, context};
+  at::Tensor losses = at::empty({rows, candidates}, at::kDouble);
+  kernels::for_ranges(
+      context, rows, solver.rows_of_a_task(rows), [&](int64_t first, int64_t count) {
+        const at::Tensor tiles = load_tiles(weight, first, count);
+        for (int64_t candidate = 0; candidate < candidates; ++candidate) {
+          const at::Tensor scale = scales[candidate].view({1, columns, 1});
+          const at::Tensor rounded = round_to_nearest(tiles * scale, grid, groups, kernels).weight;
+          const at::Tensor loss = form(rounded / scale - tiles).flatten().narrow(0, 0, count);
+          losses.narrow(0, first, count).select(1, candidate).copy_(loss);
+        }
+      });
+  return losses;
+}
+
+std::vector<std::string> folded_tensors(const BlockWeights& weights, const ScalePair& pair) {
+  std::vector<std::string> names{pair.producer + ".weight"};
+  if (weights.contains(pair.producer + ".bias")) names.push_back(pair.producer + ".bias");
+  for (const auto& consumer : pair.consumers) names.push_back(consumer + ".weight");
+  return names;
+}
+
+void fold_scale(BlockWeights& weights, const ScalePair& pair, const at::Tensor& scale) {
+  const int64_t columns = scale.size(0);
+  const auto divide = [&](const std::string& name, double offset) {
+    at::Tensor& tensor = weights.at(name);
+    if (tensor.size(0) < columns)
+      fail(ExitCode::internal, "{}: {} entries, a scale of {}", name, tensor.size(0), columns);
+    at::Tensor divided = tensor.to(at::kFloat).clone();
+    at::Tensor last = divided.narrow(0, divided.size(0) - columns, columns);
+    const at::Tensor divisor = last.dim() == 2 ? scale.unsqueeze(1) : scale;
+    last.add_(offset).div_(divisor).sub_(offset);
+    tensor = divided.to(tensor.scalar_type());
+  };
+  divide(pair.producer + ".weight", pair.norm_offset);
+  if (weights.contains(pair.producer + ".bias")) divide(pair.producer + ".bias", 0);
+  for (const auto& consumer : pair.consumers) {
+    at::Tensor& weight = weights.at(consumer + ".weight");
+    weight = (weight.to(at::kFloat) * scale).to(weight.scalar_type());
+  }
+}
+
+}  // namespace selfcal

@@ -1,0 +1,301 @@
+// Pruners: against a float64 SparseGPT, on rows that several ranks hold, and at the edges.
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <cmath>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "stages/solve/pruning.hpp"
+#include "stages/solve/threshold.hpp"
+#include "storage/packing.hpp"
+#include "tests/stages/solve_support.hpp"
+
+namespace selfcal {
+namespace {
+
+using namespace testing_support;
+
+MethodSettings pruner(MethodName name, const Sparsity& sparsity, int bits = unquantised_bits) {
+  MethodSettings settings;
+  settings.name = name;
+  settings.sparsity = sparsity;
+  settings.bits = bits;
+  settings.group_size = 16;
+  settings.block_size = 32;
+  settings.act_order = ActOrder::none;
+  return settings;
+}
+
+at::Tensor mask_of(const SolvedRows& solved) {
+  return unpack_mask(solved.linear.mask, solved.linear.weight.size(1));
+}
+
+/// The published algorithm in float64, without quantisation: weights, zeros where pruned.
+at::Tensor reference_weights(const Problem& problem, const MethodSettings& settings) {
+  const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
+  at::Tensor h = problem.hessian.to(at::kDouble).clone();
+  h.diagonal().add_(settings.damping * h.diag().mean().item<double>());
+  const at::Tensor u = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true);
+  at::Tensor w = problem.weight.to(at::kDouble).clone();
+  const auto [share, pattern] = settings.sparsity;
+  at::Tensor kept = at::ones({rows, columns}, at::kBool);
+  const auto scores = [&](int64_t first, int64_t count) {
+    return w.narrow(1, first, count).square() / u.diag().narrow(0, first, count).square();
+  };
+  for (int64_t first = 0; first < columns; first += settings.block_size) {
+    const int64_t last = std::min(first + settings.block_size, columns);
+    if (pattern.of == 0) {
+      const at::Tensor block = scores(first, last - first);
+      const at::Tensor sorted = std::get<0>(block.flatten().sort());
+      const double threshold = sorted[int64_t(double(block.numel()) * share)].item<double>();
+      kept.narrow(1, first, last - first).copy_(block > threshold);
+    }
+    for (int64_t j = first; j < last; ++j) {
+      if (pattern.of > 0 && j % pattern.of == 0) {
+        const at::Tensor lowest =
+            std::get<1>(scores(j, pattern.of).topk(pattern.zeros, 1, /*largest=*/false));
+        kept.narrow(1, j, pattern.of).scatter_(1, lowest, false);
+      }
+      const at::Tensor stored = w.select(1, j) * kept.select(1, j);
+      const at::Tensor error = (w.select(1, j) - stored) / u[j][j];
+      w.narrow(1, j + 1, columns - j - 1) -=
+          error.unsqueeze(1) * u[j].narrow(0, j + 1, columns - j - 1).unsqueeze(0);
+      w.select(1, j).copy_(stored);
+    }
+  }
+  return w;
+}
+
+TEST(SparseGpt, AgreesWithFloat64) {
+  for (const Sparsity& sparsity :
+       {Sparsity{0, {2, 4}}, Sparsity{0, {1, 2}}, Sparsity{0, {12, 16}}, Sparsity{0, {3, 32}},
+        Sparsity{0.5, {}}, Sparsity{0.9, {}}, Sparsity{0.1, {}}}) {
+    for (const auto& [rows, columns] : {std::pair{40, 64}, std::pair{70, 96}}) {
+      const Problem problem = random_problem(int(rows), rows, columns);
+      const MethodSettings settings = pruner(MethodName::sparsegpt, sparsity);
+      const SolvedRows solved = solve(problem, settings, 2);
+      const at::Tensor expected = reference_weights(problem, settings);
+      const std::string what =
+          fmt::format("{} {}:{} of {}x{}", sparsity.share, sparsity.pattern.zeros,
+                      sparsity.pattern.of, rows, columns);
+      EXPECT_GE(mask_of(solved).eq(expected.ne(0)).to(at::kDouble).mean().item<double>(), 0.995)
+          << what;
+      EXPECT_NEAR(relative_error(problem, solved.linear.weight) / relative_error(problem, expected),
+                  1, 1e-2)
+          << what;
+      EXPECT_TRUE(solved.linear.weight.masked_select(mask_of(solved).logical_not())
+                      .eq(0)
+                      .all()
+                      .item<bool>());
+      EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>())
+          << what;
+    }
+  }
+}
+
+/// One matrix whose rows are cut in `ranks` parts, each solved in a thread of its own.
+std::vector<SolvedRows> solve_apart(const Problem& problem, const MethodSettings& settings,
+                                    int ranks) {
+  std::vector<SolvedRows> solved(ranks);
+  std::barrier meeting(ranks);
+  std::mutex mutex;
+  std::vector<int64_t> sums;
+  const auto sum = [&](std::span<int64_t> mine) {
+    meeting.arrive_and_wait();
+    {
+      const std::lock_guard lock(mutex);
+      sums.resize(mine.size());
+      for (size_t i = 0; i < mine.size(); ++i) sums[i] += mine[i];
+    }
+    meeting.arrive_and_wait();
+    std::copy(sums.begin(), sums.end(), mine.begin());
+    meeting.arrive_and_wait();
+    const std::lock_guard lock(mutex);
+    sums.clear();
+  };
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank)
+    threads.emplace_back([&, rank] {
+      Threads pool(1 + rank % 2);
+      const auto method = make_method(settings, pool.context());
+      const int64_t rows = problem.weight.size(0), first = rows * rank / ranks,
+                    last = rows * (rank + 1) / ranks;
+      RowTeam team;
+      team.sum = sum;
+      solved[rank] = method->solve(problem.weight.narrow(0, first, last - first), problem.hessian,
+                                   method->factorise(problem.hessian), at::kFloat, team);
+    });
+  for (auto& thread : threads) thread.join();
+  return solved;
+}
+
+TEST(SparseGpt, IsTheSameForAnyRowsOnAnyRanks) {
+  const Problem problem = random_problem(3, 150, 80);
+  for (const int bits : {unquantised_bits, 3}) {
+    for (const Sparsity& sparsity : {Sparsity{0.5, {}}, Sparsity{0, {2, 4}}}) {
+      const MethodSettings settings = pruner(MethodName::sparsegpt, sparsity, bits);
+      const SolvedRows whole = solve(problem, settings);
+      EXPECT_TRUE(same_bits(solve(problem, settings, 4).linear.weight, whole.linear.weight));
+      for (const int ranks : {2, 3, 4}) {
+        int64_t first = 0;
+        for (const SolvedRows& part : solve_apart(problem, settings, ranks)) {
+          const int64_t rows = part.linear.weight.size(0);
+          const auto of_whole = [&](const at::Tensor& t) {
+            return t.narrow(0, first, rows).contiguous();
+          };
+          EXPECT_TRUE(same_bits(part.linear.weight, of_whole(whole.linear.weight))) << ranks;
+          EXPECT_TRUE(same_bits(part.linear.mask, of_whole(whole.linear.mask))) << ranks;
+          EXPECT_TRUE(same_bits(part.error, of_whole(whole.error))) << ranks;
+          first += rows;
+        }
+        EXPECT_EQ(first, 150);
+      }
+    }
+  }
+  // A rank without rows takes part.
+  const Problem few = random_problem(4, 2, 80);
+  const MethodSettings settings = pruner(MethodName::sparsegpt, {0.5, {}});
+  EXPECT_TRUE(same_bits(at::cat([&] {
+                          std::vector<at::Tensor> rows;
+                          for (const auto& part : solve_apart(few, settings, 4))
+                            rows.push_back(part.linear.weight);
+                          return rows;
+                        }()),
+                        solve(few, settings).linear.weight));
+}
+
+TEST(SparseGpt, QuantisesInTheSamePass) {
+  const Problem problem = random_problem(11, 64, 128);
+  for (const bool symmetric : {true, false}) {
+    MethodSettings settings = pruner(MethodName::sparsegpt, {0, {2, 4}}, 4);
+    settings.group_size = 32;
+    settings.symmetric = symmetric;
+    const SolvedRows joint = solve(problem, settings);
+    EXPECT_TRUE(same_bits(dequantise(joint.linear, 128, at::kFloat, "w"), joint.linear.weight));
+    EXPECT_EQ(mask_of(joint).to(at::kDouble).mean().item<double>(), 0.5);
+    EXPECT_TRUE(
+        joint.linear.weight.masked_select(mask_of(joint).logical_not()).eq(0).all().item<bool>());
+    // Better than pruning first and rounding what is left.
+    MethodSettings only_prunes = settings;
+    only_prunes.bits = unquantised_bits;
+    MethodSettings rounds = settings;
+    rounds.name = MethodName::nearest;
+    rounds.sparsity = {};
+    const SolvedRows pruned = solve(problem, only_prunes);
+    const SolvedRows apart = solve({pruned.linear.weight, problem.hessian}, rounds);
+    EXPECT_LT(relative_error(problem, joint.linear.weight),
+              0.95 * relative_error(problem, apart.linear.weight));
+  }
+}
+
+TEST(SparseGpt, DiagonalHessianGivesMagnitudeTimesNorm) {
+  Problem problem = random_problem(1, 50, 96);
+  problem.hessian = at::diag(problem.hessian.diag()).contiguous();
+  MethodSettings settings = pruner(MethodName::sparsegpt, {0, {2, 4}});
+  settings.damping = 0;
+  const SolvedRows solved = solve(problem, settings);
+  settings.name = MethodName::wanda;
+  EXPECT_TRUE(same_bits(solved.linear.weight, solve(problem, settings).linear.weight));
+}
+
+TEST(Pruning, TakesExactlyTheLowestOfEachRow) {
+  Problem problem = random_problem(2, 37, 100);
+  problem.weight.select(0, 3).fill_(0.5);  // ties: the first columns go
+  for (const double share : {0.01, 0.5, 0.77}) {
+    const SolvedRows solved = solve(problem, pruner(MethodName::magnitude, {share, {}}));
+    const at::Tensor kept = mask_of(solved);
+    const int64_t pruned = int64_t(100 * share);
+    EXPECT_TRUE(kept.to(at::kLong).sum(1).eq(100 - pruned).all().item<bool>());
+    EXPECT_EQ(kept[3].narrow(0, 0, pruned).sum().item<int64_t>(), 0);
+    const at::Tensor size = problem.weight.abs();
+    const at::Tensor lowest_kept = at::where(kept, size, at::full({}, INFINITY)).amin(1),
+                     highest_pruned = at::where(kept, at::zeros({}), size).amax(1);
+    EXPECT_TRUE(highest_pruned.le(lowest_kept).all().item<bool>());
+    EXPECT_TRUE(same_bits(solved.error, solved.nearest_error)) << "it is its own control";
+  }
+}
+
+TEST(Pruning, WandaRoundsWhatStays) {
+  const Problem problem = random_problem(8, 33, 64);
+  const SolvedRows solved = solve(problem, pruner(MethodName::wanda, {0, {4, 8}}, 4));
+  EXPECT_TRUE(same_bits(dequantise(solved.linear, 64, at::kFloat, "w"), solved.linear.weight));
+  EXPECT_EQ(mask_of(solved).to(at::kDouble).mean().item<double>(), 0.5);
+  EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
+}
+
+TEST(Pruning, DeadColumnsGoFirst) {
+  Problem problem = random_problem(5, 40, 64);
+  for (const int64_t dead : {4, 6}) {
+    problem.hessian.select(0, dead).zero_();
+    problem.hessian.select(1, dead).zero_();
+  }
+  for (const auto name : {MethodName::sparsegpt, MethodName::wanda}) {
+    const SolvedRows solved = solve(problem, pruner(name, {0, {2, 4}}));
+    EXPECT_EQ(mask_of(solved).narrow(1, 4, 4).to(at::kLong).sum(0)[0].item<int64_t>(), 0);
+    EXPECT_EQ(mask_of(solved).narrow(1, 4, 4).to(at::kLong).sum(0)[1].item<int64_t>(), 40);
+  }
+}
+
+TEST(Pruning, BadInputsAreRefused) {
+  const Problem problem = random_problem(7, 20, 66);
+  const auto refused = [&](const Problem& bad, const Sparsity& sparsity, const std::string& text) {
+    for (const auto name : {MethodName::sparsegpt, MethodName::wanda})
+      expect_failure(ExitCode::data, text, [&] { solve(bad, pruner(name, sparsity), 2); });
+  };
+  refused(problem, {0, {2, 4}}, "pattern 2:4 does not divide the 66 columns");
+  refused({problem.weight * NAN, problem.hessian}, {0.5, {}}, "weight not finite");
+  refused({problem.weight, problem.hessian * NAN}, {0.5, {}}, "Hessian not finite");
+  const auto no_method = [](const std::string& text, auto change) {
+    MethodSettings settings = pruner(MethodName::sparsegpt, {0.5, {}});
+    change(settings);
+    expect_failure(ExitCode::config, text, [&] { make_method(settings, {}); });
+  };
+  no_method("sparsity is 1", [](auto& s) { s.sparsity.share = 1; });
+  no_method("sparsity is nan", [](auto& s) { s.sparsity = {NAN, {2, 4}}; });
+  no_method("are both set", [](auto& s) { s.sparsity.pattern = {2, 4}; });
+  no_method("pattern is 4:4", [](auto& s) { s.sparsity = {0, {4, 4}}; });
+  no_method("needs sparsity", [](auto& s) { s.sparsity = {}; });
+  no_method("a multiple of 6", [](auto& s) { s.sparsity = {0, {3, 6}}; });
+  no_method("expected act_order", [](auto& s) { s.act_order = ActOrder::static_order; });
+  no_method("does not prune", [](auto& s) {
+    s.name = MethodName::gptq;
+    s.bits = 4;
+  });
+  no_method("bits is 16", [](auto& s) {
+    s.name = MethodName::nearest;
+    s.sparsity = {};
+  });
+}
+
+TEST(Threshold, IsTheExactOrderStatistic) {
+  std::mt19937 engine(1);
+  for (const int64_t count : {1, 2, 1000, 50000}) {
+    std::vector<float> scores(static_cast<size_t>(count));
+    std::lognormal_distribution<float> distribution(0, 20);
+    for (auto& score : scores)
+      score = engine() % 4 == 0 ? 0.0f : std::min(distribution(engine), 3e38f);
+    std::vector<float> sorted = scores;
+    std::sort(sorted.begin(), sorted.end());
+    for (const double share : {0.0, 0.3, 0.5, 0.99}) {
+      ThresholdSearch search(share);
+      for (int pass = 0; pass < ThresholdSearch::passes; ++pass) {
+        search.clear();
+        search.count(scores, search.histogram());
+        search.narrow();
+      }
+      EXPECT_EQ(search.threshold(), sorted[static_cast<size_t>(double(count) * share)]) << count;
+    }
+  }
+}
+
+TEST(Patterns, AreReadFromText) {
+  EXPECT_EQ(parse_pattern("2:4"), (lanes::Pattern{2, 4}));
+  for (const char* bad :
+       {"", "2", "2:", ":4", "2:4 ", "0:4", "4:4", "2:65", "-1:4", "2:4:8", "a:b"})
+    EXPECT_FALSE(parse_pattern(bad)) << bad;
+}
+
+}  // namespace
+}  // namespace selfcal
