@@ -22,7 +22,7 @@ static int patience(int threads) {
   return known && threads <= CPU_COUNT(&allowed) ? 2000 : 0;
 }
 
-ThreadPool::ThreadPool(int threads, std::function<void()> on_start)
+ThreadPool::ThreadPool(int threads, const std::function<void()>& on_start)
     : begun_(patience(threads)), finished_(patience(threads)) {
   for (int i = 1; i < threads; ++i) {
     workers_.emplace_back([this, on_start] {

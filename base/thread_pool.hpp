@@ -51,7 +51,7 @@ class ThreadPool {
  public:
   /// `threads` counts the calling thread; at least 1. `on_start` runs first in each worker (to pin
   /// library threads).
-  explicit ThreadPool(int threads, std::function<void()> on_start = {});
+  explicit ThreadPool(int threads, const std::function<void()>& on_start = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -21,6 +21,8 @@ void print_error(const char* text) { std::fprintf(stderr, "selfcal: error: %s\n"
 
 }  // namespace
 
+// What throws outside the try block is lack of memory.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   using selfcal::ExitCode;
   CLI::App app("Compress large language models with calibration data that the model writes itself.",
