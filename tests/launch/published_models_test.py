@@ -44,7 +44,7 @@ class PublishedModels(SelfcalCase):
         self.assertEqual(code, 78)
         self.assertRegex(err, r"h100: rank 0 needs 14\d\.\d GiB, found 74\.5 GiB, while it samples; "
                               r"generators of depth 3 .* and a team of 1 would fit")
-        less = ["--set", "layout.memory=12GiB", "--set", "calibration.source=vocabulary"]
+        less = ["--set", "layout.memory=14GiB", "--set", "calibration.source=vocabulary"]
         code, _, err = self.plan("llama-3.1-8b", "llama-3.1-8b", "--ranks", 1, *less)
         self.assertEqual(code, 78, err)
         self.assertRegex(err, r"rank 0 needs .* while it compresses; a team of \d+ would fit")
