@@ -18,7 +18,7 @@ namespace {
 constexpr int row_major = 101, no_transpose = 111, transpose = 112;
 constexpr int64_t depth =
     128;  // tokens multiplied at a time: their panels and strips stay in the nearest caches
-constexpr int64_t panels_at_once = 4;
+constexpr int64_t panels_of_a_step = 4;
 
 /// Columns of x [tokens, columns] in strips of 32: [strips][tokens][32], padded by 0.
 void pack_strips(const float* x, int64_t tokens, int64_t columns, float* strips) {
@@ -70,7 +70,7 @@ ProductTile LeafProducts::operator()(int64_t first_strip, int64_t strips, int64_
 
 ProductTile LeafProducts::by_lanes(int64_t first_strip, int64_t strips, int64_t column,
                                    int64_t columns) const {
-  const int64_t tokens = x_.size(0), step = panels_at_once * kernels_.panel_columns,
+  const int64_t tokens = x_.size(0), step = panels_of_a_step * kernels_.panel_columns,
                 strip_size = columns * lanes::rows;
   ProductTile tile{at::zeros({strips, columns, lanes::rows}, at::kFloat), strip_size, lanes::rows,
                    -1};

@@ -10,7 +10,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t strip = 64;  // columns of one task
+constexpr int64_t columns_of_a_task = 64;
 constexpr int unit_bits = 40;
 
 }  // namespace
@@ -19,8 +19,8 @@ void MagnitudeAccumulator::add(const at::Tensor& x) {
   const int64_t tokens = x.size(0), columns = x.size(1);
   kernels::require(columns == int64_t(sums_.size()), "magnitudes: a leaf has {} columns, not {}",
                    columns, sums_.size());
-  kernels::for_ranges(context_, columns, strip, [&](int64_t first, int64_t count) {
-    std::array<double, strip> sums{};
+  kernels::for_ranges(context_, columns, columns_of_a_task, [&](int64_t first, int64_t count) {
+    std::array<double, columns_of_a_task> sums{};
     kernels::with_element(x, [&](auto element) {
       const auto* row = x.const_data_ptr<decltype(element)>() + first;
       for (int64_t t = 0; t < tokens; ++t, row += columns)

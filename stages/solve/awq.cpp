@@ -12,7 +12,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int ratios = 20;
+constexpr int scale_ratios = 20;
 
 /// Mean over all rows of |w| / (the largest |w| of its group): float32 [columns].
 at::Tensor relative_size(const std::vector<at::Tensor>& weights, const MethodSettings& settings) {
@@ -44,8 +44,8 @@ at::Tensor candidate_scales(const std::vector<at::Tensor>& weights, const at::Te
                             const MethodSettings& settings) {
   std::vector<at::Tensor> scales{at::ones_like(magnitude)};
   const at::Tensor size = settings.duo_scaling ? relative_size(weights, settings) : at::Tensor();
-  for (int i = 0; i < ratios; ++i) {
-    const double ratio = double(i) / ratios;
+  for (int i = 0; i < scale_ratios; ++i) {
+    const double ratio = double(i) / scale_ratios;
     if (!settings.duo_scaling && i == 0) continue;  // all ones again
     at::Tensor scale = magnitude.pow(ratio);
     if (settings.duo_scaling) scale = scale / (size.pow(1 - ratio) + 1e-4);

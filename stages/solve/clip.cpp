@@ -8,7 +8,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int steps = 20, tried = 10;  // shares 1 - i / steps
+constexpr int cut_steps = 20, cuts_tried = 10;  // shares 1 - i / cut_steps
 
 /// A layout of one group.
 Groups one_group(int64_t columns) {
@@ -39,8 +39,8 @@ at::Tensor ClipSearch::cut(const at::Tensor& tiles, int64_t group) const {
   at::Tensor best =
       at::full({tiles.size(0), lanes::rows}, std::numeric_limits<double>::infinity(), at::kDouble);
   at::Tensor limit = largest.clone();
-  for (int i = 0; i < tried; ++i) {
-    const at::Tensor here = largest * float(1 - double(i) / steps);
+  for (int i = 0; i < cuts_tried; ++i) {
+    const at::Tensor here = largest * float(1 - double(i) / cut_steps);
     const at::Tensor clamped = at::max(at::min(tiles, here), -here);
     const at::Tensor rounded = round_to_nearest(clamped, grid_, alone, kernels_).weight;
     const at::Tensor loss = forms_[static_cast<size_t>(group)](rounded - tiles);
