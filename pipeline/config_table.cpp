@@ -10,7 +10,7 @@ namespace {
 
 using namespace values;
 
-constexpr int64_t no_limit = std::numeric_limits<int64_t>::max();
+constexpr int64_t unlimited = std::numeric_limits<int64_t>::max();
 
 const Words<LayoutSettings::Mode> modes{{{"auto", LayoutSettings::Mode::automatic},
                                          {"split", LayoutSettings::Mode::split},
@@ -206,7 +206,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       path_key("output", FIELD(output), "Run directory: calibration, layers, checkpoint, exports, report."),
       {"name", "letters, digits, dot, dash, underscore", "Name of the job inside the run directory.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.name = job_name(node); }, [](const C& c) { return quoted(c.name); }},
-      integer_key<C>("seed", FIELD(seed), {0, no_limit}, "Seed of every random number."),
+      integer_key<C>("seed", FIELD(seed), {0, unlimited}, "Seed of every random number."),
       integer_key<C>("threads", FIELD(threads), {1, 1024, true}, "Threads of a rank; auto: the cores it may use, shared with the ranks of its node."),
 
       word_key<C>("layout.mode", FIELD(layout.mode), modes, "split: some ranks sample while others compress; shared: all ranks sample, then compress."),
