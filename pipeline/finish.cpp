@@ -105,8 +105,9 @@ std::string role_of(const Session& session) {
 
 void tell(const Session& session, const RunReport& report) {
   const MeanErrors errors = mean_errors(report);
-  log::info("relative error {:.5f} (round-to-nearest {:.5f}), {:.2f} bits a weight",
-            errors.compressed, errors.nearest, errors.bits);
+  log::info("relative error {:.5f} ({} {:.5f}){}", errors.compressed, control_of(report),
+            errors.nearest,
+            errors.bits > 0 ? fmt::format(", {:.2f} bits a weight", errors.bits) : "");
   if (report.perplexity)
     log::info("perplexity {:.3f} (dense {:.3f}) on {}", report.perplexity->compressed,
               report.perplexity->dense, report.perplexity->tokens);

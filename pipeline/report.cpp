@@ -236,6 +236,12 @@ RunReport report_from_json(const std::string& text) try {
   fail(ExitCode::data, "report: not a report of selfcal: {}", error.what());
 }
 
+std::string control_of(const RunReport& report) {
+  const bool prunes =
+      report.method == "sparsegpt" || report.method == "wanda" || report.method == "magnitude";
+  return prunes ? "magnitude pruning" : "round-to-nearest";
+}
+
 MeanErrors mean_errors(const RunReport& report) {
   MeanErrors sums;
   double weights = 0;
@@ -284,7 +290,7 @@ std::vector<std::string> needs_a_look(const RunReport& report) {
                          linear.relative_error, linear.nearest_error));
     }
   std::vector<std::string> lines;
-  const auto tell = [&](const Finding& finding, const char* one, const char* many,
+  const auto tell = [&](const Finding& finding, const std::string& one, const std::string& many,
                         const char* worst) {
     if (finding.count == 1) lines.push_back(fmt::format("{} ({})", one, finding.text));
     if (finding.count > 1)
@@ -295,8 +301,8 @@ std::vector<std::string> needs_a_look(const RunReport& report) {
   tell(damped, "1 layer needed more damping", "layers needed more damping", "most");
   tell(dead, "1 layer has inputs that are always zero", "layers have inputs that are always zero",
        "most");
-  tell(worse, "1 layer is worse than round-to-nearest", "layers are worse than round-to-nearest",
-       "worst");
+  const std::string than = "worse than " + control_of(report);
+  tell(worse, "1 layer is " + than, "layers are " + than, "worst");
   if (const auto& perplexity = report.perplexity)
     if (!(perplexity->compressed < 2 * perplexity->dense))
       lines.push_back(fmt::format("perplexity rose from {:.2f} to {:.2f}", perplexity->dense,

@@ -102,6 +102,9 @@ std::vector<std::string> needs_a_look(const RunReport& report);
 /// report.json at `json` and report.html beside it; atomic each.
 void write_report(const RunReport& report, const fs::path& json);
 
+/// What a layer is held against: "round-to-nearest", or "magnitude pruning" for methods that prune.
+std::string control_of(const RunReport& report);
+
 /// Mean over the layers, each by the size of its weight.
 struct MeanErrors {
   double compressed = 0;

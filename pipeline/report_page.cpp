@@ -86,8 +86,8 @@ std::string figures(const RunReport& report) {
   if (const auto& p = report.perplexity)
     html += figure(fmt::format("{:.2f}", p->compressed),
                    fmt::format("perplexity (dense {:.2f})", p->dense));
-  html += figure(small(means.compressed),
-                 fmt::format("mean relative error (round-to-nearest {})", small(means.nearest)));
+  html += figure(small(means.compressed), fmt::format("mean relative error ({} {})",
+                                                      control_of(report), small(means.nearest)));
   if (means.bits > 0)
     html += figure(fmt::format("{:.2f}", means.bits), "bits a weight, scales included");
   html += figure(duration_text(report.seconds), fmt::format("on {} rank{}", report.ranks.size(),
@@ -105,9 +105,11 @@ std::string figures(const RunReport& report) {
 std::string look(const RunReport& report) {
   const auto lines = needs_a_look(report);
   if (lines.empty())
-    return "<p class=\"well\">No damping was raised, no input is always zero, and every layer is "
-           "better than "
-           "round-to-nearest or equal to it.</p>\n";
+    return fmt::format(
+        "<p class=\"well\">No damping was raised, no input is always zero, and every layer is "
+        "better "
+        "than {} or equal to it.</p>\n",
+        control_of(report));
   std::string html = "<div class=\"look\"><b>Needs a look</b><ul>\n";
   for (const auto& line : lines) html += fmt::format("<li>{}</li>\n", escaped(line));
   return html + "</ul></div>\n";
@@ -132,7 +134,7 @@ std::string error_plots(const RunReport& report) {
       auto& series = by_place[place];
       if (series.empty()) {
         order.push_back(place);
-        series = {{"round-to-nearest", control_colour, true, {}},
+        series = {{control_of(report), control_colour, true, {}},
                   {report.method, our_colour, false, {}}};
       }
       series[0].points.emplace_back(layer.layer, linear.nearest_error);
@@ -141,7 +143,7 @@ std::string error_plots(const RunReport& report) {
   for (const auto& [place, series] : by_place) all.insert(all.end(), series.begin(), series.end());
   const plots::Range range = plots::range_of(all, true);
   std::string html =
-      legend({{report.method, our_colour}, {"round-to-nearest, the control", control_colour}});
+      legend({{report.method, our_colour}, {control_of(report) + ", the control", control_colour}});
   html += "<div class=\"plots\">\n";
   for (const auto& place : order)
     html += plots::line_chart({place, "layer", by_place[place], range, true}) + "\n";
@@ -206,9 +208,10 @@ std::string rank_table(const RunReport& report) {
 }
 
 std::string layer_table(const RunReport& report) {
-  std::string html =
+  std::string html = fmt::format(
       "<table><tr><th>layer</th><th>weight</th><th>bits</th><th>group</th><th>relative error</th>"
-      "<th>round-to-nearest</th><th>loss</th><th>damping</th><th>dead inputs</th></tr>\n";
+      "<th>{}</th><th>loss</th><th>damping</th><th>dead inputs</th></tr>\n",
+      control_of(report));
   for (const auto& layer : report.layers)
     for (const auto& linear : layer.linears)
       html += fmt::format(
