@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""A tiny model of every family: generate, GPTQ, checkpoint, export, and back into transformers; the same hashes from one
-rank and from four."""
+"""A tiny model of every family: generate, GPTQ and SparseGPT, checkpoint, export, and back into transformers; the same
+hashes from one rank and from four."""
 import os
 import shutil
 import sys
@@ -26,6 +26,9 @@ calibration: {{source: self, sequences: 8, length: 32, micro_batch: 2, end_of_te
 method: {{name: gptq, bits: 4, group_size: -1, symmetric: true, act_order: static}}
 export: [compressed-tensors, dense]
 """
+
+PRUNED = [word for setting in ["name=sparsegpt", "bits=16", "sparsity=0.5", "act_order=none"]
+          for word in ("--set", f"method.{setting}")] + ["--set", "export=[dense]"]
 
 torch.set_num_threads(1)
 
@@ -57,33 +60,44 @@ class Families(unittest.TestCase):
         return [line.replace(run, "") for line in self.selfcal("verify", run).splitlines()
                 if "content hash" in line or " layer " in line]
 
-    def check(self, name):
+    def compress(self, name, run, *settings):
+        """The export folder of a job that came out the same from one rank and from four."""
         (self.folder / "config.yaml").write_text(CONFIG.format(model=MODELS / name))
         for ranks in (1, 4):
-            self.selfcal("compress", "config.yaml", "--set", f"output=run-{ranks}", ranks=ranks)
-        hashes = self.hashes("run-1")
+            self.selfcal("compress", "config.yaml", "--set", f"output={run}-{ranks}", *settings, ranks=ranks)
+        hashes = self.hashes(f"{run}-1")
         self.assertGreater(len(hashes), 2)
-        self.assertEqual(self.hashes("run-4"), hashes)
+        self.assertEqual(self.hashes(f"{run}-4"), hashes)
+        return self.folder / f"{run}-1" / "jobs" / "default" / "export"
 
-        exports = self.folder / "run-1" / "jobs" / "default" / "export"
-        tokens = load_file(MODELS / name / "reference.safetensors")["input_ids"]
+    def load_and_compare(self, name, folder):
+        """transformers' model of a dense export, whose logits are ours, and are not the original's."""
+        reference = load_file(MODELS / name / "reference.safetensors")
+        tokens, dense = reference["input_ids"], reference["logits"]
         save_file({"input_ids": tokens}, self.folder / "in.safetensors")
-        self.selfcal("logits", exports / "dense", "--tokens", "in.safetensors", "--out", "out.safetensors",
-                     "--dtype", "float32")
+        self.selfcal("logits", folder, "--tokens", "in.safetensors", "--out", "out.safetensors", "--dtype", "float32")
         ours = load_file(self.folder / "out.safetensors")["logits"]
-        model = AutoModelForCausalLM.from_pretrained(exports / "dense", dtype=torch.float32,
-                                                     attn_implementation="eager").eval()
-        unpacked = unpacked_weights(exports / "compressed-tensors", tokens)
-        for weight_name, weight in model.state_dict().items():
-            self.assertTrue(torch.equal(unpacked[weight_name], weight), weight_name)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         with torch.no_grad():
             theirs = model(tokens).logits
         difference = ((ours - theirs).abs().max() / theirs.std()).item()
-        dense = load_file(MODELS / name / "reference.safetensors")["logits"]
         changed = ((ours - dense).abs().max() / dense.std()).item()
         print(f"{name}: selfcal and transformers differ by {difference:.1e}, compressing changed {changed:.1e}")
         self.assertLess(difference, 1e-4)
         self.assertGreater(changed, 0.01)
+        return model, tokens
+
+    def check(self, name):
+        exports = self.compress(name, "quantised")
+        model, tokens = self.load_and_compare(name, exports / "dense")
+        unpacked = unpacked_weights(exports / "compressed-tensors", tokens)
+        for weight_name, weight in model.state_dict().items():
+            self.assertTrue(torch.equal(unpacked[weight_name], weight), weight_name)
+
+        exports = self.compress(name, "pruned", *PRUNED)
+        model, _ = self.load_and_compare(name, exports / "dense")
+        zeros = max((weight == 0).float().mean().item() for weight in model.state_dict().values() if weight.dim() == 2)
+        self.assertAlmostEqual(zeros, 0.5, delta=0.02)
 
 
 for family in FAMILIES:
