@@ -10,22 +10,19 @@
 #include "base/error.hpp"
 #include "pipeline/config_table.hpp"
 #include "pipeline/leaves.hpp"
+#include "stages/export/compressed_tensors.hpp"
 #include "stages/solve/quantiser.hpp"
 
 namespace selfcal {
 namespace {
 
+using compressed_tensors::module_of;
+
 constexpr int format_version = 1;     // of the layer files
 constexpr int algorithm_version = 1;  // raised when the same settings give other results
 
-std::string layer_name(const std::string& tensor_name) {
-  constexpr std::string_view suffix = ".weight";
-  return tensor_name.ends_with(suffix) ? tensor_name.substr(0, tensor_name.size() - suffix.size())
-                                       : tensor_name;
-}
-
 bool matches(const std::string& expression, const std::string& tensor_name) {
-  return std::regex_search(layer_name(tensor_name), std::regex(expression));
+  return std::regex_search(module_of(tensor_name), std::regex(expression));
 }
 
 /// Group sizes that divide `columns` and suit packed storage: multiples of 32, or of 8 where those
@@ -55,7 +52,7 @@ struct GroupUse {
 [[noreturn]] void refuse(int64_t group_size, const GroupUse& use) {
   std::map<int64_t, std::vector<std::string>> by_columns;
   for (const auto* linear : use.undivided)
-    by_columns[linear->columns].push_back(layer_name(linear->name));
+    by_columns[linear->columns].push_back(module_of(linear->name));
   std::vector<std::string> parts;
   for (const auto& [columns, names] : by_columns)
     parts.push_back(fmt::format("the {} inputs of {} {} ({}{})", columns, names.size(),
@@ -69,12 +66,12 @@ struct GroupUse {
 bool makes_queries_or_keys(const std::string& tensor_name) {
   static const std::regex names("(q_proj|k_proj|qkv_proj|query_key_value|W_pack)$",
                                 std::regex::optimize);
-  return std::regex_search(layer_name(tensor_name), names);
+  return std::regex_search(module_of(tensor_name), names);
 }
 
 /// What a layer's settings, with its overrides, ask of its method and its shape.
 void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
-  const std::string name = layer_name(linear.name);
+  const std::string name = module_of(linear.name);
   try {
     MethodSettings known = settings;
     if (known.scale_dtype == at::ScalarType::Undefined) known.scale_dtype = at::kFloat;
@@ -98,7 +95,7 @@ void check_exports(const RunConfig& config, const MethodSettings& settings,
                            : format != "gptq" || std::set{2, 3, 4, 8}.contains(settings.bits);
     if (!holds)
       fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
-           settings.bits, layer_name(linear.name));
+           settings.bits, module_of(linear.name));
     if (format == "awq" && settings.act_order == ActOrder::dynamic_order)
       fail(ExitCode::config, "export: found awq, which cannot hold method.act_order dynamic");
   }
@@ -185,7 +182,7 @@ void check_linears(const RunConfig& config, const std::vector<NamedLinear>& line
                      [&](const auto& linear) { return matches(expression, linear.name); }))
       fail(ExitCode::config,
            "overrides[{}].match: found \"{}\", which is in the name of no layer (a name is {})", i,
-           expression, linears.empty() ? "missing" : layer_name(linears[0].name));
+           expression, linears.empty() ? "missing" : module_of(linears[0].name));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "pipeline/devices.hpp"
 
 #include <map>
+#include <ranges>
 
 #include "base/error.hpp"
 
@@ -27,11 +28,9 @@ const std::map<std::string, DataSheet>& data_sheets() {
 
 Machine device_machine(const std::string& name, at::ScalarType dtype) {
   const auto found = data_sheets().find(name);
-  if (found == data_sheets().end()) {
-    std::string known;
-    for (const auto& [text, sheet] : data_sheets()) known += (known.empty() ? "" : ", ") + text;
-    fail(ExitCode::usage, "--device: found {}, expected one of {}", name, known);
-  }
+  if (found == data_sheets().end())
+    fail(ExitCode::usage, "--device: found {}, expected one of {}", name,
+         fmt::join(std::views::keys(data_sheets()), ", "));
   const DataSheet& sheet = found->second;
   const double products = dtype == at::kBFloat16 ? sheet.bfloat16 : sheet.float32;
   Machine machine;

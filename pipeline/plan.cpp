@@ -332,11 +332,9 @@ ModelSizes sizes_of(const Model& model) {
   sizes.block = model.block(0).spec();
   sizes.layer_costs = layer_costs(model);
   for (const auto& [name, shape] : sizes.block.parameters)
-    sizes.block_parameters +=
-        std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+    sizes.block_parameters += c10::multiply_integers(shape);
   for (const auto& [name, shape] : model.outer_parameters())
-    sizes.outer_parameters +=
-        std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+    sizes.outer_parameters += c10::multiply_integers(shape);
   return sizes;
 }
 
@@ -368,8 +366,7 @@ Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
     plan.keeps_states = keeps;
     plan.ranks.clear();
     for (int rank = 0; rank < ranks; ++rank) plan.ranks.push_back(estimate.rank(rank, keeps));
-    const auto largest =
-        std::ranges::max_element(plan.ranks, {}, [](const RankPlan& r) { return r.memory; });
+    const auto largest = std::ranges::max_element(plan.ranks, {}, &RankPlan::memory);
     if (plan.memory_limit == 0 || largest->memory <= plan.memory_limit) break;
   }
   if (asked_for || !machine.device.empty()) check_memory(plan, config, model, machine, estimate);

@@ -14,6 +14,7 @@
 #include <span>
 
 #include "base/error.hpp"
+#include "stages/solve/method.hpp"
 
 namespace selfcal {
 namespace {
@@ -237,9 +238,10 @@ RunReport report_from_json(const std::string& text) try {
 }
 
 std::string control_of(const RunReport& report) {
-  const bool prunes =
-      report.method == "sparsegpt" || report.method == "wanda" || report.method == "magnitude";
-  return prunes ? "magnitude pruning" : "round-to-nearest";
+  const bool pruned = std::ranges::any_of(method_names, [&](const auto& known) {
+    return known.first == report.method && prunes(known.second);
+  });
+  return pruned ? "magnitude pruning" : "round-to-nearest";
 }
 
 MeanErrors mean_errors(const RunReport& report) {

@@ -106,6 +106,11 @@ at::Tensor unpack_mask(const at::Tensor& packed, int64_t columns) {
   return unpack_codes(packed, 1, columns).to(at::kBool);
 }
 
+at::Tensor zero_points(const CompressedLinear& linear) {
+  return linear.zero.defined() ? linear.zero
+                               : at::full(linear.scale.sizes(), 1 << (linear.bits - 1), at::kByte);
+}
+
 at::Tensor dequantise(const CompressedLinear& linear, int64_t columns, at::ScalarType dtype,
                       const std::string& name) {
   const int bits = linear.bits;
@@ -123,9 +128,7 @@ at::Tensor dequantise(const CompressedLinear& linear, int64_t columns, at::Scala
 
   const at::Tensor packed = linear.codes.contiguous(),
                    scale = linear.scale.to(at::kFloat).contiguous();
-  const at::Tensor zero = linear.zero.defined()
-                              ? linear.zero.contiguous()
-                              : at::full({rows, groups}, 1 << (bits - 1), at::kByte);
+  const at::Tensor zero = zero_points(linear).contiguous();
   at::Tensor weight = at::empty({rows, columns}, dtype);
   at::Tensor row_values = at::empty({columns}, at::kFloat);
   std::vector<uint8_t> codes(static_cast<size_t>(columns));

@@ -26,9 +26,12 @@ at::Tensor pack_mask(const at::Tensor& kept);
 /// The inverse: bool [rows, columns].
 at::Tensor unpack_mask(const at::Tensor& packed, int64_t columns);
 
+/// The zero points, uint8 [rows, groups]: those of the linear, or 2^(bits - 1) where it has none.
+at::Tensor zero_points(const CompressedLinear& linear);
+
 /// (code - zero) * scale, computed in float32 with the scale as stored, then rounded once to
-/// `dtype`: [rows, columns]. Column c belongs to group g_idx[c], or c / group_size without g_idx;
-/// an undefined zero is 2^(bits - 1). The linear's `weight` is not looked at. Fields that do not
+/// `dtype`: [rows, columns]. Column c belongs to group g_idx[c], or c / group_size without g_idx.
+/// The linear's `weight` is not looked at. Fields that do not
 /// fit together are ExitCode::data beginning with `name`.
 at::Tensor dequantise(const CompressedLinear& linear, int64_t columns, at::ScalarType dtype,
                       const std::string& name);

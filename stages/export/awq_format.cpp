@@ -41,11 +41,9 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   if (rows % 8 != 0)
     fail(ExitCode::config, "{}: {} outputs, the awq format needs a multiple of 8", name, rows);
   const std::string module = compressed_tensors::module_of(name);
-  const at::Tensor zero =
-      linear.zero.defined() ? linear.zero : at::full_like(linear.scale, 1 << (bits - 1), at::kByte);
   NamedTensors tensors;
   tensors[module + ".qweight"] = interleaved_words(unpack_codes(linear.codes, bits, columns).t());
-  tensors[module + ".qzeros"] = interleaved_words(zero.t());
+  tensors[module + ".qzeros"] = interleaved_words(zero_points(linear).t());
   tensors[module + ".scales"] = half_scales(linear, name);
   return tensors;
 }

@@ -54,12 +54,9 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   check(name, linear);
   const std::string module = compressed_tensors::module_of(name);
   const int64_t columns = linear.weight.size(1), groups = linear.scale.size(1);
-  const at::Tensor zero = linear.zero.defined()
-                              ? linear.zero
-                              : at::full_like(linear.scale, 1 << (linear.bits - 1), at::kByte);
   NamedTensors tensors;
   tensors[module + ".qweight"] = linear.codes.contiguous().view(at::kInt).t().contiguous();
-  tensors[module + ".qzeros"] = words_of((zero - 1).t(), linear.bits);
+  tensors[module + ".qzeros"] = words_of((zero_points(linear) - 1).t(), linear.bits);
   tensors[module + ".scales"] = half_scales(linear, name);
   tensors[module + ".g_idx"] = linear.g_idx.defined()
                                    ? linear.g_idx

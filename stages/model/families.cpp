@@ -1,4 +1,5 @@
 #include <cmath>
+#include <ranges>
 
 #include "base/error.hpp"
 #include "stages/model/family.hpp"
@@ -31,10 +32,8 @@ kernels::Activation read_activation(const ModelConfig& config, const std::string
   const std::string name = config.text(key, otherwise);
   const auto found = names.find(name);
   if (found != names.end()) return found->second;
-  std::string known;
-  for (const auto& [text, activation] : names) known += (known.empty() ? "" : ", ") + text;
   fail(ExitCode::data, "{}: {}: '{}' is not supported ({} are)", config.where(), key,
-       printable(name), known);
+       printable(name), fmt::join(std::views::keys(names), ", "));
 }
 
 Attention read_attention(const ModelConfig& config, const ModelShape& shape) {
@@ -45,6 +44,17 @@ Attention read_attention(const ModelConfig& config, const ModelShape& shape) {
   attention.head_dim = shape.head_dim;
   attention.scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
   return attention;
+}
+
+Mlp plain_mlp(const ModelShape& shape, const std::string& up, const std::string& down,
+              kernels::Activation activation, int64_t width, bool bias) {
+  return {"mlp", "", up, down, activation, shape.hidden, width, bias};
+}
+
+std::vector<std::shared_ptr<const Block>> alike_blocks(const ModelShape& shape,
+                                                       kernels::Context context,
+                                                       const BlockParts& parts) {
+  return {static_cast<size_t>(shape.layers), std::make_shared<DecoderBlock>(context, parts)};
 }
 
 std::shared_ptr<const Rotary> make_rotary(RotaryAngles angles, ModelShape& shape) {

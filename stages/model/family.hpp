@@ -36,6 +36,15 @@ kernels::Activation read_activation(const ModelConfig& config, const std::string
 /// Heads of the config without rotation; scores scaled by 1 / sqrt(head_dim).
 Attention read_attention(const ModelConfig& config, const ModelShape& shape);
 
+/// An MLP without a gate: `up`, the activation, `down`, with `width` entries between them.
+Mlp plain_mlp(const ModelShape& shape, const std::string& up, const std::string& down,
+              kernels::Activation activation, int64_t width, bool bias);
+
+/// One block, shared by all layers.
+std::vector<std::shared_ptr<const Block>> alike_blocks(const ModelShape& shape,
+                                                       kernels::Context context,
+                                                       const BlockParts& parts);
+
 /// The rotation of the first `portion` of each head; the model's length is cut to what it holds
 /// for.
 std::shared_ptr<const Rotary> make_rotary(RotaryAngles angles, ModelShape& shape);

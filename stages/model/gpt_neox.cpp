@@ -27,19 +27,13 @@ ModelParts gpt_neox_parts(const ModelConfig& config, ModelShape& shape, kernels:
                   shape);
 
   block.mlp_norm = layer_norm("post_attention_layernorm", shape.hidden, epsilon);
-  block.mlp = {"mlp",
-               "",
-               "mlp.dense_h_to_4h",
-               "mlp.dense_4h_to_h",
-               read_activation(config, "hidden_act", "gelu"),
-               shape.hidden,
-               config.integer("intermediate_size"),
-               true};
+  block.mlp = plain_mlp(shape, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
+                        read_activation(config, "hidden_act", "gelu"),
+                        config.integer("intermediate_size"), true);
 
   ModelParts parts;
   parts.block_prefix = "gpt_neox.layers.";
-  parts.blocks.assign(static_cast<size_t>(shape.layers),
-                      std::make_shared<DecoderBlock>(context, block));
+  parts.blocks = alike_blocks(shape, context, block);
   parts.embedding = "gpt_neox.embed_in";
   parts.final_norm = layer_norm("gpt_neox.final_layer_norm", shape.hidden, epsilon);
   parts.head = "embed_out";

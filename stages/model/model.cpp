@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <ranges>
+
 #include "base/error.hpp"
 #include "stages/model/family.hpp"
 #include "storage/dtype.hpp"
@@ -9,18 +11,12 @@
 namespace selfcal {
 namespace {
 
-std::string supported_architectures() {
-  std::string all;
-  for (const auto& [name, family] : families()) all += (all.empty() ? "" : ", ") + name;
-  return all;
-}
-
 std::string read_architecture(const ModelConfig& config) {
   const auto names = config.texts("architectures");
   if (names.empty()) fail(ExitCode::data, "{}: no key 'architectures'", config.where());
   if (!families().contains(names.front()))
     fail(ExitCode::data, "{}: architecture '{}' is not supported (supported: {})", config.where(),
-         printable(names.front()), supported_architectures());
+         printable(names.front()), fmt::join(std::views::keys(families()), ", "));
   return names.front();
 }
 

@@ -20,20 +20,13 @@ ModelParts opt_parts(const ModelConfig& config, ModelShape& shape, kernels::Cont
   block.attention.output = "self_attn.out_proj";
   block.attention.bias = block.attention.output_bias = bias;
   block.mlp_norm = layer_norm("final_layer_norm", shape.hidden, epsilon);
-  block.mlp = {"mlp",
-               "",
-               "fc1",
-               "fc2",
-               read_activation(config, "activation_function", "relu"),
-               shape.hidden,
-               config.integer("ffn_dim"),
-               bias};
+  block.mlp = plain_mlp(shape, "fc1", "fc2", read_activation(config, "activation_function", "relu"),
+                        config.integer("ffn_dim"), bias);
 
   const std::string decoder = "model.decoder.";
   ModelParts parts;
   parts.block_prefix = decoder + "layers.";
-  parts.blocks.assign(static_cast<size_t>(shape.layers),
-                      std::make_shared<DecoderBlock>(context, block));
+  parts.blocks = alike_blocks(shape, context, block);
   parts.embedding = decoder + "embed_tokens";
   parts.embedding_width = config.integer("word_embed_proj_dim", shape.hidden);
   constexpr int64_t offset = 2;  // rows that padding once needed

@@ -30,18 +30,12 @@ ModelParts phi_parts(const ModelConfig& config, ModelShape& shape, kernels::Cont
       static_cast<int64_t>(static_cast<double>(shape.head_dim) * read_portion(config));
   attention.rotary = make_rotary(rotary_angles(config, rotated), shape);
 
-  block.mlp = {"mlp",
-               "",
-               "mlp.fc1",
-               "mlp.fc2",
-               read_activation(config, "hidden_act", "gelu_new"),
-               shape.hidden,
-               config.integer("intermediate_size", 4 * shape.hidden),
-               true};
+  block.mlp =
+      plain_mlp(shape, "mlp.fc1", "mlp.fc2", read_activation(config, "hidden_act", "gelu_new"),
+                config.integer("intermediate_size", 4 * shape.hidden), true);
 
   ModelParts parts;
-  parts.blocks.assign(static_cast<size_t>(shape.layers),
-                      std::make_shared<DecoderBlock>(context, block));
+  parts.blocks = alike_blocks(shape, context, block);
   parts.final_norm = layer_norm("model.final_layernorm", shape.hidden, epsilon);
   parts.head_bias = true;
   return parts;

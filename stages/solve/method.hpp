@@ -28,6 +28,11 @@ inline constexpr std::array<std::pair<const char*, MethodName>, 6> method_names{
      {"nearest", MethodName::nearest}}};
 /// "gptq" ...
 std::string to_text(MethodName name);
+/// Whether the method sets weights to zero.
+constexpr bool prunes(MethodName name) {
+  return name == MethodName::sparsegpt || name == MethodName::wanda ||
+         name == MethodName::magnitude;
+}
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
 enum class GroupParameters { published, current };
@@ -64,10 +69,7 @@ struct MethodSettings {
   bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
   bool clip = true;         // AWQ: cut off large weights where that helps
 
-  bool prunes() const {
-    return name == MethodName::sparsegpt || name == MethodName::wanda ||
-           name == MethodName::magnitude;
-  }
+  bool prunes() const { return selfcal::prunes(name); }
   bool quantises() const { return bits != unquantised_bits; }
 };
 

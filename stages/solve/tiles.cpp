@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/error.hpp"
 
@@ -78,6 +79,24 @@ void store_all(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64
   }
 }
 
+/// The i-th move of each tile's columns goes [from, into] move(i).
+template <class Move>
+at::Tensor move_columns(const at::Tensor& tiles, const Move& move) {
+  at::Tensor moved = at::empty_like(tiles);
+  const int64_t columns = tiles.size(1);
+  const float* from = tiles.const_data_ptr<float>();
+  float* into = moved.mutable_data_ptr<float>();
+  for (int64_t tile = 0; tile < tiles.size(0); ++tile) {
+    for (int64_t i = 0; i < columns; ++i) {
+      const auto [source, target] = move(i);
+      std::copy_n(from + source * lanes::rows, lanes::rows, into + target * lanes::rows);
+    }
+    from += columns * lanes::rows;
+    into += columns * lanes::rows;
+  }
+  return moved;
+}
+
 }  // namespace
 
 at::Tensor load_tiles(const at::Tensor& weight, int64_t first, int64_t count) {
@@ -105,31 +124,13 @@ void store_tiles(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int
 }
 
 at::Tensor gather_columns(const at::Tensor& tiles, const at::Tensor& permutation) {
-  at::Tensor gathered = at::empty_like(tiles);
-  const int64_t columns = tiles.size(1);
   const auto* column = permutation.const_data_ptr<int64_t>();
-  const float* from = tiles.const_data_ptr<float>();
-  float* into = gathered.mutable_data_ptr<float>();
-  for (int64_t tile = 0; tile < tiles.size(0); ++tile, from += columns * lanes::rows) {
-    for (int64_t position = 0; position < columns; ++position, into += lanes::rows) {
-      std::copy_n(from + column[position] * lanes::rows, lanes::rows, into);
-    }
-  }
-  return gathered;
+  return move_columns(tiles, [=](int64_t i) { return std::pair(column[i], i); });
 }
 
 at::Tensor scatter_columns(const at::Tensor& tiles, const at::Tensor& permutation) {
-  at::Tensor scattered = at::empty_like(tiles);
-  const int64_t columns = tiles.size(1);
   const auto* column = permutation.const_data_ptr<int64_t>();
-  const float* from = tiles.const_data_ptr<float>();
-  float* into = scattered.mutable_data_ptr<float>();
-  for (int64_t tile = 0; tile < tiles.size(0); ++tile, into += columns * lanes::rows) {
-    for (int64_t position = 0; position < columns; ++position, from += lanes::rows) {
-      std::copy_n(from, lanes::rows, into + column[position] * lanes::rows);
-    }
-  }
-  return scattered;
+  return move_columns(tiles, [=](int64_t i) { return std::pair(i, column[i]); });
 }
 
 }  // namespace selfcal

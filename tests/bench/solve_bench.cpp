@@ -136,28 +136,22 @@ void products_alone(benchmark::State& state) {
   count_products(state, double(rows) * columns * columns / 2);
 }
 
-/// The published loop (blocks of 128, one column after the other), in the tensor library's
-/// operations.
-at::Tensor published_loop(const at::Tensor& weight, const at::Tensor& upper, int64_t group_size) {
+/// The published loop in the tensor library's operations: blocks of 128, one column after the
+/// other. `settle(weight, block, first, i)` is what column i of the block at `first` becomes.
+template <class Settle>
+at::Tensor feed_errors_forward(const at::Tensor& weight, const at::Tensor& upper,
+                               const Settle& settle) {
   const int64_t columns = weight.size(1);
-  at::Tensor w = weight.clone(), q = at::empty_like(w), scale, zero;
+  at::Tensor w = weight.clone(), q = at::empty_like(w);
   for (int64_t first = 0; first < columns; first += 128) {
     const int64_t last = std::min(first + 128, columns);
     at::Tensor block = w.narrow(1, first, last - first).clone(), errors = at::zeros_like(block);
     for (int64_t i = 0; i < last - first; ++i) {
-      if ((first + i) % group_size == 0) {
-        const at::Tensor group = w.narrow(1, first + i, std::min(group_size, columns - first - i));
-        const at::Tensor low = std::get<0>(group.min(1)).clamp_max(0),
-                         high = std::get<0>(group.max(1)).clamp_min(0);
-        scale = (high - low) / 15;
-        zero = at::round(-low / scale);
-      }
-      const at::Tensor x = block.select(1, i);
-      const at::Tensor rounded = scale * (at::clamp(at::round(x / scale) + zero, 0, 15) - zero);
-      const at::Tensor error = (x - rounded) / upper[first + i][first + i];
+      const at::Tensor settled = settle(w, block, first, i);
+      const at::Tensor error = (block.select(1, i) - settled) / upper[first + i][first + i];
       const at::Tensor row = upper[first + i].narrow(0, first + i, last - first - i);
       block.narrow(1, i, last - first - i).sub_(error.unsqueeze(1).matmul(row.unsqueeze(0)));
-      q.select(1, first + i).copy_(rounded);
+      q.select(1, first + i).copy_(settled);
       errors.select(1, i).copy_(error);
     }
     if (last < columns) {
@@ -169,6 +163,24 @@ at::Tensor published_loop(const at::Tensor& weight, const at::Tensor& upper, int
   return q;
 }
 
+at::Tensor published_loop(const at::Tensor& weight, const at::Tensor& upper, int64_t group_size) {
+  const int64_t columns = weight.size(1);
+  at::Tensor scale, zero;
+  return feed_errors_forward(
+      weight, upper, [&](const at::Tensor& w, const at::Tensor& block, int64_t first, int64_t i) {
+        if ((first + i) % group_size == 0) {
+          const at::Tensor group =
+              w.narrow(1, first + i, std::min(group_size, columns - first - i));
+          const at::Tensor low = std::get<0>(group.min(1)).clamp_max(0),
+                           high = std::get<0>(group.max(1)).clamp_min(0);
+          scale = (high - low) / 15;
+          zero = at::round(-low / scale);
+        }
+        const at::Tensor x = block.select(1, i);
+        return scale * (at::clamp(at::round(x / scale) + zero, 0, 15) - zero);
+      });
+}
+
 void published(benchmark::State& state) {
   const Problem& p = problem(state.range(0), state.range(1));
   at::set_num_threads(int(state.range(2)));
@@ -178,33 +190,17 @@ void published(benchmark::State& state) {
 
 /// The published pruning loop, 2:4.
 at::Tensor published_pruning_loop(const at::Tensor& weight, const at::Tensor& upper) {
-  const int64_t columns = weight.size(1);
-  at::Tensor w = weight.clone();
-  for (int64_t first = 0; first < columns; first += 128) {
-    const int64_t last = std::min(first + 128, columns);
-    at::Tensor block = w.narrow(1, first, last - first).clone(), q = at::zeros_like(block),
-               errors = at::zeros_like(block), pruned = at::zeros_like(block, at::kBool);
-    for (int64_t i = 0; i < last - first; ++i) {
-      if (i % 4 == 0) {
-        const at::Tensor pivots = upper.diagonal().narrow(0, first + i, 4);
-        const at::Tensor scores = block.narrow(1, i, 4).square() / pivots.square();
-        pruned.narrow(1, i, 4).scatter_(1, std::get<1>(scores.topk(2, 1, false)), true);
-      }
-      const at::Tensor x = block.select(1, i), stored = x.masked_fill(pruned.select(1, i), 0);
-      const at::Tensor error = (x - stored) / upper[first + i][first + i];
-      const at::Tensor row = upper[first + i].narrow(0, first + i, last - first - i);
-      block.narrow(1, i, last - first - i).sub_(error.unsqueeze(1).matmul(row.unsqueeze(0)));
-      q.select(1, i).copy_(stored);
-      errors.select(1, i).copy_(error);
-    }
-    w.narrow(1, first, last - first).copy_(q);
-    if (last < columns) {
-      w.narrow(1, last, columns - last)
-          .sub_(
-              errors.matmul(upper.narrow(0, first, last - first).narrow(1, last, columns - last)));
-    }
-  }
-  return w;
+  at::Tensor pruned;
+  return feed_errors_forward(
+      weight, upper, [&](const at::Tensor&, const at::Tensor& block, int64_t first, int64_t i) {
+        if (i == 0) pruned = at::zeros_like(block, at::kBool);
+        if (i % 4 == 0) {
+          const at::Tensor pivots = upper.diagonal().narrow(0, first + i, 4);
+          const at::Tensor scores = block.narrow(1, i, 4).square() / pivots.square();
+          pruned.narrow(1, i, 4).scatter_(1, std::get<1>(scores.topk(2, 1, false)), true);
+        }
+        return block.select(1, i).masked_fill(pruned.select(1, i), 0);
+      });
 }
 
 void published_2_4(benchmark::State& state) {

@@ -8,8 +8,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
-#include "../storage/temporary_folder.hpp"
-#include "export_model.hpp"
+#include "export_support.hpp"
 #include "stages/export/compressed_tensors.hpp"
 #include "storage/tensor_hash.hpp"
 
@@ -18,26 +17,6 @@ namespace {
 
 using export_example::Compress;
 using Json = nlohmann::json;
-
-/// The values at bits [i * bits, (i + 1) * bits) of each row of 32-bit words, less 2^(bits - 1):
-/// the published packing.
-at::Tensor packed_values(const at::Tensor& rows_of_words, int64_t count, int bits) {
-  const at::Tensor words = rows_of_words.contiguous();
-  at::Tensor values = at::empty({words.size(0), count}, at::kLong);
-  for (int64_t row = 0; row < words.size(0); ++row) {
-    const auto* word =
-        reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()) + row * words.size(1);
-    for (int64_t i = 0; i < count; ++i) {
-      int64_t value = 0;
-      for (int64_t bit = 0; bit < bits; ++bit) {
-        const int64_t at = i * bits + bit;
-        value |= static_cast<int64_t>((word[at / 32] >> (at % 32)) & 1) << bit;
-      }
-      values.mutable_data_ptr<int64_t>()[row * count + i] = value - (1 << (bits - 1));
-    }
-  }
-  return values;
-}
 
 /// What a loader makes of the packed tensors: (value - zero) * scale, every step in the scale's
 /// dtype.
@@ -75,16 +54,8 @@ const Json& weights_of(const Json& config, const std::string& module) {
   return *by_class;
 }
 
-class Export : public testing::Test {
+class Export : public ExportFixture {
  protected:
-  void prepare(at::ScalarType dtype, bool tied, const Compress& compress) {
-    export_example::write(folder_ / "model", job_, dtype, tied, compress);
-    dense_.emplace(folder_ / "model");
-  }
-  ExportInputs inputs() const {
-    return {*dense_, job_, export_example::layers, export_example::job_id};
-  }
-
   /// Exports both forms and compares every weight with the layer files, bit for bit.
   void expect_faithful(const std::string& name) {
     export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
@@ -133,10 +104,6 @@ class Export : public testing::Test {
     for (const char* form : {"packed", "dense"})
       fs::copy(folder_ / form, fs::path(to) / name / form, fs::copy_options::recursive);
   }
-
-  TemporaryFolder folder_;
-  JobDirectory job_{folder_ / "job"};
-  std::optional<Checkpoint> dense_;
 };
 
 Compress uniform(int bits, int64_t group_size, bool symmetric, at::ScalarType dtype) {
@@ -198,170 +165,6 @@ TEST_F(Export, GroupIndexIsWritten) {
             return linear;
           });
   expect_faithful("group_index");
-}
-
-/// Reads the gptq format (version 1) from its definition: AutoGPTQ, qlinear_cuda_old.
-at::Tensor unpack_gptq(const Checkpoint& exported, const std::string& module, int bits) {
-  const auto read = [&](const std::string& field) {
-    const std::string name = module + "." + field;
-    return exported.read(name, exported.entry(name).shape);
-  };
-  const at::Tensor scales = read("scales"), group = read("g_idx").to(at::kLong);
-  const int64_t groups = scales.size(0), rows = scales.size(1), columns = group.size(0);
-  EXPECT_EQ(scales.scalar_type(), at::kHalf);
-  const int offset = 1 << (bits - 1);
-  const at::Tensor codes =
-      packed_values(read("qweight").t(), columns, bits) + offset;  // [rows, columns]
-  const at::Tensor zeros =
-      packed_values(read("qzeros"), rows, bits) + offset + 1;  // [groups, rows]
-  EXPECT_EQ(zeros.size(0), groups);
-  return (codes - zeros.t().index_select(1, group)).to(at::kFloat) *
-         scales.to(at::kFloat).t().index_select(1, group);
-}
-
-/// Reads the awq gemm format from its definition: AutoAWQ, utils/packing_utils.py.
-at::Tensor unpack_awq(const Checkpoint& exported, const std::string& module) {
-  const auto read = [&](const std::string& field) {
-    const std::string name = module + "." + field;
-    return exported.read(name, exported.entry(name).shape);
-  };
-  const auto unpacked = [](const at::Tensor& words) {
-    constexpr int64_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of output i within its word
-    at::Tensor values = at::empty({words.size(0), words.size(1) * 8}, at::kLong);
-    for (int64_t row = 0; row < words.size(0); ++row)
-      for (int64_t i = 0; i < values.size(1); ++i) {
-        const auto word =
-            static_cast<uint32_t>(words.const_data_ptr<int32_t>()[row * words.size(1) + i / 8]);
-        values.mutable_data_ptr<int64_t>()[row * values.size(1) + i] =
-            (word >> (4 * place[i % 8])) & 15;
-      }
-    return values;
-  };
-  const at::Tensor scales = read("scales").to(at::kFloat), codes = unpacked(read("qweight")),
-                   zeros = unpacked(read("qzeros"));
-  const int64_t columns = codes.size(0), size = columns / scales.size(0);
-  const at::Tensor group = at::arange(columns).div(size, "floor");
-  return ((codes - zeros.index_select(0, group)).to(at::kFloat) * scales.index_select(0, group))
-      .t();
-}
-
-/// Scales and zeros that every format can hold.
-Compress suited(int bits, int64_t group_size, bool symmetric, bool by_index = false) {
-  return [=](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
-    if (layer == 1 && name == "self_attn.o_proj") return CompressedLinear();
-    CompressedLinear linear =
-        example_quantised(rows, columns, bits, group_size < 0 ? columns : group_size, symmetric,
-                          layer, at::kBFloat16);
-    linear.zero = linear.zero.clamp_min(1);
-    if (by_index)
-      linear.g_idx = at::arange(columns, at::kInt).remainder(columns / group_size).to(at::kInt);
-    linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
-    return linear;
-  };
-}
-
-TEST_F(Export, GptqFormatHoldsTheSameWeights) {
-  struct Form {
-    int bits;
-    int64_t group_size;
-    bool symmetric, by_index;
-  };
-  int number = 0;
-  for (const Form& form :
-       {Form{4, 16, true, false}, Form{4, 16, false, false}, Form{2, 16, false, false},
-        Form{8, -1, true, false}, Form{4, 16, true, true}}) {
-    const JobDirectory job(folder_ / fmt::format("job{}", ++number));
-    const fs::path model = folder_ / fmt::format("model{}", number),
-                   out = folder_ / fmt::format("gptq{}", number);
-    export_example::write(model, job, at::kBFloat16, false,
-                          suited(form.bits, form.group_size, form.symmetric, form.by_index));
-    const Checkpoint dense(model);
-    export_model({dense, job, export_example::layers, export_example::job_id}, ExportFormat::gptq,
-                 out);
-    const Checkpoint exported(out);
-    const Json config = Json::parse(exported.config_text())["quantization_config"];
-    EXPECT_EQ(config["quant_method"], "gptq");
-    EXPECT_EQ(config["bits"], form.bits);
-    EXPECT_EQ(config["group_size"], form.group_size);
-    EXPECT_EQ(config["desc_act"], form.by_index);
-    EXPECT_EQ(config["dynamic"],
-              Json::parse(R"({"-:^model\\.layers\\.1\\.self_attn\\.o_proj$": {}})"));
-    for (int64_t layer = 0; layer < export_example::layers; ++layer)
-      for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
-        const at::Tensor weight =
-            unpack_gptq(exported, compressed_tensors::module_of(name), form.bits);
-        EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
-            << name;
-      }
-  }
-}
-
-TEST_F(Export, GptqFormatNamesOtherSchemes) {
-  prepare(at::kBFloat16, false,
-          [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
-            return suited(name == "mlp.up_proj" ? 8 : 4, 16, true)(layer, name, rows, columns);
-          });
-  export_model(inputs(), ExportFormat::gptq, folder_ / "gptq");
-  const Json config =
-      Json::parse(Checkpoint(folder_ / "gptq").config_text())["quantization_config"];
-  EXPECT_EQ(config["bits"], 4);
-  EXPECT_EQ(config["dynamic"]["+:^model\\.layers\\.0\\.mlp\\.up_proj$"]["bits"], 8);
-}
-
-TEST_F(Export, AwqFormatHoldsTheSameWeights) {
-  prepare(at::kBFloat16, false, suited(4, 16, false));
-  export_model(inputs(), ExportFormat::awq, folder_ / "awq");
-  const Checkpoint exported(folder_ / "awq");
-  const Json config = Json::parse(exported.config_text())["quantization_config"];
-  EXPECT_EQ(config["version"], "gemm");
-  EXPECT_EQ(config["modules_to_not_convert"], Json::array({"model.layers.1.self_attn.o_proj"}));
-  for (int64_t layer = 0; layer < export_example::layers; ++layer)
-    for (const auto& [name, linear] : read_layer(job_.layer(layer)).linears) {
-      const at::Tensor weight = unpack_awq(exported, compressed_tensors::module_of(name));
-      EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
-          << name;
-    }
-}
-
-TEST_F(Export, WhatAFormatCannotHoldIsRefused) {
-  int number = 0;
-  const auto refused = [&](ExportFormat format, const Compress& compress, const std::string& text) {
-    const JobDirectory job(folder_ / fmt::format("job{}", ++number));
-    export_example::write(folder_ / fmt::format("model{}", number), job, at::kBFloat16, false,
-                          compress);
-    const Checkpoint dense(folder_ / fmt::format("model{}", number));
-    expect_error(ExitCode::config, text, [&] {
-      export_model({dense, job, export_example::layers, export_example::job_id}, format,
-                   folder_ / "out");
-    });
-    EXPECT_FALSE(fs::exists(folder_ / "out"));
-  };
-  refused(ExportFormat::awq, suited(8, 16, true), "8 bits, the awq format has 4");
-  refused(ExportFormat::awq, suited(4, 16, true, true), "act_order: dynamic");
-  refused(ExportFormat::gptq, suited(5, 16, true), "5 bits, the gptq format has 2, 3, 4 and 8");
-  refused(ExportFormat::gptq, suited(3, 16, true), "do not fill words of 32 bits");
-  refused(
-      ExportFormat::gptq,
-      [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
-        CompressedLinear linear = suited(4, 16, false)(layer, name, rows, columns);
-        if (linear.zero.defined()) {
-          linear.zero = at::zeros_like(linear.zero);
-          linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
-        }
-        return linear;
-      },
-      "a zero point is 0");
-  refused(
-      ExportFormat::awq,
-      [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
-        CompressedLinear linear = suited(4, 16, true)(layer, name, rows, columns);
-        if (linear.scale.defined()) {
-          linear.scale = at::full_like(linear.scale, 1e-9);
-          linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
-        }
-        return linear;
-      },
-      "cannot hold");
 }
 
 TEST_F(Export, PrunedModelsAreDense) {

@@ -35,6 +35,11 @@ SolvedRows solve(const Problem& problem, const MethodSettings& settings, int thr
 /// tr(E H E^T) / tr(W H W^T) in float64.
 double relative_error(const Problem& problem, const at::Tensor& solved);
 
+/// Of the entries of two tensors of one shape.
+inline double share_equal(const at::Tensor& a, const at::Tensor& b) {
+  return a.eq(b).to(at::kDouble).mean().item<double>();
+}
+
 inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.is_contiguous() &&
          b.is_contiguous() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
