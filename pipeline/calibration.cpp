@@ -113,11 +113,7 @@ CalibrationSet sample_set(
   hooks.on_sampled = on_sampled;
   hooks.on_arrived = [&](const MicroBatch& batch) { arrived->add(batch); };
   hooks.on_progress = [&](int64_t tokens) { session.progress.update(kept + tokens); };
-  sample_together(
-      session.world, settings, done_set,
-      [&](int64_t batch) { return session.layout.generator_of(batch); },
-      [&] { return std::make_unique<Generator>(session.model, settings, session.context); }, hooks,
-      session.stop, session.timer);
+  sample_together(session, done_set, hooks);
   session.progress.finish();
   calibration.tokens_sampled = micro_batches(settings) * tokens_a_batch - kept;
   calibration.sampling_seconds =

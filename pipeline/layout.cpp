@@ -24,6 +24,10 @@ struct Counts {
 std::string counted(int count, const char* what) {
   return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
 }
+/// "2 replicas of depth 3".
+std::string copies(int replicas, int depth) {
+  return counted(replicas, "replica") + (depth > 1 ? fmt::format(" of depth {}", depth) : "");
+}
 std::string grid(int shards, int team) {
   return counted(shards, "shard") + (team > 0 ? " of " + counted(team, "rank") : "");
 }
@@ -36,26 +40,32 @@ Counts shared_counts(const LayoutSettings& settings, int ranks, int shards) {
   if (settings.team > 0 && needed < ranks)
     fail(ExitCode::config, "layout.compressors: {} leave {} of {} ranks without work",
          grid(shards, settings.team), ranks - needed, ranks);
-  if (settings.replicas > ranks)
+  const int replicas = settings.replicas > 0 ? settings.replicas : ranks / settings.depth;
+  const int sampling = std::max(1, replicas) * settings.depth;
+  if (sampling > ranks)
     fail(ExitCode::config, "layout.generators: {} need {}, found {}",
-         counted(settings.replicas, "replica"), counted(settings.replicas, "rank"), ranks);
-  return {false, settings.replicas > 0 ? settings.replicas : ranks, ranks};
+         copies(std::max(1, replicas), settings.depth), counted(sampling, "rank"), ranks);
+  return {false, replicas, ranks};
 }
 
 Counts split_counts(const LayoutSettings& settings, int ranks, int shards) {
   const int least = shards * std::max(1, settings.team);
   // Counts left to the plan: half of the ranks sample, or what the compressors leave.
-  const int room = settings.team > 0 ? ranks - least : std::min(ranks / 2, ranks - least);
-  const int replicas = settings.replicas > 0 ? settings.replicas : room;
-  if (replicas + least > ranks || replicas < 1)
-    fail(ExitCode::config, "layout: {} and {} need {}, found {}",
-         counted(std::max(1, replicas), "generator"), grid(shards, settings.team),
-         counted(std::max(1, replicas) + least, "rank"), ranks);
-  const int compressors = settings.team > 0 ? least : ranks - replicas;
-  if (replicas + compressors < ranks)
+  const int free = ranks - least;
+  const int room = settings.team > 0 ? free : std::min(std::max(ranks / 2, settings.depth), free);
+  const int replicas = settings.replicas > 0 ? settings.replicas : room / settings.depth;
+  const auto generators = [&](int count) {
+    return counted(count, "generator") +
+           (settings.depth > 1 ? fmt::format(" of depth {}", settings.depth) : "");
+  };
+  const int sampling = std::max(1, replicas) * settings.depth;
+  if (sampling + least > ranks || replicas < 1)
+    fail(ExitCode::config, "layout: {} and {} need {}, found {}", generators(std::max(1, replicas)),
+         grid(shards, settings.team), counted(sampling + least, "rank"), ranks);
+  const int compressors = settings.team > 0 ? least : ranks - sampling;
+  if (sampling + compressors < ranks)
     fail(ExitCode::config, "layout: {} and {} leave {} of {} ranks without work",
-         counted(replicas, "generator"), grid(shards, settings.team),
-         ranks - replicas - compressors, ranks);
+         generators(replicas), grid(shards, settings.team), ranks - sampling - compressors, ranks);
   return {true, replicas, compressors};
 }
 
@@ -64,7 +74,8 @@ Counts split_counts(const LayoutSettings& settings, int ranks, int shards) {
 /// takes it only for a given number of generators.
 bool wants_split(const LayoutSettings& settings, int ranks, int shards) {
   if (ranks == 1 || settings.mode == Mode::shared) return false;
-  if (settings.mode == Mode::automatic) return settings.replicas > 0 && settings.replicas < ranks;
+  if (settings.mode == Mode::automatic)
+    return settings.replicas > 0 && settings.replicas * settings.depth < ranks;
   return settings.replicas > 0 || ranks != shards * std::max(1, settings.team);
 }
 
@@ -78,6 +89,12 @@ std::vector<double> layer_costs(const Model& model) {
       cost += static_cast<double>((linear.rows + linear.columns) * linear.columns);
     costs.push_back(cost);
   }
+  return costs;
+}
+
+std::vector<double> decode_costs(int64_t layers, double block_weights, double head_weights) {
+  std::vector<double> costs(static_cast<size_t>(layers), block_weights);
+  costs.back() += head_weights;
   return costs;
 }
 
@@ -100,7 +117,10 @@ std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
 }
 
 Layout::Layout(const LayoutSettings& settings, int ranks, const std::vector<double>& layer_cost)
-    : ranks_(ranks) {
+    : ranks_(ranks), depth_(settings.depth) {
+  if (depth_ > static_cast<int>(layer_cost.size()))
+    fail(ExitCode::config, "layout.generators.depth: found {}, but the model has {} layers", depth_,
+         layer_cost.size());
   const int shards = std::max(1, settings.shards);
   if (shards > static_cast<int>(layer_cost.size()))
     fail(ExitCode::config, "layout.compressors.shards: found {}, but the model has {} layers",
@@ -111,7 +131,7 @@ Layout::Layout(const LayoutSettings& settings, int ranks, const std::vector<doub
   split_ = counts.split;
 
   const int first_generator = split_ ? counts.compressors : 0;
-  for (int g = 0; g < counts.replicas; ++g) generators_.push_back(first_generator + g);
+  for (int g = 0; g < counts.replicas * depth_; ++g) generators_.push_back(first_generator + g);
 
   teams_.resize(static_cast<size_t>(shards));
   shard_of_rank_.resize(static_cast<size_t>(ranks));
@@ -131,10 +151,12 @@ std::string Layout::describe() const {
   const std::string teams = fmt::format("{} x {}{}", counted(shards(), "shard"), smallest,
                                         largest > smallest ? fmt::format(" or {}", largest) : "");
   if (split_)
-    return fmt::format("{} + {} ({}); generators join the compressors when they are done",
-                       counted(static_cast<int>(generators_.size()), "generator"),
-                       counted(compressors, "compressor"), teams);
-  return fmt::format("{} of {} ranks generate, then all compress ({})", generators_.size(), ranks_,
+    return fmt::format(
+        "{} + {} ({}); generators join the compressors when they are done",
+        counted(replicas(), "generator") + (depth_ > 1 ? fmt::format(" of {} ranks", depth_) : ""),
+        counted(compressors, "compressor"), teams);
+  return fmt::format("{} of {} ranks generate{}, then all compress ({})", generators_.size(),
+                     ranks_, depth_ > 1 ? fmt::format(" ({})", copies(replicas(), depth_)) : "",
                      teams);
 }
 

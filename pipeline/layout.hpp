@@ -2,6 +2,7 @@
 // layers.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,11 +21,19 @@ class Layout {
 
   bool split() const { return split_; }
   int ranks() const { return ranks_; }
-  /// World ranks that sample.
+  /// World ranks that sample: replica r is generators [r * depth, (r + 1) * depth), each with a run
+  /// of the model's layers in that order.
   const std::vector<int>& generators() const { return generators_; }
-  int generator_of(int64_t micro_batch) const {
-    return generators_[static_cast<size_t>(micro_batch) % generators_.size()];
+  int depth() const { return depth_; }
+  int replicas() const { return static_cast<int>(generators_.size()) / depth_; }
+  /// The replica that samples a micro-batch.
+  int replica_of(int64_t micro_batch) const { return static_cast<int>(micro_batch % replicas()); }
+  std::span<const int> ranks_of(int replica) const {
+    return std::span(generators_)
+        .subspan(static_cast<size_t>(replica * depth_), static_cast<size_t>(depth_));
   }
+  /// The rank that chooses a micro-batch's tokens: the last one of its replica.
+  int generator_of(int64_t micro_batch) const { return ranks_of(replica_of(micro_batch)).back(); }
 
   int shards() const { return static_cast<int>(teams_.size()); }
   /// World ranks of a shard's team once the generators have joined; the first one reads and writes
@@ -45,6 +54,7 @@ class Layout {
  private:
   bool split_ = false;
   int ranks_ = 1;
+  int depth_ = 1;
   std::vector<int> generators_;
   std::vector<std::vector<int>> teams_;
   std::vector<int> shard_of_rank_;
@@ -53,6 +63,9 @@ class Layout {
 
 /// Relative cost of compressing each layer.
 std::vector<double> layer_costs(const Model& model);
+
+/// Relative cost of decoding with each layer: its weights, and the head's with the last one.
+std::vector<double> decode_costs(int64_t layers, double block_weights, double head_weights);
 
 /// First layers of `shards` runs of nearly equal cost, none empty; the last entry is the number of
 /// layers.

@@ -51,11 +51,12 @@ class Estimate {
     plan.first_layer = layout_.first_layer(shard);
     plan.layers = layout_.first_layer(shard + 1) - plan.first_layer;
     plan.tensors = plan.layers * static_cast<int64_t>(model_.block.linears.size());
-    plan.micro_batches =
-        samples()
-            ? std::ranges::count_if(
-                  batches(), [&](int64_t batch) { return layout_.generator_of(batch) == rank; })
-            : 0;
+    const auto& generators = layout_.generators();
+    const auto place = std::ranges::find(generators, rank) - generators.begin();
+    if (samples() && place < std::ssize(generators))
+      plan.micro_batches = std::ranges::count_if(batches(), [&](int64_t batch) {
+        return layout_.replica_of(batch) == place / layout_.depth();
+      });
     int64_t rows = 0;
     for (const auto& leaf : leaves_)
       if (layout_.owner(leaf.index, shard) == rank) {
@@ -63,32 +64,50 @@ class Estimate {
         rows += leaf.rows;
       }
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
-    if (plan.micro_batches > 0) plan.uses.push_back(sampling_memory(1));
+    if (plan.micro_batches > 0)
+      plan.uses.push_back(sampling_memory(place % layout_.depth(), layout_.depth()));
     if (shard == 0) plan.uses.push_back(embedding_memory(rows));
     plan.uses.push_back(compressing_memory(rows, team.front() == rank, keeps_states));
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
     return plan;
   }
 
-  /// Of a rank that holds one of `depth` runs of layers of a copy.
-  MemoryUse sampling_memory(int64_t depth) const {
+  /// Of the rank that holds run `run` of `depth` runs of layers of a copy.
+  MemoryUse sampling_memory(int64_t run, int64_t depth) const {
     const auto& shape = model_.shape;
     const auto& calibration = config_.calibration;
-    const int64_t layers = (shape.layers + depth - 1) / depth;
-    const double weights =
-        static_cast<double>(layers * model_.block_parameters + model_.outer_parameters) * element_;
+    const auto first = decode_runs(depth);
+    const int64_t layers = first[static_cast<size_t>(run) + 1] - first[static_cast<size_t>(run)];
+    const bool outer = run == 0 || run == depth - 1;
+    const double weights = static_cast<double>(layers * model_.block_parameters +
+                                               (outer ? model_.outer_parameters : 0)) *
+                           element_;
     // `depth` micro-batches are on their way at once.
     const double cache =
         2.0 *
         static_cast<double>(depth * layers * calibration.micro_batch * calibration.length *
                             shape.key_value_heads * shape.head_dim) *
         element_;
-    const auto logits = static_cast<double>(calibration.micro_batch * shape.vocabulary);
-    return {samples_name,
-            {{"program and libraries", program_bytes},
-             {"weights of the whole model", whole(weights)},
-             {"keys and values of a micro-batch", whole(cache)},
-             {"logits of a step, and their order", whole(8.0 * logits)}}};
+    MemoryUse use{samples_name, {{"program and libraries", program_bytes}}};
+    use.items.push_back(
+        {depth == 1 ? "weights of the whole model" : fmt::format("weights of {} layers", layers),
+         whole(weights)});
+    use.items.push_back({depth == 1 ? "keys and values of a micro-batch"
+                                    : fmt::format("keys and values of {} micro-batches", depth),
+                         whole(cache)});
+    if (run == depth - 1)
+      use.items.push_back(
+          {"logits of a step, and their order",
+           whole(8.0 * static_cast<double>(calibration.micro_batch * shape.vocabulary))});
+    return use;
+  }
+
+  /// Of the rank that needs most when a copy is spread over `depth`.
+  uint64_t most_to_sample(int64_t depth) const {
+    uint64_t most = 0;
+    for (int64_t run = 0; run < depth; ++run)
+      most = std::max(most, sampling_memory(run, depth).total());
+    return most;
   }
 
   /// What the rank that needs most must have to compress, if need be by computing again.
@@ -116,6 +135,13 @@ class Estimate {
 
  private:
   bool samples() const { return config_.calibration.source == CalibrationSource::self; }
+  /// First layers of the runs that a copy is cut into.
+  std::vector<int64_t> decode_runs(int64_t depth) const {
+    return cut_by_cost(
+        decode_costs(model_.shape.layers, static_cast<double>(model_.block_parameters),
+                     static_cast<double>(model_.shape.vocabulary * model_.shape.hidden)),
+        static_cast<int>(depth));
+  }
   std::vector<int64_t> batches() const {
     std::vector<int64_t> list(static_cast<size_t>(micro_batches(config_.calibration)));
     std::iota(list.begin(), list.end(), 0);
@@ -199,21 +225,30 @@ class Estimate {
     return bytes;
   }
 
-  /// A step reads all weights and the cache so far, for a micro-batch at a time.
+  /// A step reads all weights and the cache so far, for a micro-batch at a time. With several ranks
+  /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
   double sampling_seconds() const {
     const auto& shape = model_.shape;
     const auto& calibration = config_.calibration;
-    const double weights = static_cast<double>(shape.layers * model_.block_parameters +
-                                               shape.vocabulary * shape.hidden) *
-                           element_;
-    const double cache =
-        static_cast<double>(shape.layers * calibration.micro_batch * calibration.length *
-                            shape.key_value_heads * shape.head_dim) *
-        element_;
-    const double step = (weights + cache) / (machine_.rates.decode * share_);
-    const double batches_each =
-        quotient_up(micro_batches(calibration), static_cast<int64_t>(layout_.generators().size()));
-    return batches_each * static_cast<double>(calibration.length) * step;
+    const double cache = static_cast<double>(calibration.micro_batch * calibration.length *
+                                             shape.key_value_heads * shape.head_dim) *
+                         element_;
+    const auto first = decode_runs(layout_.depth());
+    double whole_step = 0, slowest = 0;
+    for (size_t run = 0; run + 1 < first.size(); ++run) {
+      const auto layers = static_cast<double>(first[run + 1] - first[run]);
+      double bytes = layers * (static_cast<double>(model_.block_parameters) * element_ + cache);
+      if (run + 2 == first.size())
+        bytes += static_cast<double>(shape.vocabulary * shape.hidden) * element_;
+      const double seconds = bytes / (machine_.rates.decode * share_);
+      whole_step += seconds;
+      slowest = std::max(slowest, seconds);
+    }
+    const int64_t batches_each =
+        static_cast<int64_t>(quotient_up(micro_batches(calibration), layout_.replicas()));
+    const int64_t in_flight = std::min<int64_t>(layout_.depth(), batches_each);
+    return quotient_up(batches_each, in_flight) * static_cast<double>(calibration.length) *
+           std::max(whole_step, static_cast<double>(in_flight) * slowest);
   }
 
   template <class Add>
@@ -276,9 +311,8 @@ constexpr int most_ranks = 1 << 14;
 /// The fewest ranks that a copy of the model has to be spread over, in whole layers.
 std::string smallest_depth(const Estimate& estimate, uint64_t limit, int64_t layers) {
   for (int64_t depth = 1; depth <= layers; ++depth)
-    if (estimate.sampling_memory(depth).total() <= limit)
-      return fmt::format("generators of depth {}{}", depth,
-                         depth > 1 ? " (which cannot be run yet: give tokens instead)" : "");
+    if (estimate.most_to_sample(depth) <= limit)
+      return fmt::format("generators of depth {}", depth);
   return "generators of no depth";
 }
 

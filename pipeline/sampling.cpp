@@ -2,13 +2,16 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 
 #include "comm/agreement.hpp"
+#include "pipeline/replica.hpp"
 #include "pipeline/tensor_message.hpp"
 
 namespace selfcal {
@@ -88,14 +91,16 @@ class Sampling {
     ++batches_;
   }
 
-  /// True when this rank should stop sampling; called after every token.
+  /// True when sampling should stop; called after every token, and while a replica's rank waits.
   bool poll(int64_t tokens_in_batch) {
     if (stop_.requested()) stopping_ = true;
     if (world_.rank() == 0) {
       in_progress_[0] = sampled_ + tokens_in_batch;
       serve();
     } else {
-      if (next_message(world_, stop_tag)) stopping_ = true;
+      // The rank that can end a replica's work may be another one: rank 0 tells all.
+      if (stopping_ && !std::exchange(told_, true)) outbox_.send(to_bytes({1}), 0, stop_tag);
+      if (next_message(world_, stop_tag)) stopping_ = told_ = true;
       const auto now = std::chrono::steady_clock::now();
       if (now > next_report_) {
         outbox_.send(to_bytes({world_.rank(), sampled_ + tokens_in_batch}), 0, progress_tag);
@@ -128,6 +133,7 @@ class Sampling {
       hooks_.on_arrived(to_batch(*message));
       ++received_;
     }
+    while (next_message(world_, stop_tag)) stopping_ = true;
     while (const auto message = next_message(world_, progress_tag))
       in_progress_[number(*message)] = number(*message, 1);
     while (const auto message = next_message(world_, end_tag)) {
@@ -153,28 +159,38 @@ class Sampling {
   int64_t batches_ = 0;                   // finished by this rank
   int64_t received_ = 0, announced_ = 0;  // rank 0: batches of the others
   int ended_ = 0;
-  bool stopping_ = false, told_ = false;
+  bool stopping_ = false;
+  bool told_ = false;  // rank 0: all others; the others: rank 0
   std::chrono::steady_clock::time_point next_report_{};
 };
 
 }  // namespace
 
-void sample_together(const Communicator& world, const CalibrationSettings& settings,
-                     const std::set<int64_t>& done, const std::function<int(int64_t)>& generator_of,
-                     const std::function<std::unique_ptr<Generator>()>& make_generator,
-                     const SamplingHooks& hooks, const StopSignal& stop, PhaseTimer& timer) {
-  std::vector<int64_t> mine;
-  for (int64_t batch = 0; batch < micro_batches(settings); ++batch)
-    if (!done.contains(batch) && generator_of(batch) == world.rank()) mine.push_back(batch);
+namespace {
+
+/// The micro-batches of a replica that are still to be sampled.
+std::vector<int64_t> batches_of(const Session& session, int replica,
+                                const std::set<int64_t>& done) {
+  std::vector<int64_t> batches;
+  for (int64_t batch = 0; batch < micro_batches(session.config.calibration); ++batch)
+    if (!done.contains(batch) && session.layout.replica_of(batch) == replica)
+      batches.push_back(batch);
+  return batches;
+}
+
+/// This rank alone holds a copy of the model.
+void sample_alone(const Session& session, const std::vector<int64_t>& batches,
+                  const SamplingHooks& hooks, Sampling& sampling) {
   std::unique_ptr<Generator> generator;
-  agree(world, [&] {
-    const auto scope = timer.measure(Phase::read);
-    if (!mine.empty()) generator = make_generator();
+  agree(session.world, [&] {
+    const auto scope = session.timer.measure(Phase::read);
+    if (!batches.empty())
+      generator =
+          std::make_unique<Generator>(session.model, session.config.calibration, session.context);
   });
-  Sampling sampling(world, hooks, stop);
-  for (const int64_t batch : mine) {
+  for (const int64_t batch : batches) {
     try {
-      const auto scope = timer.measure(Phase::sample);
+      const auto scope = session.timer.measure(Phase::sample);
       MicroBatch sampled = generator->sample(batch, [&](int64_t tokens, int64_t) {
         if (sampling.poll(tokens)) throw Stopped();
       });
@@ -184,6 +200,40 @@ void sample_together(const Communicator& world, const CalibrationSettings& setti
       break;
     }
   }
+}
+
+/// Several ranks hold one copy.
+void sample_as_replicas(const Session& session, int replica, const std::vector<int64_t>& batches,
+                        Sampling& sampling) {
+  const Communicator ranks = session.world.split(replica < 0 ? session.layout.replicas() : replica);
+  std::unique_ptr<Replica> part;
+  agree(session.world, [&] {
+    const auto scope = session.timer.measure(Phase::read);
+    if (!batches.empty())
+      part = std::make_unique<Replica>(ranks, session.model, session.config.calibration,
+                                       session.context, session.timer);
+  });
+  if (!part) return;
+  const auto scope = session.timer.measure(Phase::sample);
+  part->sample(
+      batches, [&](MicroBatch batch) { sampling.finished(std::move(batch)); },
+      [&](int64_t tokens) { return sampling.poll(tokens); });
+}
+
+}  // namespace
+
+void sample_together(const Session& session, const std::set<int64_t>& done,
+                     const SamplingHooks& hooks) {
+  const auto& generators = session.layout.generators();
+  const auto place = std::ranges::find(generators, session.world.rank()) - generators.begin();
+  const int replica =
+      place < std::ssize(generators) ? static_cast<int>(place) / session.layout.depth() : -1;
+  const std::vector<int64_t> batches = batches_of(session, replica, done);
+  Sampling sampling(session.world, hooks, session.stop);
+  if (session.layout.depth() == 1)
+    sample_alone(session, batches, hooks, sampling);
+  else
+    sample_as_replicas(session, replica, batches, sampling);
   sampling.end();
 }
 

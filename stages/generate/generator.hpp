@@ -1,49 +1,33 @@
 // Samples self-calibration sequences from the model (arXiv 2410.17170), a fixed micro-batch at a
-// time.
+// time, on one rank.
 #pragma once
 #include <functional>
 
-#include "stages/generate/settings.hpp"
-#include "stages/model/model.hpp"
+#include "stages/generate/decoder.hpp"
 #include "storage/calibration_file.hpp"
 
 namespace selfcal {
 
-/// Rows [index * micro_batch, ...) of the set. Surplus rows of a short last batch are sampled and
-/// dropped.
-struct MicroBatch {
-  int64_t index = 0;
-  at::Tensor tokens;       // int32 [rows, length]
-  at::Tensor log_prob;     // float32 [rows, length]
-  at::Tensor temperature;  // float32 [rows, length]
-};
-
 /// Holds the whole model's weights (in the compute dtype) for decoding. Independent: the text of a
-/// micro-batch depends on its index and the settings only. Every row begins with the start token
-/// (special_tokens in sequence.hpp); given tokens have log-probability and temperature 0. Settings
-/// out of range are ExitCode::config; rows that never reach the full length under `redraw`, and
-/// logits that are not finite, are ExitCode::data.
+/// micro-batch depends on its index and the settings only (see MicroBatchWriter).
 class Generator {
  public:
   /// Reads all weights, a block at a time. `model` and the pool of `context` outlive the generator.
   Generator(const Model& model, CalibrationSettings settings, kernels::Context context);
-  ~Generator();
 
   /// on_token(tokens done, tokens to do) is called before every step and at the end; it may throw
   /// to stop. A redrawn row counts from its start again.
   MicroBatch sample(int64_t index, const std::function<void(int64_t, int64_t)>& on_token = {});
 
   /// The model's weights of a block, as read (for a teacher-forced forward by the same rank).
-  const BlockWeights& block_weights(int64_t layer) const;
-  const OuterWeights& outer_weights() const;
+  const BlockWeights& block_weights(int64_t layer) const { return decoder_.block_weights(layer); }
+  const OuterWeights& outer_weights() const { return decoder_.outer_weights(); }
 
  private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  TextRules rules_;
+  kernels::Context context_;
+  Decoder decoder_;
 };
-
-/// Number of micro-batches of a set.
-int64_t micro_batches(const CalibrationSettings& settings);
 
 /// The whole set for the sources that need no model: rows [set * sequences, ...) of a given token
 /// file (a calibration HDF5 file, or safetensors with `input_ids`) cut to `length`, or uniform

@@ -41,6 +41,18 @@ class EqualHashes(SelfcalCase):
             (4, {"layout__mode": "shared", "layout__compressors__shards": 2, "layout__compressors__team": 2}),
         ])
 
+    def test_generators_of_several_ranks(self):
+        depth_2 = {"layout__generators__depth": 2}
+        self.check("sequential", [
+            (2, {"layout__mode": "shared", **depth_2}),
+            (3, {"layout__mode": "split", **depth_2}),
+            (3, {"layout__mode": "shared", "layout__generators__depth": 3}),
+            (4, {"layout__mode": "shared", **depth_2}),
+        ])
+        self.check("dense", [
+            (4, {"layout__mode": "split", "layout__compressors__shards": 2, "layout__compressors__team": 1, **depth_2}),
+        ])
+
     def check_method(self, output, **settings):
         """A method at one to four ranks."""
         settings = {f"method__{key}": value for key, value in settings.items()}

@@ -44,6 +44,9 @@ class PublishedModels(SelfcalCase):
         self.assertEqual(code, 78)
         self.assertRegex(err, r"h100: rank 0 needs 14\d\.\d GiB, found 74\.5 GiB, while it samples; "
                               r"generators of depth 3 .* and a team of 1 would fit")
+        out = self.plan("llama-3.1-70b", "llama-3.1-70b", "--ranks", 8, "--set", "layout.generators.depth=4")
+        self.assertEqual(out[0], 0, out[2])
+        self.assertIn("8 of 8 ranks generate (2 replicas of depth 4)", out[1])
         less = ["--set", "layout.memory=14GiB", "--set", "calibration.source=vocabulary"]
         code, _, err = self.plan("llama-3.1-8b", "llama-3.1-8b", "--ranks", 1, *less)
         self.assertEqual(code, 78, err)

@@ -75,6 +75,24 @@ class Resume(SelfcalCase):
         self.assertEqual(code, STOPPED, err)
         self.finish("terminated", 3)
 
+    def test_a_signal_stops_a_generator_of_several_ranks(self):
+        """Whichever rank hears of it: only the last one of a replica can end its micro-batches."""
+        long = {"calibration__length": 200, "calibration__sequences": 32}
+        self.compress("deep-whole", **long)
+        deep = {"layout__mode": "shared", "layout__generators__depth": 3, **long}
+        for rank in range(3):
+            with self.subTest(rank=rank):
+                output = f"deep-{rank}"
+                job = self.start("compress", "config.yaml", *self.settings(output, **deep), ranks=3)
+                parts = self.folder / output / "calibration"
+                self.wait_for(lambda: list(parts.glob("*.parts/*.h5")), job, "a micro-batch")
+                job.signal_rank(signal.SIGUSR1, rank)
+                code, _, err = job.result(limit=30)
+                self.assertEqual(code, STOPPED, err)
+                self.assertFalse(list(parts.glob("*.h5")), "it was to stop while it sampled")
+                self.compress(output, 2, **long)
+                self.assertEqual(self.hashes(output), self.hashes("deep-whole"))
+
     def test_time_limit_stops_with_a_checkpoint(self):
         code, _, err = self.begin("limited", 2, "--max-hours", "0.000005").result(limit=60)
         self.assertEqual(code, STOPPED, err)

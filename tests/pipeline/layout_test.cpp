@@ -96,6 +96,29 @@ TEST(Layout, GivenCountsAreKept) {
   EXPECT_EQ(layout_of(settings_of(Mode::shared, 0, 0, 2), 4).generators(), (Ranks{0, 1}));
 }
 
+TEST(Layout, ACopyMayBeSpreadOverRanks) {
+  LayoutSettings settings = settings_of(Mode::shared);
+  settings.depth = 2;
+  const Layout shared = layout_of(settings, 5);
+  EXPECT_EQ(shared.generators(), (Ranks{0, 1, 2, 3})) << "the fifth rank has no partner";
+  EXPECT_EQ(shared.replicas(), 2);
+  EXPECT_EQ(shared.generator_of(0), 1);
+  EXPECT_EQ(shared.generator_of(1), 3);
+  EXPECT_EQ(shared.describe(),
+            "4 of 5 ranks generate (2 replicas of depth 2), then all compress (1 shard x 5)");
+
+  settings.mode = Mode::split;
+  EXPECT_EQ(layout_of(settings, 3).generators(), (Ranks{1, 2}));
+  EXPECT_EQ(layout_of(settings, 6).generators(), (Ranks{4, 5}));
+  EXPECT_EQ(layout_of(settings, 8).generators(), (Ranks{4, 5, 6, 7}));
+  settings.depth = 3;
+  EXPECT_EQ(error_of(settings, 3),
+            "layout: 1 generator of depth 3 and 1 shard need 4 ranks, found 3");
+  settings.depth = 31;
+  EXPECT_EQ(error_of(settings, 40),
+            "layout.generators.depth: found 31, but the model has 30 layers");
+}
+
 TEST(Layout, TwoShardsOfOneRank) {
   const Layout four = layout_of(settings_of(Mode::split, 2, 1), 4);
   EXPECT_EQ(four.generators(), (Ranks{2, 3}));

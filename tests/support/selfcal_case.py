@@ -52,6 +52,15 @@ class Job:
         return [int(entry) for entry in os.listdir("/proc")
                 if entry.isdigit() and session_of(entry) == self.process.pid]
 
+    def signal_rank(self, number, rank):
+        """To one rank of mpirun's."""
+        mark = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+        for pid in self.processes():
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, number)
+                return
+        raise AssertionError(f"no process of rank {rank}")
+
     def signal(self, number, to_all=True):
         for pid in self.processes() if to_all else [self.process.pid]:
             try:

@@ -1,0 +1,44 @@
+// One copy of the model spread over several ranks that sample together: each holds a run of layers,
+// and as many micro-batches are in flight as there are ranks, so that all of them work all the
+// time.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "pipeline/phase_timer.hpp"
+#include "stages/generate/decoder.hpp"
+
+namespace selfcal {
+
+class Replica {
+ public:
+  /// Reads this rank's run of layers: run `ranks.rank()` of `ranks.size()`, balanced by the bytes
+  /// that a step reads. `ranks`: two or more; `model` and the pool of `context` outlive it.
+  /// Independent. The text is that of a Generator.
+  Replica(Communicator ranks, const Model& model, const CalibrationSettings& settings,
+          kernels::Context context, PhaseTimer& timer);
+
+  /// Collective over the replica: samples the micro-batches in this order. `on_finished` is called
+  /// on the last rank, which chooses the tokens. `poll(tokens in flight)` is called on each rank
+  /// before every step and while it waits; when it answers true on the last rank, what is in flight
+  /// is dropped and all ranks return.
+  void sample(const std::vector<int64_t>& batches,
+              const std::function<void(MicroBatch)>& on_finished,
+              const std::function<bool(int64_t)>& poll);
+
+ private:
+  void pass_on(int64_t slots, const std::function<bool(int64_t)>& poll);
+  void write(const std::vector<int64_t>& batches, int64_t slots,
+             const std::function<void(MicroBatch)>& on_finished,
+             const std::function<bool(int64_t)>& poll);
+
+  Communicator ranks_;
+  const Model& model_;
+  TextRules rules_;
+  kernels::Context context_;
+  PhaseTimer& timer_;
+  Decoder decoder_;
+};
+
+}  // namespace selfcal

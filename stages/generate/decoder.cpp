@@ -1,0 +1,33 @@
+#include "stages/generate/decoder.hpp"
+
+#include <ATen/ATen.h>
+
+namespace selfcal {
+
+Decoder::Decoder(const Model& model, const CalibrationSettings& settings, LayerRun layers,
+                 int64_t slots)
+    : model_(model), layers_(layers) {
+  if (begins() || ends()) outer_ = model.read_outer();
+  for (int64_t layer = layers.first; layer < layers.end; ++layer)
+    blocks_.push_back(model.read_block(layer));
+  caches_.resize(static_cast<size_t>(slots));
+  for (auto& slot : caches_)
+    for (int64_t layer = layers.first; layer < layers.end; ++layer)
+      slot.push_back(model.make_cache(settings.micro_batch, settings.length));
+}
+
+at::Tensor Decoder::embed(const StepInput& input) const {
+  return model_.embed(input.tokens, outer_, input.positions);
+}
+
+at::Tensor Decoder::step(at::Tensor hidden, const at::Tensor& positions, int64_t slot) {
+  auto& caches = caches_.at(static_cast<size_t>(slot));
+  for (size_t i = 0; i < blocks_.size(); ++i)
+    hidden = model_.block(layers_.first + static_cast<int64_t>(i))
+                 .step(hidden, positions, caches[i], blocks_[i]);
+  return hidden;
+}
+
+at::Tensor Decoder::logits(const at::Tensor& hidden) const { return model_.logits(hidden, outer_); }
+
+}  // namespace selfcal
