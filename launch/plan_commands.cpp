@@ -19,6 +19,8 @@ struct PlanOptions {
   int ranks = 1;
   int ranks_a_node = 0;
   std::string device;
+  bool json = false;
+  bool scaling = false;
 };
 
 /// The model's folder, or what its config.json alone tells.
@@ -38,7 +40,8 @@ std::unique_ptr<Model> open_for_plan(const RunConfig& config, kernels::Context c
 Machine machine_of(const PlanOptions& options, const RunConfig& config, at::ScalarType dtype,
                    kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, dtype);
-  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : options.ranks);
+  const int together = options.scaling ? 1 : options.ranks;
+  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : together);
   machine.rates = measure_rates(context, dtype, config.calibration.micro_batch);
   return machine;
 }
@@ -54,7 +57,14 @@ std::string planned(const PlanOptions& options) {
   const Machine machine =
       machine_of(options, config, model->shape().compute_dtype, compute.context());
   const ModelSizes sizes = sizes_of(*model);
-  return to_text(make_plan(config, sizes, options.ranks, machine), config, sizes);
+  if (options.scaling) {
+    std::vector<int> counts;
+    for (int ranks = 1; ranks < options.ranks; ranks *= 2) counts.push_back(ranks);
+    counts.push_back(options.ranks);
+    return scaling_table(config, sizes, counts, machine);
+  }
+  const Plan plan = make_plan(config, sizes, options.ranks, machine);
+  return options.json ? to_json(plan) : to_text(plan, config, sizes);
 }
 
 void add_plan(CLI::App& app) {
@@ -73,6 +83,10 @@ void add_plan(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("--device", options->device,
                       "one a rank, at the published peaks of its data sheet: h100 or a100");
+  command->add_flag("--json", options->json, "for machines: rates, seconds, bytes");
+  command->add_flag("--scaling", options->scaling,
+                    "a table for 1, 2, 4 ... ranks up to --ranks, each on a machine like this one "
+                    "(by the cost model: nothing is run)");
   command->callback([options] { std::fputs(planned(*options).c_str(), stdout); });
 }
 

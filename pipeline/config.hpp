@@ -18,7 +18,7 @@ struct LayoutSettings {
   enum class Mode { automatic, split, shared };
   Mode mode = Mode::automatic;
   int replicas = 0;     // copies of the model that sample
-  int depth = 1;        // ranks a copy is spread over
+  int depth = 0;        // ranks a copy is spread over
   int shards = 0;       // runs of layers that are compressed by different teams
   int team = 0;         // ranks a shard
   uint64_t memory = 0;  // bytes a rank may use

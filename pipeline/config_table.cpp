@@ -211,7 +211,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
 
       word_key<C>("layout.mode", FIELD(layout.mode), modes, "split: some ranks sample while others compress; shared: all ranks sample, then compress."),
       integer_key<C>("layout.generators.replicas", FIELD(layout.replicas), {1, 1 << 20, true}, "Copies of the model that sample."),
-      integer_key<C>("layout.generators.depth", FIELD(layout.depth), {1, 1 << 20}, "Ranks that one copy is spread over."),
+      integer_key<C>("layout.generators.depth", FIELD(layout.depth), {1, 1 << 20, true}, "Ranks that one copy is spread over; auto: the fewest that hold it where the memory is known, else 1."),
       integer_key<C>("layout.compressors.shards", FIELD(layout.shards), {1, 1 << 20, true}, "Runs of consecutive layers, each compressed by a team of its own."),
       integer_key<C>("layout.compressors.team", FIELD(layout.team), {1, 1 << 20, true}, "Ranks that share the work of a shard."),
       memory_key(),

@@ -37,6 +37,7 @@ Machine device_machine(const std::string& name, at::ScalarType dtype) {
   machine.device = name;
   machine.memory = sheet.memory;
   machine.network = sheet.network;
+  machine.latency = 1e-5;  // taken: a step of a collective over several nodes
   machine.rates.forward = products;
   machine.rates.decode = sheet.bandwidth;
   machine.rates.statistics = products / 2;          // a multiplication and an addition an entry

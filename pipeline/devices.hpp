@@ -2,7 +2,8 @@
 #pragma once
 #include <string>
 
-#include "pipeline/plan.hpp"
+#include "pipeline/machine.hpp"
+#include "stages/model/model.hpp"
 
 namespace selfcal {
 

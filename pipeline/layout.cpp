@@ -92,12 +92,6 @@ std::vector<double> layer_costs(const Model& model) {
   return costs;
 }
 
-std::vector<double> decode_costs(int64_t layers, double block_weights, double head_weights) {
-  std::vector<double> costs(static_cast<size_t>(layers), block_weights);
-  costs.back() += head_weights;
-  return costs;
-}
-
 std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
   const auto layers = static_cast<int64_t>(cost.size());
   const double total = std::accumulate(cost.begin(), cost.end(), 0.0);
@@ -116,8 +110,10 @@ std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
   return first;
 }
 
-Layout::Layout(const LayoutSettings& settings, int ranks, const std::vector<double>& layer_cost)
-    : ranks_(ranks), depth_(settings.depth) {
+Layout::Layout(const LayoutSettings& given, int ranks, const std::vector<double>& layer_cost)
+    : ranks_(ranks), depth_(std::max(1, given.depth)) {
+  LayoutSettings settings = given;
+  settings.depth = depth_;
   if (depth_ > static_cast<int>(layer_cost.size()))
     fail(ExitCode::config, "layout.generators.depth: found {}, but the model has {} layers", depth_,
          layer_cost.size());

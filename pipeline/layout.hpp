@@ -17,7 +17,7 @@ class Layout {
  public:
   /// `layer_cost`: relative cost of each layer; shards are runs of layers of nearly equal cost.
   /// Counts that do not fit the ranks or the layers are ExitCode::config, with the numbers.
-  Layout(const LayoutSettings& settings, int ranks, const std::vector<double>& layer_cost);
+  Layout(const LayoutSettings& given, int ranks, const std::vector<double>& layer_cost);
 
   bool split() const { return split_; }
   int ranks() const { return ranks_; }
@@ -63,9 +63,6 @@ class Layout {
 
 /// Relative cost of compressing each layer.
 std::vector<double> layer_costs(const Model& model);
-
-/// Relative cost of decoding with each layer: its weights, and the head's with the last one.
-std::vector<double> decode_costs(int64_t layers, double block_weights, double head_weights);
 
 /// First layers of `shards` runs of nearly equal cost, none empty; the last entry is the number of
 /// layers.

@@ -25,6 +25,9 @@ inline constexpr std::array<std::string_view, 12> phase_names = {
     "read",  "sample", "forward", "statistics", "reduce",   "factorise",
     "solve", "gather", "send",    "write",      "evaluate", "idle"};
 
+/// Seconds by phase, in the order of phase_names.
+using PhaseSeconds = std::array<double, phase_names.size()>;
+
 /// Seconds by phase. Phases nest: the inner one takes the time, so the seconds add up to the whole.
 /// One thread only.
 class PhaseTimer {
@@ -44,7 +47,7 @@ class PhaseTimer {
   /// Time until the scope ends belongs to `phase`.
   [[nodiscard]] Scope measure(Phase phase) { return Scope(*this, phase); }
   /// Seconds so far; what no scope covered is idle.
-  std::array<double, phase_names.size()> seconds() {
+  PhaseSeconds seconds() {
     enter(current_);
     return seconds_;
   }
@@ -59,7 +62,7 @@ class PhaseTimer {
     return std::exchange(current_, phase);
   }
 
-  std::array<double, phase_names.size()> seconds_{};
+  PhaseSeconds seconds_{};
   Phase current_ = Phase::idle;
   Clock::time_point since_ = Clock::now();
 };

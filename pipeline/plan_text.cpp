@@ -1,17 +1,29 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "pipeline/leaves.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/progress.hpp"
-#include "stages/generate/generator.hpp"
+#include "stages/generate/micro_batch.hpp"
 
 namespace selfcal {
 namespace {
 
 std::string counted(int64_t count, const char* what) {
   return fmt::format("{} {}{}", count_text(count), what, count == 1 ? "" : "s");
+}
+
+/// What was weighed besides.
+std::string rejected_layouts(const Plan& plan) {
+  std::string text;
+  for (const auto& other : plan.rejected)
+    text += fmt::format(
+        "  not        {}: {}{}\n", other.layout,
+        other.seconds > 0 ? duration_text(other.seconds) + ", " : "",
+        memory_text(other.memory) + " a rank" + (other.fits ? "" : ", more than it may use"));
+  return text;
 }
 
 std::string heading(const Plan& plan, const RunConfig& config, const ModelSizes& model) {
@@ -36,22 +48,32 @@ std::string heading(const Plan& plan, const RunConfig& config, const ModelSizes&
                       source, leaves == 1 ? "1 leaf" : fmt::format("{} leaves", leaves));
   text += fmt::format("layout       {}, {} a rank\n", plan.layout.describe(),
                       counted(plan.threads, "thread"));
-  return text;
+  return text + rejected_layouts(plan);
 }
 
+/// Ranks that follow each other and do as much share a line.
 std::string rank_table(const Plan& plan) {
-  std::string text = "\nrank  layers       tensors  micro-batches  leaves     memory  part\n";
-  for (const auto& rank : plan.ranks)
-    text += fmt::format("{:>4}  {:<11}  {:>7}  {:>13}  {:>6}  {:>9}  {}\n", rank.rank,
-                        fmt::format("{}-{}", rank.first_layer, rank.first_layer + rank.layers - 1),
-                        rank.tensors, rank.micro_batches, rank.leaves, memory_text(rank.memory),
-                        rank.role);
+  std::string text =
+      "\nrank         layers       tensors  micro-batches  leaves     memory  part\n";
+  const auto alike = [](const RankPlan& a, const RankPlan& b) {
+    return std::tie(a.role, a.first_layer, a.layers, a.micro_batches, a.leaves, a.memory) ==
+           std::tie(b.role, b.first_layer, b.layers, b.micro_batches, b.leaves, b.memory);
+  };
+  for (size_t first = 0, end = 0; first < plan.ranks.size(); first = end) {
+    const RankPlan& rank = plan.ranks[first];
+    while (end < plan.ranks.size() && alike(rank, plan.ranks[end])) ++end;
+    text += fmt::format(
+        "{:<11}  {:<11}  {:>7}  {:>13}  {:>6}  {:>9}  {}\n",
+        end - first == 1 ? fmt::to_string(first) : fmt::format("{}-{}", first, end - 1),
+        fmt::format("{}-{}", rank.first_layer, rank.first_layer + rank.layers - 1), rank.tensors,
+        rank.micro_batches, rank.leaves, memory_text(rank.memory), rank.role);
+  }
   return text;
 }
 
 /// Items of the rank that needs most, at the time that it does.
 std::string memory_table(const Plan& plan) {
-  const auto& largest = *std::ranges::max_element(plan.ranks, {}, &RankPlan::memory);
+  const RankPlan& largest = plan.largest_rank();
   const auto& use = *std::ranges::max_element(largest.uses, {}, &MemoryUse::total);
   std::string text = fmt::format("\nmemory of rank {} while it {}\n", largest.rank, use.when);
   for (const auto& item : use.items)
@@ -65,11 +87,11 @@ std::string memory_table(const Plan& plan) {
 
 std::string time_table(const Plan& plan) {
   std::string text = "\nexpected seconds, the busiest rank of each phase" +
-                     (plan.device.empty()
+                     (plan.machine.device.empty()
                           ? std::string()
                           : fmt::format(", at the published peak rates of {} (not measured; expect "
                                         "more)",
-                                        plan.device)) +
+                                        plan.machine.device)) +
                      "\n";
   for (size_t phase = 0; phase < phase_names.size(); ++phase)
     if (plan.seconds[phase] > 0)
@@ -79,13 +101,6 @@ std::string time_table(const Plan& plan) {
 }
 
 }  // namespace
-
-std::string memory_text(uint64_t bytes) {
-  const double mebibytes = static_cast<double>(bytes) / 1048576.0;
-  if (mebibytes >= 10240) return fmt::format("{:.1f} GiB", mebibytes / 1024);
-  return mebibytes >= 10 ? fmt::format("{:.0f} MiB", mebibytes)
-                         : fmt::format("{:.1f} MiB", mebibytes);
-}
 
 std::string to_text(const Plan& plan, const RunConfig& config, const ModelSizes& model) {
   return heading(plan, config, model) + rank_table(plan) + memory_table(plan) + time_table(plan);

@@ -7,7 +7,7 @@
 #include <memory>
 #include <numeric>
 
-#include "pipeline/layout.hpp"
+#include "pipeline/sizes.hpp"
 #include "pipeline/tensor_message.hpp"
 
 namespace selfcal {
@@ -15,15 +15,10 @@ namespace {
 
 constexpr int64_t end_of_slot = -1;  // as a position: no further step comes
 
-LayerRun run_of_rank(const Model& model, int rank, int ranks) {
-  double block = 0;
-  for (const auto& [name, shape] : model.block(0).spec().parameters)
-    block += static_cast<double>(c10::multiply_integers(shape));
-  const auto& shape = model.shape();
-  const auto first = cut_by_cost(
-      decode_costs(shape.layers, block, static_cast<double>(shape.vocabulary * shape.hidden)),
-      ranks);
-  return {first[static_cast<size_t>(rank)], first[static_cast<size_t>(rank) + 1]};
+LayerRun run_of_rank(const Model& model, const Communicator& ranks) {
+  const auto first = decode_runs(sizes_of(model), ranks.size());
+  const auto run = static_cast<size_t>(ranks.rank());
+  return {first[run], first[run + 1]};
 }
 
 /// What travels from rank to rank for one step of one slot: where each row stands, and its values:
@@ -121,7 +116,7 @@ Replica::Replica(Communicator ranks, const Model& model, const CalibrationSettin
       rules_(settings, model.shape()),
       context_(context),
       timer_(timer),
-      decoder_(model, settings, run_of_rank(model, ranks_.rank(), ranks_.size()), ranks_.size()) {}
+      decoder_(model, settings, run_of_rank(model, ranks_), ranks_.size()) {}
 
 void Replica::sample(const std::vector<int64_t>& batches,
                      const std::function<void(MicroBatch)>& on_finished,

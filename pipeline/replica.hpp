@@ -13,9 +13,9 @@ namespace selfcal {
 
 class Replica {
  public:
-  /// Reads this rank's run of layers: run `ranks.rank()` of `ranks.size()`, balanced by the bytes
-  /// that a step reads. `ranks`: two or more; `model` and the pool of `context` outlive it.
-  /// Independent. The text is that of a Generator.
+  /// Reads this rank's run of layers: run `ranks.rank()` of `ranks.size()` (see decode_runs).
+  /// `ranks`: two or more; `model` and the pool of `context` outlive it. Independent. The text is
+  /// that of a Generator.
   Replica(Communicator ranks, const Model& model, const CalibrationSettings& settings,
           kernels::Context context, PhaseTimer& timer);
 

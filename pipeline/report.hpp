@@ -13,9 +13,6 @@
 
 namespace selfcal {
 
-/// Seconds by phase, in the order of phase_names.
-using PhaseSeconds = std::array<double, phase_names.size()>;
-
 /// One compressed linear layer.
 struct LinearReport {
   std::string name;  // "model.layers.7.mlp.up_proj"

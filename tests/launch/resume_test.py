@@ -77,7 +77,7 @@ class Resume(SelfcalCase):
 
     def test_a_signal_stops_a_generator_of_several_ranks(self):
         """Whichever rank hears of it: only the last one of a replica can end its micro-batches."""
-        long = {"calibration__length": 200, "calibration__sequences": 32}
+        long = {"calibration__length": 200, "calibration__sequences": 20}
         self.compress("deep-whole", **long)
         deep = {"layout__mode": "shared", "layout__generators__depth": 3, **long}
         for rank in range(3):

@@ -123,7 +123,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"method: {sparsity: -0.5}\n",
              "run.yaml:3: method.sparsity: found -0.5, expected number from 0.0 to 0.99"},
         Case{"layout: {generators: {depth: 0}}\n",
-             "run.yaml:3: layout.generators.depth: found 0, expected integer from 1 to 1048576"},
+             "run.yaml:3: layout.generators.depth: found 0, expected auto or integer from 1 to "
+             "1048576"},
         Case{"calibration: {sets: 2}\n",
              "run.yaml:3: calibration.sets: found 2, expected 1 (more is not supported yet)"},
         Case{"calibration: {prompt: bos}\n",

@@ -137,6 +137,61 @@ TEST(PlanTest, DenseShardsWorkAtOnce) {
               seconds_of(plan_of(2, shards), Phase::solve) / 2, 1e-9);
 }
 
+TEST(PlanTest, WhatIsLeftOpenIsChosenAndTheRestIsTold) {
+  const std::vector<std::string> open{"layout.mode=auto", "calibration.source=vocabulary"};
+  const Plan sequential = plan_of(4, open);
+  EXPECT_EQ(sequential.layout.shards(), 1);
+  EXPECT_FALSE(sequential.layout.split());
+  ASSERT_FALSE(sequential.rejected.empty());
+  for (const auto& other : sequential.rejected) EXPECT_GT(other.seconds, 0);
+
+  auto dense = open;
+  dense.push_back("method.propagation=dense");
+  EXPECT_EQ(plan_of(4, dense).layout.shards(), 1) << "four leaves for four ranks";
+  EXPECT_GT(plan_of(16, dense).layout.shards(), 1) << "sixteen ranks share no four leaves";
+
+  auto given = dense;
+  given.push_back("layout={mode: shared, compressors: {shards: 2, team: 8}}");
+  EXPECT_TRUE(plan_of(16, given).rejected.empty());
+}
+
+TEST(PlanTest, TheChoiceDoesNotDependOnTheMomentsRates) {
+  const RunConfig config = demo_config({"layout.mode=auto", "method.propagation=dense"});
+  for (const int ranks : {2, 4, 8, 16}) {
+    Machine slow = machine(2, ranks);
+    slow.rates.forward /= 100;
+    EXPECT_EQ(make_plan(config, demo_model(), ranks, slow).layout.describe(),
+              make_plan(config, demo_model(), ranks, Machine{}).layout.describe());
+  }
+}
+
+TEST(PlanTest, ACopyIsSpreadOverTheFewestRanksThatHoldIt) {
+  EXPECT_EQ(plan_of(8, {"layout.mode=shared"}).layout.depth(), 1);
+  const Plan tight = plan_of(8, {"layout.mode=shared", "layout.memory=410MiB"});
+  EXPECT_EQ(tight.layout.depth(), 2);
+  EXPECT_LE(tight.largest_rank().memory, uint64_t{410} << 20);
+  // Two ranks a copy halve its weights, and each holds its layers' caches of two micro-batches.
+  const auto& first = tight.ranks[0].uses[0];
+  EXPECT_EQ(first.items[2].what, "keys and values of 2 micro-batches");
+  EXPECT_LT(first.items[1].bytes, plan_of(1).ranks[0].uses[0].items[1].bytes);
+}
+
+TEST(PlanTest, DepthKeepsTheRanksBusy) {
+  // Four micro-batches: two replicas of one rank, or one of two with two of them on their way.
+  const Plan wide = plan_of(2, {"layout={mode: shared, generators: {depth: 1}}"}),
+             deep = plan_of(2, {"layout={mode: shared, generators: {depth: 2}}"});
+  EXPECT_NEAR(seconds_of(deep, Phase::sample), seconds_of(wide, Phase::sample),
+              0.2 * seconds_of(wide, Phase::sample));
+}
+
+TEST(PlanTest, ScalingTableHasALineForEachNumberOfRanks) {
+  const std::string table =
+      scaling_table(demo_config({"layout.mode=auto"}), demo_model(), {1, 8, 64}, machine(2, 1));
+  EXPECT_NE(table.find("nothing here was run"), std::string::npos) << table;
+  EXPECT_NE(table.find("4 micro-batches for 64 replicas"), std::string::npos) << table;
+  EXPECT_NE(table.find("100 %"), std::string::npos) << table;
+}
+
 TEST(PlanTest, RecomputesBeforeItRefuses) {
   const auto with_limit = [](const std::string& limit) {
     return plan_of(1, {"calibration.source=vocabulary", "calibration.sequences=2048",

@@ -1,0 +1,190 @@
+#include "pipeline/cost_model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "pipeline/leaves.hpp"
+#include "stages/generate/micro_batch.hpp"
+
+namespace selfcal {
+namespace {
+
+/// Of so many equal pieces, those of the busiest worker.
+double busiest(int64_t pieces, int64_t workers) {
+  return static_cast<double>((pieces + workers - 1) / std::max<int64_t>(1, workers));
+}
+
+class CostModel {
+ public:
+  CostModel(const RunConfig& config, const ModelSizes& model, const Layout& layout,
+            const Machine& machine, int threads)
+      : config_(config),
+        calibration_(config.calibration),
+        model_(model),
+        layout_(layout),
+        machine_(machine),
+        share_(machine.share(threads)),
+        element_(model.element_bytes()),
+        tokens_(static_cast<double>(calibration_.sequences * calibration_.length)),
+        leaves_(static_cast<int64_t>(
+            cut_leaves(calibration_.sequences, calibration_.length, calibration_.micro_batch)
+                .size())) {}
+
+  PhaseSeconds seconds() {
+    if (calibration_.source == CalibrationSource::self) add_sampling();
+    const bool dense = config_.propagation == Propagation::dense;
+    if (dense && layout_.shards() > 1) add_dense_boundaries();
+    // With sequential propagation the shards take turns; with dense propagation they work at once.
+    int slowest = 0;
+    for (int shard = 1; shard < layout_.shards(); ++shard)
+      if (layers_of(shard) > layers_of(slowest)) slowest = shard;
+    for (int shard = 0; shard < layout_.shards(); ++shard)
+      if (!dense || shard == slowest) add_shard(shard);
+    add_output();
+    return seconds_;
+  }
+
+ private:
+  void add(Phase phase, double more) { seconds_[static_cast<size_t>(phase)] += more; }
+
+  double layers_of(int shard) const {
+    return static_cast<double>(layout_.first_layer(shard + 1) - layout_.first_layer(shard));
+  }
+
+  /// Forward of all tokens through a block.
+  double forward_flops() const {
+    const double attention = 2 * tokens_ * static_cast<double>(calibration_.length) *
+                             static_cast<double>(model_.shape.hidden);
+    return 2 * tokens_ * model_.linear_weights() + attention;
+  }
+
+  /// A step reads all weights and the cache so far, for a micro-batch at a time. With several ranks
+  /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
+  void add_sampling() {
+    const auto& shape = model_.shape;
+    const double cache = static_cast<double>(calibration_.micro_batch * calibration_.length *
+                                             shape.key_value_heads * shape.head_dim) *
+                         element_;
+    const auto first = decode_runs(model_, layout_.depth());
+    double step = 0, slowest = 0;
+    for (size_t run = 0; run + 1 < first.size(); ++run) {
+      const auto layers = static_cast<double>(first[run + 1] - first[run]);
+      double bytes = layers * (static_cast<double>(model_.block_parameters) * element_ + cache);
+      if (run + 2 == first.size()) bytes += model_.head_weights() * element_;
+      const double seconds = bytes / (machine_.rates.decode * share_);
+      step += seconds;
+      slowest = std::max(slowest, seconds);
+    }
+    const double batches = busiest(micro_batches(calibration_), layout_.replicas());
+    const double in_flight = std::min<double>(layout_.depth(), batches);
+    add(Phase::sample, std::ceil(batches / in_flight) * static_cast<double>(calibration_.length) *
+                           std::max(step, in_flight * slowest));
+  }
+
+  /// The generators' forward of the dense model up to the last shard, and its sends.
+  void add_dense_boundaries() {
+    const int later = layout_.shards() - 1;
+    const double part = busiest(micro_batches(calibration_), layout_.replicas()) /
+                        static_cast<double>(micro_batches(calibration_));
+    add(Phase::forward, part * static_cast<double>(layout_.first_layer(later)) * forward_flops() /
+                            (machine_.rates.forward * share_));
+    add(Phase::send, part * later * hidden_bytes() / machine_.network);
+  }
+
+  double hidden_bytes() const {
+    return tokens_ * static_cast<double>(model_.shape.hidden) * element_;
+  }
+
+  void add_shard(int shard) {
+    const auto members = static_cast<int64_t>(layout_.team_of(shard).size());
+    const double layers = layers_of(shard);
+    // Leaves and tiles are whole: the busiest rank counts.
+    const double leaf_part = busiest(leaves_, members) / static_cast<double>(leaves_);
+    const bool twice = config_.propagation == Propagation::sequential && !config_.true_sequential;
+    add(Phase::forward,
+        layers * leaf_part * forward_flops() * (twice ? 2 : 1) / (machine_.rates.forward * share_));
+    // A ring moves a sum twice through every link but one; a tree has log2 steps.
+    const double ring = static_cast<double>(members - 1) / static_cast<double>(members);
+    const double steps = std::ceil(std::log2(static_cast<double>(members)));
+    for (const auto& tap : model_.block.taps) {
+      const double squared = static_cast<double>(tap.columns * tap.columns);
+      add(Phase::statistics,
+          layers * leaf_part * tokens_ * squared / (machine_.rates.statistics * share_));
+      add(Phase::factorise, layers * squared * static_cast<double>(tap.columns) /
+                                (machine_.rates.factorise * share_));
+      add(Phase::reduce,
+          layers * (2 * ring * 4 * squared / machine_.network + 6 * steps * machine_.latency));
+      if (members > 1)
+        add(Phase::gather,
+            layers * (4 * squared / machine_.network + 6 * steps * machine_.latency));
+    }
+    add_solve(members, layers);
+    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
+    // The next layer is read while one is compressed: only the first is waited for.
+    add(Phase::read, block_bytes / machine_.disk);
+    if (members > 1) add(Phase::gather, layers * 2 * block_bytes / machine_.network);
+    add(Phase::write, layers * (machine_.commit + compressed_block_bytes() / machine_.disk));
+    if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
+      add(Phase::send, hidden_bytes() / static_cast<double>(members) / machine_.network);
+  }
+
+  /// Matrices that read one input are stacked before their tiles are dealt.
+  void add_solve(int64_t members, double layers) {
+    std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
+    for (const auto& linear : model_.block.linears) {
+      auto& [tiles, work] = stacks[linear.tap];
+      tiles += (linear.rows + solve_row_tile - 1) / solve_row_tile;
+      work = static_cast<double>(solve_row_tile * linear.columns * linear.columns);
+    }
+    for (const auto& [tap, stack] : stacks)
+      add(Phase::solve,
+          layers * busiest(stack.first, members) * stack.second / (machine_.rates.solve * share_));
+  }
+
+  /// Each layer once more in the gathered checkpoint and in every export.
+  void add_output() {
+    const double copies = 1.0 + static_cast<double>(config_.exports.size());
+    add(Phase::write, copies * static_cast<double>(model_.shape.layers) * compressed_block_bytes() /
+                          machine_.disk);
+  }
+
+  /// Codes, and a scale and a zero point for each group.
+  double compressed_block_bytes() const {
+    const MethodSettings method = settle(config_.method);
+    double bytes = 0;
+    for (const auto& linear : model_.block.linears) {
+      const int64_t groups = method.group_size > 0 ? linear.columns / method.group_size : 1;
+      bytes += static_cast<double>(linear.rows) *
+               (static_cast<double>(linear.columns * method.bits) / 8 +
+                3.0 * static_cast<double>(groups));
+    }
+    return bytes;
+  }
+
+  const RunConfig& config_;
+  const CalibrationSettings& calibration_;
+  const ModelSizes& model_;
+  const Layout& layout_;
+  const Machine& machine_;
+  double share_;
+  double element_;
+  double tokens_;
+  int64_t leaves_;
+  PhaseSeconds seconds_{};
+};
+
+}  // namespace
+
+PhaseSeconds expected_seconds(const RunConfig& config, const ModelSizes& model,
+                              const Layout& layout, const Machine& machine, int threads) {
+  if (machine.rates.forward <= 0) return {};
+  return CostModel(config, model, layout, machine, threads).seconds();
+}
+
+double sum(const PhaseSeconds& seconds) {
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0);
+}
+
+}  // namespace selfcal

@@ -1,0 +1,17 @@
+// What a job takes, by phase, by formula from a machine's rates.
+#pragma once
+#include "pipeline/layout.hpp"
+#include "pipeline/machine.hpp"
+#include "pipeline/phase_timer.hpp"
+#include "pipeline/sizes.hpp"
+
+namespace selfcal {
+
+/// Seconds of the busiest rank in each phase; they add up to the job's, since the phases wait for
+/// each other. `threads`: of a rank. A machine without rates gives zeros.
+PhaseSeconds expected_seconds(const RunConfig& config, const ModelSizes& model,
+                              const Layout& layout, const Machine& machine, int threads);
+
+double sum(const PhaseSeconds& seconds);
+
+}  // namespace selfcal

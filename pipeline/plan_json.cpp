@@ -1,0 +1,52 @@
+#include <nlohmann/json.hpp>
+
+#include "pipeline/plan.hpp"
+
+namespace selfcal {
+namespace {
+
+using nlohmann::ordered_json;
+
+ordered_json to_json(const RankPlan& rank) {
+  ordered_json memory;
+  for (const auto& use : rank.uses)
+    for (const auto& item : use.items) memory[use.when][item.what] = item.bytes;
+  return {{"rank", rank.rank},
+          {"role", rank.role},
+          {"first_layer", rank.first_layer},
+          {"layers", rank.layers},
+          {"micro_batches", rank.micro_batches},
+          {"leaves", rank.leaves},
+          {"memory", rank.memory},
+          {"memory_items", memory}};
+}
+
+}  // namespace
+
+std::string to_json(const Plan& plan) {
+  ordered_json json;
+  json["layout"] = plan.layout.describe();
+  json["threads"] = plan.threads;
+  json["device"] = plan.machine.device;
+  json["total_seconds"] = plan.total_seconds;
+  for (size_t phase = 0; phase < phase_names.size(); ++phase)
+    json["seconds"][std::string(phase_names[phase])] = plan.seconds[phase];
+  const HardwareRates& rates = plan.machine.rates;
+  json["rates"] = {{"threads", rates.threads},        {"forward", rates.forward},
+                   {"decode", rates.decode},          {"statistics", rates.statistics},
+                   {"factorise", rates.factorise},    {"solve", rates.solve},
+                   {"network", plan.machine.network}, {"latency", plan.machine.latency}};
+  json["memory_limit"] = plan.memory_limit;
+  json["keeps_states"] = plan.keeps_states;
+  json["ranks"] = ordered_json::array();
+  for (const auto& rank : plan.ranks) json["ranks"].push_back(to_json(rank));
+  json["rejected"] = ordered_json::array();
+  for (const auto& other : plan.rejected)
+    json["rejected"].push_back({{"layout", other.layout},
+                                {"seconds", other.seconds},
+                                {"memory", other.memory},
+                                {"fits", other.fits}});
+  return json.dump(2) + "\n";
+}
+
+}  // namespace selfcal

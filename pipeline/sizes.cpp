@@ -1,0 +1,35 @@
+#include "pipeline/sizes.hpp"
+
+#include <c10/util/accumulate.h>
+
+#include "pipeline/layout.hpp"
+
+namespace selfcal {
+
+double ModelSizes::linear_weights() const {
+  double sum = 0;
+  for (const auto& linear : block.linears) sum += static_cast<double>(linear.rows * linear.columns);
+  return sum;
+}
+
+ModelSizes sizes_of(const Model& model) {
+  ModelSizes sizes;
+  sizes.shape = model.shape();
+  sizes.block = model.block(0).spec();
+  sizes.layer_costs = layer_costs(model);
+  for (const auto& [name, shape] : sizes.block.parameters)
+    sizes.block_parameters += c10::multiply_integers(shape);
+  for (const auto& [name, shape] : model.outer_parameters())
+    sizes.outer_parameters += c10::multiply_integers(shape);
+  return sizes;
+}
+
+std::vector<int64_t> decode_runs(const ModelSizes& model, int depth) {
+  // A step reads a layer's weights, and the last rank the head's too.
+  std::vector<double> costs(static_cast<size_t>(model.shape.layers),
+                            static_cast<double>(model.block_parameters));
+  costs.back() += model.head_weights();
+  return cut_by_cost(costs, depth);
+}
+
+}  // namespace selfcal
