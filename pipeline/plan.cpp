@@ -72,7 +72,7 @@ class Planner {
       try {
         const Layout layout(open, ranks, model_.layer_costs);
         // More shards may leave no rank to sample alone, which is not what `split` asks for.
-        const bool asked = open.mode != LayoutSettings::Mode::split || options.empty() ||
+        const bool asked = config_.layout.mode != LayoutSettings::Mode::split || options.empty() ||
                            layout.split() == options.front().layout.split();
         if (asked) options.push_back(weighed(layout));
       } catch (const Error&) {
