@@ -13,9 +13,8 @@ std::vector<int> shard_counts(const LayoutSettings& settings, Propagation propag
                               int64_t layers) {
   if (settings.shards > 0) return {settings.shards};
   std::vector<int> counts{1};
-  const int most = propagation == Propagation::dense
-                       ? static_cast<int>(std::min<int64_t>(ranks, layers))
-                       : 1;
+  const int most =
+      propagation == Propagation::dense ? static_cast<int>(std::min<int64_t>(ranks, layers)) : 1;
   for (int shards = 2; shards <= most; shards *= 2) counts.push_back(shards);
   if (settings.team > 0 && ranks / settings.team > counts.back())
     counts.push_back(ranks / settings.team);

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "comm/agreement.hpp"
+#include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/hessian.hpp"
 #include "stages/calibrate/magnitudes.hpp"
 
@@ -54,7 +54,7 @@ TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const
                           bool with_magnitude) {
   const auto scope = work.timer.measure(Phase::statistics);
   HessianAccumulator accumulator(tap.columns, work.context);
-  agree(work.team,
+  agree(work.team, work.timer,
         [&] { states.for_each(tap.name, [&](const at::Tensor& x) { accumulator.observe(x); }); });
   {
     const auto reduce = work.timer.measure(Phase::reduce);
@@ -65,6 +65,10 @@ TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const
     accumulator.add(x);
     if (with_magnitude) magnitudes.add(x);
   });
+  {
+    const auto idle = work.timer.measure(Phase::idle);
+    work.team.barrier();
+  }
   {
     const auto reduce = work.timer.measure(Phase::reduce);
     work.team.all_reduce(accumulator.sums(), ReduceOp::sum);

@@ -2,8 +2,8 @@
 #pragma once
 #include <array>
 #include <chrono>
+#include <memory>
 #include <string_view>
-#include <utility>
 
 namespace selfcal {
 
@@ -28,10 +28,16 @@ inline constexpr std::array<std::string_view, 12> phase_names = {
 /// Seconds by phase, in the order of phase_names.
 using PhaseSeconds = std::array<double, phase_names.size()>;
 
+struct Timeline;
+
 /// Seconds by phase. Phases nest: the inner one takes the time, so the seconds add up to the whole.
 /// One thread only.
 class PhaseTimer {
  public:
+  /// Starts now.
+  PhaseTimer();
+  ~PhaseTimer();
+
   class Scope {
    public:
     Scope(PhaseTimer& timer, Phase phase) : timer_(timer), outer_(timer.enter(phase)) {}
@@ -47,24 +53,20 @@ class PhaseTimer {
   /// Time until the scope ends belongs to `phase`.
   [[nodiscard]] Scope measure(Phase phase) { return Scope(*this, phase); }
   /// Seconds so far; what no scope covered is idle.
-  PhaseSeconds seconds() {
-    enter(current_);
-    return seconds_;
-  }
+  PhaseSeconds seconds();
+  /// The same in the order of time.
+  const Timeline& timeline();
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  Phase enter(Phase phase) {
-    const auto now = Clock::now();
-    seconds_[static_cast<size_t>(current_)] += std::chrono::duration<double>(now - since_).count();
-    since_ = now;
-    return std::exchange(current_, phase);
-  }
+  Phase enter(Phase phase);
 
   PhaseSeconds seconds_{};
+  std::unique_ptr<Timeline> timeline_;
   Phase current_ = Phase::idle;
-  Clock::time_point since_ = Clock::now();
+  const Clock::time_point start_ = Clock::now();
+  Clock::time_point since_ = start_;
 };
 
 }  // namespace selfcal

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <span>
 
 #include "base/error.hpp"
@@ -33,6 +34,33 @@ PhaseSeconds seconds_from(const Json& object) {
   for (size_t phase = 0; phase < seconds.size(); ++phase)
     seconds[phase] = object.value(std::string(phase_names[phase]), 0.0);
   return seconds;
+}
+
+/// Phase by phase, since most spans have few of them.
+Json timeline_json(const Timeline& timeline) {
+  Json phases = Json::object();
+  for (size_t phase = 0; phase < phase_names.size(); ++phase) {
+    Json spans = Json::array();
+    double sum = 0;
+    for (const auto& span : timeline.spans) {
+      spans.push_back(std::round(span[phase] * 1e4) / 1e4);
+      sum += span[phase];
+    }
+    if (sum > 0) phases[std::string(phase_names[phase])] = std::move(spans);
+  }
+  return {{"span", timeline.span}, {"phases", std::move(phases)}};
+}
+
+Timeline timeline_from(const Json& object) {
+  Timeline timeline;
+  object.at("span").get_to(timeline.span);
+  for (size_t phase = 0; phase < phase_names.size(); ++phase) {
+    const auto spans =
+        object.at("phases").value(std::string(phase_names[phase]), std::vector<double>());
+    timeline.spans.resize(std::max(timeline.spans.size(), spans.size()));
+    for (size_t i = 0; i < spans.size(); ++i) timeline.spans[i][phase] = spans[i];
+  }
+  return timeline;
 }
 
 /// Numbers that are not finite are null in JSON.
@@ -108,7 +136,8 @@ Json ranks_json(const std::vector<RankReport>& ranks) {
                     {"peak_memory", rank.peak_memory},
                     {"bytes_read", rank.bytes_read},
                     {"bytes_written", rank.bytes_written},
-                    {"bytes_sent", rank.bytes_sent}});
+                    {"bytes_sent", rank.bytes_sent},
+                    {"timeline", timeline_json(rank.timeline)}});
   return list;
 }
 
@@ -125,6 +154,7 @@ std::vector<RankReport> ranks_from(const Json& list) {
     object.at("bytes_read").get_to(rank.bytes_read);
     object.at("bytes_written").get_to(rank.bytes_written);
     object.at("bytes_sent").get_to(rank.bytes_sent);
+    rank.timeline = timeline_from(object.at("timeline"));
     ranks.push_back(std::move(rank));
   }
   return ranks;
@@ -204,6 +234,7 @@ std::string to_json(const RunReport& report) {
                           {"tokens", perplexity->tokens},
                           {"windows", perplexity->windows},
                           {"window", perplexity->window}};
+  json["idle_share"] = idle_share(report);
   const MeanErrors means = mean_errors(report);
   json["mean"] = {
       {"relative_error", means.compressed}, {"nearest_error", means.nearest}, {"bits", means.bits}};
@@ -235,6 +266,15 @@ RunReport report_from_json(const std::string& text) try {
   return report;
 } catch (const nlohmann::json::exception& error) {
   fail(ExitCode::data, "report: not a report of selfcal: {}", error.what());
+}
+
+double idle_share(const RunReport& report) {
+  double idle = 0, all = 0;
+  for (const auto& rank : report.ranks) {
+    idle += rank.seconds[static_cast<size_t>(Phase::idle)];
+    all += std::accumulate(rank.seconds.begin(), rank.seconds.end(), 0.0);
+  }
+  return all > 0 ? idle / all : 0;
 }
 
 std::string control_of(const RunReport& report) {

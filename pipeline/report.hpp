@@ -9,7 +9,7 @@
 
 #include "base/file.hpp"
 #include "comm/communicator.hpp"
-#include "pipeline/phase_timer.hpp"
+#include "pipeline/timeline.hpp"
 
 namespace selfcal {
 
@@ -41,6 +41,7 @@ struct RankReport {
   std::string role;  // "sampled, then compressed"
   int threads = 0;
   PhaseSeconds seconds{};
+  Timeline timeline;
   int64_t peak_memory = 0;    // bytes, resident
   int64_t bytes_read = 0;     // from files
   int64_t bytes_written = 0;  // to files
@@ -98,6 +99,9 @@ std::vector<std::string> needs_a_look(const RunReport& report);
 
 /// report.json at `json` and report.html beside it; atomic each.
 void write_report(const RunReport& report, const fs::path& json);
+
+/// Part of the ranks' time in which they waited for each other.
+double idle_share(const RunReport& report);
 
 /// What a layer is held against: "round-to-nearest", or "magnitude pruning" for methods that prune.
 std::string control_of(const RunReport& report);

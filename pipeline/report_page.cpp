@@ -172,20 +172,39 @@ std::string damping_plot(const RunReport& report) {
   return html + "</div>\n";
 }
 
-std::string phase_plot(const RunReport& report) {
-  std::vector<plots::Segment> segments, used;
-  std::vector<plots::Bar> bars;
-  for (const auto& rank : report.ranks) bars.push_back({fmt::format("rank {}", rank.rank), {}});
+/// All phases, and of them those that took any time.
+std::pair<std::vector<plots::Segment>, std::vector<plots::Segment>> phase_segments(
+    const RunReport& report) {
+  std::vector<plots::Segment> all, used;
   for (size_t phase = 0; phase < phase_names.size(); ++phase) {
-    segments.push_back({std::string(phase_names[phase]), phase_colours[phase]});
+    all.push_back({std::string(phase_names[phase]), phase_colours[phase]});
     double sum = 0;
-    for (size_t i = 0; i < bars.size(); ++i) {
-      bars[i].lengths.push_back(report.ranks[i].seconds[phase]);
-      sum += report.ranks[i].seconds[phase];
-    }
-    if (sum > 0) used.push_back(segments.back());
+    for (const auto& rank : report.ranks) sum += rank.seconds[phase];
+    if (sum > 0) used.push_back(all.back());
   }
-  return legend(used) + plots::stacked_bars(segments, bars);
+  return {all, used};
+}
+
+std::string phase_plot(const RunReport& report) {
+  const auto [all, used] = phase_segments(report);
+  std::vector<plots::Bar> bars;
+  for (const auto& rank : report.ranks)
+    bars.push_back({fmt::format("rank {}", rank.rank),
+                    std::vector<double>(rank.seconds.begin(), rank.seconds.end())});
+  return legend(used) + plots::stacked_bars(all, bars);
+}
+
+/// Of the first ranks: the others' are in report.json.
+std::string timeline_plot(const RunReport& report) {
+  constexpr size_t most_rows = 16;
+  std::vector<plots::TimelineRow> rows;
+  for (const auto& rank : report.ranks) {
+    if (rows.size() == most_rows) break;
+    plots::TimelineRow row{fmt::format("rank {}", rank.rank), rank.timeline.span, {}};
+    for (const auto& span : rank.timeline.spans) row.spans.emplace_back(span.begin(), span.end());
+    rows.push_back(std::move(row));
+  }
+  return plots::timelines(phase_segments(report).first, rows);
 }
 
 std::string rank_table(const RunReport& report) {
@@ -257,6 +276,10 @@ std::string report_page(const RunReport& report) {
       "layer's output that is lost on the calibration data.</p>\n" +
       error_plots(report);
   html += "<h2>Where the time went</h2>\n" + phase_plot(report);
+  html += fmt::format(
+      "<p class=\"quiet\">When it did: ranks waited for each other {:.1f} % of their time.</p>\n",
+      100 * idle_share(report));
+  html += timeline_plot(report);
   html += "<details><summary>Seconds, memory and bytes of each rank</summary>\n" +
           rank_table(report) + "</details>\n";
   html += "<h2>Damping and dead inputs</h2>\n" + damping_plot(report);

@@ -199,4 +199,40 @@ std::string stacked_bars(const std::vector<Segment>& segments, const std::vector
   return svg + "</svg>";
 }
 
+std::string timelines(const std::vector<Segment>& segments, const std::vector<TimelineRow>& rows,
+                      int width) {
+  constexpr double left = 64, right = 64, row_height = 26, gap = 6;
+  double longest = 1e-9;
+  for (const auto& row : rows)
+    longest = std::max(longest, row.span * static_cast<double>(row.spans.size()));
+  const int height = static_cast<int>(static_cast<double>(rows.size()) * (row_height + gap)) + 30;
+  const Scale x({0, longest}, left, width - right, false);
+  const double floor = height - 26;
+
+  std::string svg = opening(width, height);
+  for (const double mark : marks({0, longest}, 8)) {
+    svg += line(x(mark), 0, x(mark), floor, faint);
+    svg += label(x(mark), floor + 14, "middle", number(mark) + " s", "fill=\"#777\"");
+  }
+  double top = 2;
+  for (const auto& row : rows) {
+    svg += label(left - 8, top + row_height / 2 + 4, "end", row.label);
+    for (size_t i = 0; i < row.spans.size(); ++i) {
+      const double from = x(row.span * static_cast<double>(i)),
+                   to = x(row.span * static_cast<double>(i + 1));
+      double y = top;
+      for (size_t segment = 0; segment < segments.size(); ++segment) {
+        const double share = row.spans[i][segment] / row.span * row_height;
+        if (share < 0.05) continue;
+        svg += fmt::format(
+            "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{:.1f}\" fill=\"{}\"/>",
+            from, y, to - from, share, segments[segment].colour);
+        y += share;
+      }
+    }
+    top += row_height + gap;
+  }
+  return svg + "</svg>";
+}
+
 }  // namespace selfcal::plots

@@ -52,4 +52,14 @@ struct Bar {
 std::string stacked_bars(const std::vector<Segment>& segments, const std::vector<Bar>& bars,
                          int width = 1040);
 
+/// What happened in each of a row's spans of time.
+struct TimelineRow {
+  std::string label;
+  double span = 0;                         // seconds
+  std::vector<std::vector<double>> spans;  // in each, seconds of every segment
+};
+/// Rows of columns stacked by their segments' shares, over one axis of seconds.
+std::string timelines(const std::vector<Segment>& segments, const std::vector<TimelineRow>& rows,
+                      int width = 1040);
+
 }  // namespace selfcal::plots

@@ -7,9 +7,9 @@
 #include <thread>
 
 #include "base/hash.hpp"
-#include "comm/agreement.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/tensor_message.hpp"
+#include "pipeline/timed_agreement.hpp"
 #include "storage/layer_scan.hpp"
 
 namespace selfcal {
@@ -28,7 +28,7 @@ class BlockReader {
   BlockWeights read(int64_t layer) {
     const auto scope = session_.timer.measure(Phase::read);
     BlockWeights weights;
-    agree(team_, [&] {
+    agree(team_, session_.timer, [&] {
       if (team_.rank() != 0) return;
       weights = ahead_.valid() ? ahead_.get() : session_.model.read_block(layer);
       if (layer + 1 < end_)

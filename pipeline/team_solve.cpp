@@ -6,8 +6,8 @@
 #include <span>
 #include <tuple>
 
-#include "comm/agreement.hpp"
 #include "pipeline/tensor_message.hpp"
+#include "pipeline/timed_agreement.hpp"
 
 namespace selfcal {
 namespace {
@@ -110,7 +110,7 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
   Factor factor;
   {
     const auto scope = timer.measure(Phase::factorise);
-    agree(team, [&] {
+    agree(team, timer, [&] {
       if (team.rank() == owner) factor = method.factorise(hessian);
     });
   }
@@ -141,7 +141,7 @@ SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::
 /// This rank's runs, as "run/field". Collective over `team`.
 Tensors solve_runs(const Communicator& team, const std::vector<const LinearProblem*>& problems,
                    const std::vector<RowRun>& runs, const at::Tensor& hessian, const Factor& factor,
-                   kernels::Context context) {
+                   PhaseTimer& timer, kernels::Context context) {
   Tensors mine;
   const auto keep = [&](size_t run, const SolvedRows& solved) {
     for (auto& [field, tensor] : to_tensors(solved))
@@ -163,7 +163,7 @@ Tensors solve_runs(const Communicator& team, const std::vector<const LinearProbl
         solve_run(*problems[problem], run, hessian, factor, context, all_ranks);
     if (mine_is < runs.size()) keep(mine_is, solved);
   }
-  agree(team, [&] {
+  agree(team, timer, [&] {
     for (size_t run = 0; run < runs.size(); ++run) {
       if (runs[run].owner != team.rank() || solved_by_all[runs[run].problem]) continue;
       keep(run, solve_run(*problems[runs[run].problem], runs[run], hessian, factor, context));
@@ -192,7 +192,7 @@ std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
     Tensors mine;
     {
       const auto scope = timer.measure(Phase::solve);
-      mine = solve_runs(team, stacked, runs, hessian, factor, context);
+      mine = solve_runs(team, stacked, runs, hessian, factor, timer, context);
     }
 
     const auto scope = timer.measure(Phase::gather);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/error.hpp"
 #include "pipeline/report_plots.hpp"
@@ -72,9 +73,13 @@ RunReport demo_report() {
     one.bytes_sent = 120'000'000;
     one.role = rank < 2 ? "compressed" : "sampled, then compressed";
     one.threads = 1;
-    for (size_t phase = 0; phase < phase_names.size(); ++phase)
+    double now = 0;
+    for (size_t phase = 0; phase < phase_names.size(); ++phase) {
       one.seconds[phase] =
           0.3 + std::fmod(static_cast<double>(phase * 7 + static_cast<size_t>(rank) * 3), 5.0);
+      one.timeline.add(static_cast<Phase>(phase), now, now + one.seconds[phase]);
+      now += one.seconds[phase];
+    }
     report.ranks.push_back(one);
   }
   report.perplexity = {35.21, 49.85, "wikitext.safetensors", 20, 512};
@@ -93,6 +98,52 @@ TEST(Report, JsonIsReadBack) {
   EXPECT_EQ(json.at("layers")[7].at("linears")[0].at("name"), "model.layers.7.self_attn.q_proj");
   EXPECT_TRUE(json.at("layers")[3].at("linears")[2].at("loss").is_null());
   EXPECT_NEAR(json.at("mean").at("bits").get<double>(), 4.25, 1e-12);
+}
+
+double seconds_of(const Timeline& timeline, Phase phase) {
+  double sum = 0;
+  for (const auto& span : timeline.spans) sum += span[static_cast<size_t>(phase)];
+  return sum;
+}
+
+TEST(Timeline, LosesNoTimeHoweverLongTheRunIs) {
+  Timeline timeline;
+  double now = 0;
+  for (int i = 0; i < 5000; ++i) {
+    const Phase phase = i % 3 == 0 ? Phase::solve : Phase::forward;
+    timeline.add(phase, now, now + 0.013);
+    now += 0.013;
+  }
+  EXPECT_LE(timeline.spans.size(), Timeline::most_spans);
+  EXPECT_GT(timeline.spans.size(), Timeline::most_spans / 2 - 1)
+      << "spans grow no more than needed";
+  EXPECT_NEAR(seconds_of(timeline, Phase::solve), 1667 * 0.013, 1e-4);
+  EXPECT_NEAR(seconds_of(timeline, Phase::forward), 3333 * 0.013, 1e-4);
+  for (size_t i = 0; i + 1 < timeline.spans.size(); ++i)
+    EXPECT_NEAR(std::accumulate(timeline.spans[i].begin(), timeline.spans[i].end(), 0.0),
+                timeline.span, 1e-6);
+}
+
+TEST(Timeline, KeepsTheOrder) {
+  Timeline timeline;
+  timeline.add(Phase::sample, 0, 1);
+  timeline.add(Phase::forward, 1, 3);
+  timeline.add(Phase::idle, 3, 4);
+  const size_t quarter = timeline.spans.size() / 4;
+  EXPECT_GT(timeline.spans[quarter / 2][static_cast<size_t>(Phase::sample)], 0);
+  EXPECT_EQ(timeline.spans[2 * quarter][static_cast<size_t>(Phase::sample)], 0);
+  EXPECT_GT(timeline.spans[2 * quarter][static_cast<size_t>(Phase::forward)], 0);
+  EXPECT_GT(timeline.spans.back()[static_cast<size_t>(Phase::idle)], 0);
+}
+
+TEST(Report, TellsHowLongRanksWaited) {
+  RunReport report;
+  report.ranks.resize(2);
+  report.ranks[0].seconds[static_cast<size_t>(Phase::solve)] = 9;
+  report.ranks[0].seconds[static_cast<size_t>(Phase::idle)] = 1;
+  report.ranks[1].seconds[static_cast<size_t>(Phase::idle)] = 10;
+  EXPECT_DOUBLE_EQ(idle_share(report), 0.55);
+  EXPECT_NE(report_page(report).find("waited for each other 55.0 %"), std::string::npos);
 }
 
 TEST(Report, BadJsonIsAnError) {
