@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <chrono>
+#include <functional>
 #include <string_view>
 #include <utility>
 
@@ -41,6 +42,10 @@ class PhaseTimer {
     Phase outer_;
   };
 
+  PhaseTimer() = default;
+  /// `on_enter` hears of every change.
+  explicit PhaseTimer(std::function<void(Phase)> on_enter) : on_enter_(std::move(on_enter)) {}
+
   /// Time until the scope ends belongs to `phase`.
   [[nodiscard]] Scope measure(Phase phase) { return Scope(*this, phase); }
   /// Seconds so far; what no scope covered is idle.
@@ -56,11 +61,13 @@ class PhaseTimer {
     const auto now = Clock::now();
     seconds_[static_cast<size_t>(current_)] += std::chrono::duration<double>(now - since_).count();
     since_ = now;
+    if (on_enter_ && phase != current_) on_enter_(phase);
     return std::exchange(current_, phase);
   }
 
   std::array<double, phase_names.size()> seconds_{};
   Phase current_ = Phase::idle;
+  std::function<void(Phase)> on_enter_;
   Clock::time_point since_ = Clock::now();
 };
 
