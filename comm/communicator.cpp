@@ -23,13 +23,23 @@ void wait_until(const std::function<bool()>& ready) {
   }
 }
 
+void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready) {
+  if (ready()) return;
+  const Activity::Waiting waiting(activity, wait);
+  wait_until(ready);
+}
+
 bool Request::done() {
   if (operation_ && operation_->test()) operation_.reset();
   return operation_ == nullptr;
 }
 
 void Request::wait() {
-  wait_until([this] { return done(); });
+  const auto is_done = [this] { return done(); };
+  if (activity_)
+    wait_until(*activity_, wait_, is_done);
+  else
+    wait_until(is_done);
 }
 
 Communicator Communicator::local() { return Communicator(std::make_shared<LocalBackend>()); }
@@ -57,15 +67,29 @@ std::vector<std::vector<std::byte>> Communicator::all_gather(
   return backend_->all_gather(data);
 }
 
+Request Communicator::watched(Request request, const char* what, int peer, int tag) const {
+  return Request(std::move(request), backend_->activity(),
+                 {what, backend_->world_rank_of(peer), tag});
+}
+
 Request Communicator::send(std::span<const std::byte> data, int to, int tag) const {
-  return backend_->send(data, to, tag);
+  return watched(backend_->send(data, to, tag), "send", to, tag);
+}
+
+Request Communicator::send_until_taken(std::span<const std::byte> data, int to, int tag) const {
+  return watched(backend_->send_until_taken(data, to, tag), "send", to, tag);
 }
 
 Request Communicator::receive(std::span<std::byte> into, int from, int tag) const {
-  return backend_->receive(into, from, tag);
+  return watched(backend_->receive(into, from, tag), "receive", from, tag);
 }
 
 std::optional<Envelope> Communicator::probe(int tag) const { return backend_->probe(tag); }
+void Communicator::wait_until(const Wait& wait, const std::function<bool()>& ready) const {
+  selfcal::wait_until(activity(), wait, ready);
+}
+
+Activity& Communicator::activity() const { return *backend_->activity(); }
 void Communicator::abort(int code) const { backend_->abort(code); }
 MPI_Comm Communicator::mpi() const { return backend_->mpi(); }
 

@@ -15,6 +15,8 @@
 
 #include <mpi.h>
 
+#include "comm/activity.hpp"
+
 namespace selfcal {
 
 enum class ReduceOp { sum, max, min };
@@ -31,6 +33,9 @@ class Request {
 
   Request() = default;
   explicit Request(std::unique_ptr<Operation> operation) : operation_(std::move(operation)) {}
+  /// The same; what a wait for it is called, and where it is noted.
+  Request(Request request, std::shared_ptr<Activity> activity, const Wait& wait)
+      : operation_(std::move(request.operation_)), activity_(std::move(activity)), wait_(wait) {}
   Request(Request&&) = default;
   Request& operator=(Request&&) = default;
 
@@ -39,6 +44,8 @@ class Request {
 
  private:
   std::unique_ptr<Operation> operation_;
+  std::shared_ptr<Activity> activity_;
+  Wait wait_;
 };
 
 /// A message that waits to be received.
@@ -76,9 +83,17 @@ class Communicator {
 
   /// Point to point; the receiver knows the length, or learns it by probe.
   Request send(std::span<const std::byte> data, int to, int tag) const;
+  /// The same, but done only when the receiver takes the message: who bounds how many of these are
+  /// in flight bounds the receiver's memory as well.
+  Request send_until_taken(std::span<const std::byte> data, int to, int tag) const;
   Request receive(std::span<std::byte> into, int from, int tag) const;
   /// The next message with `tag` from anyone, if one has arrived.
   std::optional<Envelope> probe(int tag) const;
+
+  /// Polls with back-off until ready(); the watchdog knows meanwhile what this rank waits for.
+  void wait_until(const Wait& wait, const std::function<bool()>& ready) const;
+  /// What this rank does: shared by all communicators that come from one.
+  Activity& activity() const;
 
   /// Ends the whole job at once with this exit code.
   [[noreturn]] void abort(int code) const;
@@ -88,6 +103,7 @@ class Communicator {
 
  private:
   explicit Communicator(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+  Request watched(Request request, const char* what, int peer, int tag) const;
   std::shared_ptr<Backend> backend_;
 };
 
@@ -96,23 +112,36 @@ class Communicator::Backend {
  public:
   enum class Element { int32, int64 };
 
+  explicit Backend(std::shared_ptr<Activity> activity = std::make_shared<Activity>())
+      : activity_(std::move(activity)) {}
   virtual ~Backend() = default;
+  const std::shared_ptr<Activity>& activity() const { return activity_; }
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual int world_rank() const = 0;
+  /// The number in the whole job of a rank of this communicator.
+  virtual int world_rank_of(int rank) const { return rank; }
   virtual std::shared_ptr<Backend> split(int color) = 0;
   virtual void barrier() = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void all_reduce(void* data, int64_t count, Element element, ReduceOp op) = 0;
   virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) = 0;
   virtual Request send(std::span<const std::byte> data, int to, int tag) = 0;
+  virtual Request send_until_taken(std::span<const std::byte> data, int to, int tag) {
+    return send(data, to, tag);
+  }
   virtual Request receive(std::span<std::byte> into, int from, int tag) = 0;
   virtual std::optional<Envelope> probe(int tag) = 0;
   [[noreturn]] virtual void abort(int code) = 0;
   virtual MPI_Comm mpi() = 0;
+
+ private:
+  std::shared_ptr<Activity> activity_;
 };
 
 /// Calls ready() until it is true: at once, then yielding, then sleeping a little between calls.
 void wait_until(const std::function<bool()>& ready);
+/// The same, noted as a wait unless it is over at once.
+void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready);
 
 }  // namespace selfcal

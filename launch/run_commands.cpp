@@ -9,6 +9,7 @@
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "comm/mpi/mpi_backend.hpp"
+#include "comm/watchdog.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
 #include "pipeline/compress.hpp"
@@ -47,6 +48,7 @@ void run_on_ranks(const RunOptions& options,
     try {
       RunConfig config;
       agree(world, [&] { config = load_config(options.config, options.settings); });
+      const Watchdog watchdog(world, static_cast<double>(config.layout.timeout));
       const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
                                                   : std::nullopt);
       const Compute compute(config.threads, ranks_sharing_cores(world));

@@ -13,40 +13,50 @@ int boundary_tag(int64_t leaf, int64_t leaves, int shard) {
   return first_boundary_tag + static_cast<int>(shard * leaves + leaf);
 }
 
-void wait_unless_stopped(Request& request, const StopSignal& stop) {
-  wait_until([&] {
-    if (stop.requested()) throw Stopped();
-    return request.done();
-  });
-}
-
 }  // namespace
 
 void BoundaryOutbox::send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard,
                           int to) {
-  Request request = world_.send(bytes_of(hidden), to, boundary_tag(leaf, leaves, shard));
-  parcels_.push_back({hidden, std::move(request)});
-  std::erase_if(parcels_, [](Parcel& parcel) { return parcel.request.done(); });
+  wait_for_room(limit_ - 1);
+  const int tag = boundary_tag(leaf, leaves, shard);
+  parcels_.push_back({hidden, world_.send_until_taken(bytes_of(hidden), to, tag),
+                      Wait{"boundary taken", to, tag}});
 }
 
-void BoundaryOutbox::finish(const StopSignal& stop) {
-  for (auto& parcel : parcels_) wait_unless_stopped(parcel.request, stop);
-  parcels_.clear();
+void BoundaryOutbox::finish() { wait_for_room(0); }
+
+size_t BoundaryOutbox::in_flight() {
+  std::erase_if(parcels_, [](Parcel& parcel) { return parcel.request.done(); });
+  return parcels_.size();
+}
+
+void BoundaryOutbox::wait_for_room(size_t limit) {
+  if (in_flight() <= limit) return;
+  world_.wait_until(parcels_.front().wait, [&] {
+    if (stop_.requested()) throw Stopped();
+    return in_flight() <= limit;
+  });
 }
 
 BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned,
                              int64_t leaves, int shard,
                              const std::function<int(const Leaf&)>& source, int64_t length,
-                             int64_t hidden, at::ScalarType dtype) {
+                             int64_t hidden, at::ScalarType dtype)
+    : world_(world) {
   for (const auto& leaf : owned) {
     hidden_.push_back(at::empty({leaf.rows, length, hidden}, dtype));
-    requests_.push_back(world.receive(bytes_of(hidden_.back()), source(leaf),
-                                      boundary_tag(leaf.index, leaves, shard)));
+    const int from = source(leaf), tag = boundary_tag(leaf.index, leaves, shard);
+    requests_.push_back(world.receive(bytes_of(hidden_.back()), from, tag));
+    waits_.push_back({"boundary", from, tag});
   }
 }
 
 std::vector<at::Tensor> BoundaryInbox::take(const StopSignal& stop) {
-  for (auto& request : requests_) wait_unless_stopped(request, stop);
+  for (size_t i = 0; i < requests_.size(); ++i)
+    world_.wait_until(waits_[i], [&] {
+      if (stop.requested()) throw Stopped();
+      return requests_[i].done();
+    });
   requests_.clear();
   return std::move(hidden_);
 }

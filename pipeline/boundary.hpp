@@ -14,21 +14,31 @@
 
 namespace selfcal {
 
-/// Sends leaves without waiting; keeps them until they are taken.
+/// Sends leaves while their sender works on, a few at a time: where the receivers have not taken
+/// the last ones yet, the sender waits. Waits throw Stopped when they end by the signal.
 class BoundaryOutbox {
  public:
-  explicit BoundaryOutbox(const Communicator& world) : world_(world) {}
-  /// Sends the input of shard `shard`'s first layer for one leaf.
+  /// `limit`: leaves on their way at most, at least 1.
+  BoundaryOutbox(const Communicator& world, const StopSignal& stop, size_t limit = 8)
+      : world_(world), stop_(stop), limit_(limit) {}
+  /// Sends the input of shard `shard`'s first layer for one leaf, once there is room for it.
   void send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard, int to);
-  /// Waits until all are taken; throws Stopped when the wait ends by the signal.
-  void finish(const StopSignal& stop);
+  /// Waits until all are taken.
+  void finish();
+  /// Leaves sent and not taken yet, held in memory.
+  size_t in_flight();
 
  private:
   struct Parcel {
     at::Tensor hidden;
     Request request;
+    Wait wait;
   };
+  void wait_for_room(size_t limit);
+
   const Communicator& world_;
+  const StopSignal& stop_;
+  size_t limit_;
   std::vector<Parcel> parcels_;
 };
 
@@ -43,8 +53,10 @@ class BoundaryInbox {
   std::vector<at::Tensor> take(const StopSignal& stop);
 
  private:
+  const Communicator& world_;
   std::vector<at::Tensor> hidden_;
   std::vector<Request> requests_;
+  std::vector<Wait> waits_;
 };
 
 /// Dense forward of leaves from the embedding to the last shard's first layer, sending what each

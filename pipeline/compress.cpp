@@ -37,7 +37,7 @@ std::string agree_on_numeric_kind(const Communicator& world) {
 class DenseBoundaries {
  public:
   DenseBoundaries(const Session& session, const std::vector<Leaf>& leaves)
-      : session_(session), leaves_(leaves), outbox_(session.world) {
+      : session_(session), leaves_(leaves), outbox_(session.world, session.stop) {
     const int rank = session.world.rank(), shard = session.layout.shard_of(rank);
     needed_ = session.config.propagation == Propagation::dense && session.layout.shards() > 1;
     if (!needed_ || shard == 0) return;
@@ -78,7 +78,7 @@ class DenseBoundaries {
   }
 
   std::optional<BoundaryInbox> take_inbox() { return std::exchange(inbox_, std::nullopt); }
-  void finish() { outbox_.finish(session_.stop); }
+  void finish() { outbox_.finish(); }
 
  private:
   std::vector<Leaf> leaves_of(const std::set<int64_t>& batches) const {
@@ -156,7 +156,8 @@ enum class Goal { calibration, everything };
 
 void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
   const Communicator& world = environment.world;
-  PhaseTimer timer;
+  PhaseTimer timer(
+      [&](Phase phase) { world.activity().enter(phase_names[static_cast<size_t>(phase)]); });
   const auto start = std::chrono::steady_clock::now();
   RunConfig config = given;
   std::unique_ptr<Model> model;

@@ -22,6 +22,7 @@ struct LayoutSettings {
   int shards = 0;       // runs of layers that are compressed by different teams
   int team = 0;         // ranks a shard
   uint64_t memory = 0;  // bytes a rank may use
+  int timeout = 300;    // seconds of silence that end the job
 };
 
 /// What the next layer's statistics are measured on: outputs of the compressed layers or of the

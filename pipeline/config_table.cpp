@@ -215,6 +215,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       integer_key<C>("layout.compressors.shards", FIELD(layout.shards), {1, 1 << 20, true}, "Runs of consecutive layers, each compressed by a team of its own."),
       integer_key<C>("layout.compressors.team", FIELD(layout.team), {1, 1 << 20, true}, "Ranks that share the work of a shard."),
       memory_key(),
+      integer_key<C>("layout.timeout", FIELD(layout.timeout), {1, 1 << 20}, "Seconds of silence after which the watchdog ends a job of several ranks (exit code 74): a rank that is not heard, one that stands still outside a wait, or ranks that all wait for each other. Long work is not silence."),
 
       word_key<C>("calibration.source", FIELD(calibration.source), sources, "self: text that the model samples; tokens: a file; vocabulary: uniform random ids."),
       optional_path_key("calibration.tokens", FIELD(calibration.tokens_path), "Token file of `source: tokens`: a calibration file, or safetensors with input_ids."),

@@ -6,7 +6,8 @@
 
 namespace selfcal {
 
-PhaseTimer::PhaseTimer() : timeline_(std::make_unique<Timeline>()) {}
+PhaseTimer::PhaseTimer(std::function<void(Phase)> on_enter)
+    : timeline_(std::make_unique<Timeline>()), on_enter_(std::move(on_enter)) {}
 PhaseTimer::~PhaseTimer() = default;
 
 PhaseSeconds PhaseTimer::seconds() {
@@ -27,6 +28,7 @@ Phase PhaseTimer::enter(Phase phase) {
   seconds_[static_cast<size_t>(current_)] += std::chrono::duration<double>(now - since_).count();
   timeline_->add(current_, seconds_at(since_), seconds_at(now));
   since_ = now;
+  if (on_enter_ && phase != current_) on_enter_(phase);
   return std::exchange(current_, phase);
 }
 

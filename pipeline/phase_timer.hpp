@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -34,8 +35,8 @@ struct Timeline;
 /// One thread only.
 class PhaseTimer {
  public:
-  /// Starts now.
-  PhaseTimer();
+  /// Starts now. `on_enter` hears of every change.
+  explicit PhaseTimer(std::function<void(Phase)> on_enter = {});
   ~PhaseTimer();
 
   class Scope {
@@ -65,6 +66,7 @@ class PhaseTimer {
   PhaseSeconds seconds_{};
   std::unique_ptr<Timeline> timeline_;
   Phase current_ = Phase::idle;
+  std::function<void(Phase)> on_enter_;
   const Clock::time_point start_ = Clock::now();
   Clock::time_point since_ = start_;
 };

@@ -97,10 +97,10 @@ std::deque<int64_t> all_slots(int64_t slots) {
 }
 
 /// The next step of the slot, which must have been asked for.
-const Step& receive(SlotChannel& channel, int64_t slot, PhaseTimer& timer,
-                    const std::function<void()>& while_waiting) {
+const Step& receive(const Communicator& ranks, SlotChannel& channel, int64_t slot,
+                    PhaseTimer& timer, const std::function<void()>& while_waiting) {
   const auto scope = timer.measure(Phase::idle);
-  wait_until([&] {
+  ranks.wait_until({"step of a replica"}, [&] {
     while_waiting();
     return channel.arrived(slot);
   });
@@ -141,7 +141,7 @@ void Replica::pass_on(int64_t slots, const std::function<bool(int64_t)>& poll) {
   while (!turn.empty()) {
     const int64_t slot = turn.front();
     turn.pop_front();
-    const Step& step = receive(in, slot, timer_, [&] { poll(0); });
+    const Step& step = receive(ranks_, in, slot, timer_, [&] { poll(0); });
     if (step.ends()) {
       if (next != last) out.send(slot, last_step(rows));  // the last rank knows
       continue;
@@ -194,7 +194,7 @@ void Replica::write(const std::vector<int64_t>& batches, int64_t slots,
   while (!turn.empty()) {
     const int64_t slot = turn.front();
     turn.pop_front();
-    const Step& step = receive(in, slot, timer_, poll_all);
+    const Step& step = receive(ranks_, in, slot, timer_, poll_all);
     writers[static_cast<size_t>(slot)]->advance(
         context_, decoder_.logits(decoder_.step(step.values, step.positions, slot)));
     if (go_on(slot)) turn.push_back(slot);

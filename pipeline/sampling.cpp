@@ -5,17 +5,19 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
 
 #include "comm/agreement.hpp"
+#include "comm/outbox.hpp"
 #include "pipeline/replica.hpp"
 #include "pipeline/tensor_message.hpp"
 
 namespace selfcal {
 namespace {
+
+constexpr size_t batches_in_flight = 4;  // of one rank, not yet taken by rank 0
 
 enum Tag { batch_tag = 1, stop_tag, progress_tag, end_tag };
 
@@ -40,29 +42,6 @@ std::optional<std::vector<std::byte>> next_message(const Communicator& world, in
   return message;
 }
 
-/// Messages that leave while their sender works on.
-class Outbox {
- public:
-  explicit Outbox(const Communicator& world) : world_(world) {}
-  void send(std::vector<std::byte> message, int to, int tag) {
-    parcels_.push_back({std::move(message), {}});
-    parcels_.back().request = world_.send(parcels_.back().message, to, tag);
-    while (!parcels_.empty() && parcels_.front().request.done()) parcels_.pop_front();
-  }
-  void finish() {
-    for (auto& parcel : parcels_) parcel.request.wait();
-    parcels_.clear();
-  }
-
- private:
-  struct Parcel {
-    std::vector<std::byte> message;
-    Request request;
-  };
-  const Communicator& world_;
-  std::deque<Parcel> parcels_;  // stable addresses: MPI reads the bytes until a request is done
-};
-
 std::vector<std::byte> to_bytes(const std::vector<int64_t>& numbers) {
   const auto bytes = std::as_bytes(std::span(numbers));
   return {bytes.begin(), bytes.end()};
@@ -80,14 +59,18 @@ int64_t number(const std::vector<std::byte>& message, size_t index = 0) {
 class Sampling {
  public:
   Sampling(const Communicator& world, const SamplingHooks& hooks, const StopSignal& stop)
-      : world_(world), hooks_(hooks), stop_(stop), outbox_(world) {}
+      : world_(world),
+        hooks_(hooks),
+        stop_(stop),
+        outbox_(world),
+        batches_out_(world, batches_in_flight) {}
 
   void finished(MicroBatch batch) {
     sampled_ += batch.tokens.numel();
     if (world_.rank() == 0)
       hooks_.on_arrived(batch);
     else
-      outbox_.send(to_message(batch), 0, batch_tag);
+      batches_out_.send(to_message(batch), 0, batch_tag);
     ++batches_;
   }
 
@@ -115,7 +98,7 @@ class Sampling {
   void end() {
     if (world_.rank() == 0) {
       ++ended_;
-      wait_until([&] {
+      world_.wait_until({"sampled batches", Wait::anyone}, [&] {
         if (stop_.requested()) stopping_ = true;
         serve();
         return ended_ == world_.size() && received_ == announced_;
@@ -123,6 +106,7 @@ class Sampling {
     } else {
       outbox_.send(to_bytes({stopping_ ? 1 : 0, batches_}), 0, end_tag);
     }
+    batches_out_.finish();
     outbox_.finish();
     if (any(world_, stopping_)) throw Stopped();
   }
@@ -153,7 +137,8 @@ class Sampling {
   const Communicator& world_;
   const SamplingHooks& hooks_;
   const StopSignal& stop_;
-  Outbox outbox_;
+  Outbox outbox_;                           // for words
+  Outbox batches_out_;                      // for micro-batches
   std::map<int64_t, int64_t> in_progress_;  // rank 0: tokens sampled, by rank
   int64_t sampled_ = 0;
   int64_t batches_ = 0;                   // finished by this rank
@@ -192,6 +177,7 @@ void sample_alone(const Session& session, const std::vector<int64_t>& batches,
     try {
       const auto scope = session.timer.measure(Phase::sample);
       MicroBatch sampled = generator->sample(batch, [&](int64_t tokens, int64_t) {
+        session.world.activity().advance();
         if (sampling.poll(tokens)) throw Stopped();
       });
       hooks.on_sampled(sampled, *generator);

@@ -2,9 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <chrono>
 #include <future>
-#include <thread>
 
 #include "base/hash.hpp"
 #include "pipeline/layer_compressor.hpp"
@@ -115,7 +113,7 @@ class ShardRun {
       chain_.resize(hash_digits);
       auto chain = session_.world.receive(std::as_writable_bytes(std::span(chain_)),
                                           session_.layout.team_of(before).front(), chain_tag);
-      wait_until([&] {
+      session_.world.wait_until({"chain", session_.layout.team_of(before).front(), chain_tag}, [&] {
         if (session_.stop.requested()) throw Stopped();
         return chain.done();
       });
@@ -127,7 +125,7 @@ class ShardRun {
     const int next = shard_ + 1;
     if (!sequential() || next == session_.layout.shards()) return;
     const auto scope = session_.timer.measure(Phase::send);
-    BoundaryOutbox outbox(session_.world);
+    BoundaryOutbox outbox(session_.world, session_.stop);
     for (size_t i = 0; i < owned_.size(); ++i)
       outbox.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_.leaves.size()), next,
                   session_.layout.owner(owned_[i].index, next));
@@ -135,7 +133,7 @@ class ShardRun {
     if (leads())
       for (const int rank : session_.layout.team_of(next))
         chains.push_back(session_.world.send(std::as_bytes(std::span(chain_)), rank, chain_tag));
-    outbox.finish(session_.stop);
+    outbox.finish();
     for (auto& chain : chains) chain.wait();
   }
 
@@ -229,7 +227,7 @@ std::vector<LayerReport> compress_shard(const Session& session, const Job& job,
     // Other shards do not know of it: one rank of this team ends the job for all, the rest wait for
     // that.
     if (run.leads()) throw Error(error.code(), error.what());
-    std::this_thread::sleep_for(std::chrono::seconds(60));
+    session.world.wait_until({"the end of the job"}, [] { return false; });
     throw;
   }
 }

@@ -21,14 +21,6 @@ void check(int status, const char* call) {
   fail(ExitCode::internal, "{}: {}", call, text.data());
 }
 
-void wait_for(MPI_Request& request) {
-  wait_until([&] {
-    int flag = 0;
-    check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
-    return flag != 0;
-  });
-}
-
 /// The chunks of one message; MPI keeps their order.
 class ChunkedMessage : public Request::Operation {
  public:
@@ -92,14 +84,23 @@ MpiSession::~MpiSession() { MPI_Finalize(); }
 std::shared_ptr<MpiBackend> MpiBackend::world() {
   MPI_Comm copy = MPI_COMM_NULL;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &copy), "MPI_Comm_dup");
-  return std::make_shared<MpiBackend>(copy);
+  return std::make_shared<MpiBackend>(copy, std::make_shared<Activity>());
 }
 
-MpiBackend::MpiBackend(MPI_Comm handle) : handle_(handle) {
+MpiBackend::MpiBackend(MPI_Comm handle, std::shared_ptr<Activity> activity)
+    : Backend(std::move(activity)), handle_(handle) {
   MPI_Comm_set_errhandler(handle_, MPI_ERRORS_RETURN);
   MPI_Comm_rank(handle_, &rank_);
   MPI_Comm_size(handle_, &size_);
-  MPI_Comm_rank(MPI_COMM_WORLD, &world_rank_);
+  std::vector<int> ranks(static_cast<size_t>(size_));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  world_ranks_.resize(ranks.size());
+  MPI_Group group = MPI_GROUP_NULL, everyone = MPI_GROUP_NULL;
+  MPI_Comm_group(handle_, &group);
+  MPI_Comm_group(MPI_COMM_WORLD, &everyone);
+  MPI_Group_translate_ranks(group, size_, ranks.data(), everyone, world_ranks_.data());
+  MPI_Group_free(&group);
+  MPI_Group_free(&everyone);
 }
 
 MpiBackend::~MpiBackend() {
@@ -111,13 +112,21 @@ MpiBackend::~MpiBackend() {
 std::shared_ptr<Communicator::Backend> MpiBackend::split(int color) {
   MPI_Comm part = MPI_COMM_NULL;
   check(MPI_Comm_split(handle_, color, rank_, &part), "MPI_Comm_split");
-  return std::make_shared<MpiBackend>(part);
+  return std::make_shared<MpiBackend>(part, activity());
+}
+
+void MpiBackend::wait_for(MPI_Request& request, const char* what, int peer) {
+  wait_until(*activity(), {what, peer}, [&] {
+    int flag = 0;
+    check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+    return flag != 0;
+  });
 }
 
 void MpiBackend::barrier() {
   MPI_Request request;
   check(MPI_Ibarrier(handle_, &request), "MPI_Ibarrier");
-  wait_for(request);
+  wait_for(request, "barrier");
 }
 
 void MpiBackend::broadcast(std::span<std::byte> data, int root) {
@@ -127,7 +136,7 @@ void MpiBackend::broadcast(std::span<std::byte> data, int root) {
     check(MPI_Ibcast(data.data() + offset, static_cast<int>(std::min(chunk_bytes, bytes - offset)),
                      MPI_BYTE, root, handle_, &request),
           "MPI_Ibcast");
-    wait_for(request);
+    wait_for(request, "broadcast", world_rank_of(root));
   }
 }
 
@@ -143,7 +152,7 @@ void MpiBackend::all_reduce(void* data, int64_t count, Element element, ReduceOp
                          static_cast<int>(std::min(chunk, count - first)), type, operation, handle_,
                          &request),
           "MPI_Iallreduce");
-    wait_for(request);
+    wait_for(request, "all_reduce");
   }
 }
 
@@ -165,6 +174,15 @@ Request MpiBackend::send(std::span<const std::byte> data, int to, int tag) {
     MPI_Request request;
     check(MPI_Isend(data.data() + offset, length, MPI_BYTE, to, tag, handle_, &request),
           "MPI_Isend");
+    return request;
+  });
+}
+
+Request MpiBackend::send_until_taken(std::span<const std::byte> data, int to, int tag) {
+  return post_chunks(static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
+    MPI_Request request;
+    check(MPI_Issend(data.data() + offset, length, MPI_BYTE, to, tag, handle_, &request),
+          "MPI_Issend");
     return request;
   });
 }

@@ -18,26 +18,31 @@ class MpiBackend : public Communicator::Backend {
  public:
   static std::shared_ptr<MpiBackend> world();
   /// Owns `handle`.
-  explicit MpiBackend(MPI_Comm handle);
+  MpiBackend(MPI_Comm handle, std::shared_ptr<Activity> activity);
   ~MpiBackend() override;
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  int world_rank() const override { return world_rank_; }
+  int world_rank() const override { return world_rank_of(rank_); }
+  int world_rank_of(int rank) const override { return world_ranks_[static_cast<size_t>(rank)]; }
   std::shared_ptr<Backend> split(int color) override;
   void barrier() override;
   void broadcast(std::span<std::byte> data, int root) override;
   void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override;
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) override;
   Request send(std::span<const std::byte> data, int to, int tag) override;
+  Request send_until_taken(std::span<const std::byte> data, int to, int tag) override;
   Request receive(std::span<std::byte> into, int from, int tag) override;
   std::optional<Envelope> probe(int tag) override;
   [[noreturn]] void abort(int code) override;
   MPI_Comm mpi() override { return handle_; }
 
  private:
+  void wait_for(MPI_Request& request, const char* what, int peer = Wait::all);
+
   MPI_Comm handle_;
-  int rank_ = 0, size_ = 1, world_rank_ = 0;
+  int rank_ = 0, size_ = 1;
+  std::vector<int> world_ranks_;
 };
 
 }  // namespace selfcal
