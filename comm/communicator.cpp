@@ -5,10 +5,19 @@
 #include <chrono>
 #include <thread>
 
+#include "base/error.hpp"
 #include "comm/local/local_backend.hpp"
 #include "comm/mpi/mpi_backend.hpp"
+#include "comm/nccl/nccl_backend.hpp"
 
 namespace selfcal {
+namespace {
+
+[[noreturn]] void fail_without_nccl(const char* call) {
+  fail(ExitCode::internal, "{} of device memory: this communicator has no NCCL", call);
+}
+
+}  // namespace
 
 void wait_until(const std::function<bool()>& ready) {
   using clock = std::chrono::steady_clock;
@@ -44,6 +53,10 @@ void Request::wait() {
 
 Communicator Communicator::local() { return Communicator(std::make_shared<LocalBackend>()); }
 Communicator Communicator::world() { return Communicator(MpiBackend::world()); }
+Communicator Communicator::nccl(const Communicator& ranks, std::shared_ptr<NcclCalls> calls,
+                                const NcclOptions& options) {
+  return Communicator(std::make_shared<NcclBackend>(ranks.backend_, std::move(calls), options));
+}
 
 int Communicator::rank() const { return backend_->rank(); }
 int Communicator::size() const { return backend_->size(); }
@@ -55,11 +68,11 @@ void Communicator::broadcast(std::span<std::byte> data, int root) const {
 }
 
 void Communicator::all_reduce(std::span<int64_t> data, ReduceOp op) const {
-  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Backend::Element::int64, op);
+  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Element::int64, op);
 }
 
 void Communicator::all_reduce(std::span<int32_t> data, ReduceOp op) const {
-  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Backend::Element::int32, op);
+  backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Element::int32, op);
 }
 
 std::vector<std::vector<std::byte>> Communicator::all_gather(
@@ -90,6 +103,29 @@ void Communicator::wait_until(const Wait& wait, const std::function<bool()>& rea
 }
 
 Activity& Communicator::activity() const { return *backend_->activity(); }
+
+Request Communicator::broadcast(const DeviceBuffer& data, int root) const {
+  return backend_->broadcast(data, root);
+}
+
+Request Communicator::all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) const {
+  return backend_->all_reduce(data, element, op);
+}
+
+Request Communicator::exchange(std::span<const DeviceMessage> messages) const {
+  return backend_->exchange(messages);
+}
+
+Request Communicator::Backend::broadcast(const DeviceBuffer&, int) {
+  fail_without_nccl("broadcast");
+}
+Request Communicator::Backend::all_reduce(const DeviceBuffer&, Element, ReduceOp) {
+  fail_without_nccl("all_reduce");
+}
+Request Communicator::Backend::exchange(std::span<const DeviceMessage>) {
+  fail_without_nccl("exchange");
+}
+
 void Communicator::abort(int code) const { backend_->abort(code); }
 MPI_Comm Communicator::mpi() const { return backend_->mpi(); }
 

@@ -1,5 +1,6 @@
-// Ranks that work together. One value handle over a backend (mpi/, local/, later nccl/), picked
-// when it is made.
+// Ranks that work together. One value handle over a backend (mpi/, local/, nccl/), picked when it
+// is made. Host memory travels by MPI; device memory by NCCL, where the communicator was made with
+// it.
 //
 // Every wait polls with back-off instead of spinning, because ranks may share cores. Messages of
 // any length are sent in chunks below 2^31 bytes. Calls marked collective must be made by every
@@ -16,10 +17,15 @@
 #include <mpi.h>
 
 #include "comm/activity.hpp"
+#include "comm/device_buffer.hpp"
 
 namespace selfcal {
 
+class NcclCalls;
+struct NcclOptions;
+
 enum class ReduceOp { sum, max, min };
+enum class Element { int32, int64 };
 
 /// A message in flight. Its buffer must live until wait() returns or done() is true. Destroying an
 /// unfinished one gives it up: only right when the job is about to end.
@@ -63,13 +69,18 @@ class Communicator {
   static Communicator local();
   /// All ranks of an initialised MPI. Borrows MPI_COMM_WORLD through a duplicate of its own.
   static Communicator world();
+  /// Collective. The same ranks; their device memory travels by an NCCL communicator of its own.
+  /// `calls`: of the GPU module; options.device: of this rank (nccl/device_binding.hpp).
+  static Communicator nccl(const Communicator& ranks, std::shared_ptr<NcclCalls> calls,
+                           const NcclOptions& options);
 
   int rank() const;
   int size() const;
   /// This rank's number in the whole job, for messages to people.
   int world_rank() const;
 
-  /// Collective. Ranks of equal color form a communicator, ordered by rank.
+  /// Collective. Ranks of equal color form a communicator, ordered by rank; over NCCL if this one
+  /// is.
   Communicator split(int color) const;
   /// Collective.
   void barrier() const;
@@ -95,6 +106,19 @@ class Communicator {
   /// What this rank does: shared by all communicators that come from one.
   Activity& activity() const;
 
+  // Device memory (ExitCode::internal where the communicator is not over NCCL). Calls return when
+  // the work is queued; the Request is done when the device is. They must be made in the same order
+  // by all ranks that take part.
+
+  /// Collective: root's bytes to all.
+  Request broadcast(const DeviceBuffer& data, int root) const;
+  /// Collective, in place, of int32 or int64.
+  Request all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) const;
+  /// Sends and receives as one group: none waits for another of the group. Between two ranks the
+  /// n-th send meets the n-th receive (there are no tags), and both know the length. What flows in
+  /// both directions at once must be one exchange.
+  Request exchange(std::span<const DeviceMessage> messages) const;
+
   /// Ends the whole job at once with this exit code.
   [[noreturn]] void abort(int code) const;
 
@@ -110,8 +134,6 @@ class Communicator {
 /// What a backend does; one folder each.
 class Communicator::Backend {
  public:
-  enum class Element { int32, int64 };
-
   explicit Backend(std::shared_ptr<Activity> activity = std::make_shared<Activity>())
       : activity_(std::move(activity)) {}
   virtual ~Backend() = default;
@@ -132,6 +154,10 @@ class Communicator::Backend {
   }
   virtual Request receive(std::span<std::byte> into, int from, int tag) = 0;
   virtual std::optional<Envelope> probe(int tag) = 0;
+  // Of host memory alone unless a backend says otherwise.
+  virtual Request broadcast(const DeviceBuffer& data, int root);
+  virtual Request all_reduce(const DeviceBuffer& data, Element element, ReduceOp op);
+  virtual Request exchange(std::span<const DeviceMessage> messages);
   [[noreturn]] virtual void abort(int code) = 0;
   virtual MPI_Comm mpi() = 0;
 

@@ -9,6 +9,9 @@ namespace selfcal {
 
 class LocalBackend : public Communicator::Backend {
  public:
+  using Backend::all_reduce;
+  using Backend::broadcast;
+
   int rank() const override { return 0; }
   int size() const override { return 1; }
   int world_rank() const override { return 0; }

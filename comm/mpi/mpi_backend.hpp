@@ -16,6 +16,9 @@ class MpiSession {
 
 class MpiBackend : public Communicator::Backend {
  public:
+  using Backend::all_reduce;
+  using Backend::broadcast;
+
   static std::shared_ptr<MpiBackend> world();
   /// Owns `handle`.
   MpiBackend(MPI_Comm handle, std::shared_ptr<Activity> activity);

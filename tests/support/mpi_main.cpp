@@ -4,11 +4,13 @@
 #include <mpi.h>
 
 #include <cstdio>
+#include <string>
 
 namespace {
 
 class RankListener : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (result.skipped()) reason_ = std::string(": ") + result.message();
     if (!result.failed()) return;
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -22,11 +24,19 @@ class RankListener : public testing::EmptyTestEventListener {
     MPI_Allreduce(&failed, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     any_failed_ |= any != 0;
     if (rank == 0)
-      std::printf("[ %s ] %s.%s\n", any ? "FAILED" : "    OK", info.test_suite_name(), info.name());
+      std::printf("[ %s ] %s.%s%s\n",
+                  any                        ? "FAILED"
+                  : info.result()->Skipped() ? "SKIPPED"
+                                             : "    OK",
+                  info.test_suite_name(), info.name(), reason_.c_str());
+    reason_.clear();
   }
 
  public:
   bool any_failed_ = false;
+
+ private:
+  std::string reason_;  // why the test was skipped
 };
 
 }  // namespace
