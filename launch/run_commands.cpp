@@ -11,6 +11,7 @@
 #include "comm/mpi/mpi_backend.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
+#include "launch/gpus.hpp"
 #include "pipeline/compress.hpp"
 
 namespace selfcal {
@@ -49,6 +50,7 @@ void run_on_ranks(const RunOptions& options,
       agree(world, [&] { config = load_config(options.config, options.settings); });
       const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
                                                   : std::nullopt);
+      report_gpus(world);
       const Compute compute(config.threads, ranks_sharing_cores(world));
       job(config, {world, stop, compute.context()});
     } catch (const AgreedError& error) {
