@@ -12,6 +12,7 @@
 #include "comm/watchdog.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
+#include "launch/gpus.hpp"
 #include "pipeline/compress.hpp"
 
 namespace selfcal {
@@ -51,6 +52,7 @@ void run_on_ranks(const RunOptions& options,
       const Watchdog watchdog(world, static_cast<double>(config.layout.timeout));
       const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
                                                   : std::nullopt);
+      report_gpus(world);
       const Compute compute(config.threads, ranks_sharing_cores(world));
       job(config, {world, stop, compute.context()});
     } catch (const AgreedError& error) {
