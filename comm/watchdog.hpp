@@ -6,6 +6,10 @@
 // library call is work, not silence. (A main thread that spins in an endless loop of its own looks
 // like work, too.) The words go to ranks 0 and 1. Rank 0 judges all ranks, rank 1 judges rank 0,
 // and a rank that hears neither of them leaves by itself, since it is the one that is cut off.
+//
+// Who finds the job silent says so and tells all others; every rank that can leaves with the exit
+// code of I/O, and the launcher ends the rest. (mpirun waits for a daemon on a lost host until TCP
+// gives it up: 15 minutes, unless net.ipv4.tcp_retries2 is lower.)
 #pragma once
 #include <atomic>
 #include <memory>

@@ -96,6 +96,7 @@ class Sampling {
   /// Rank 0 takes what arrives until all have ended; the others say that they have. True when one
   /// wanted to stop.
   void end() {
+    if (stop_.requested()) stopping_ = true;
     if (world_.rank() == 0) {
       ++ended_;
       world_.wait_until({"sampled batches", Wait::anyone}, [&] {

@@ -62,8 +62,7 @@ class Watchdog(unittest.TestCase):
                 job = self.start("long wait", ranks, 60)
                 self.assertEqual(job.process.stdout.readline(), "started\n")
                 time.sleep(0.5)  # every rank is heard
-                pid = self.process_of(job, stopped)
-                os.kill(pid, signal.SIGSTOP)
+                job.signal_rank(signal.SIGSTOP, stopped)
                 since = time.monotonic()
                 dump = self.ended(job, since, [f"rank {stopped}", "not been heard"], ranks, judge)
                 self.assertIn("barrier", dump[judge])
@@ -73,21 +72,12 @@ class Watchdog(unittest.TestCase):
         job = self.start("long wait", 3, 3)
         self.assertEqual(job.process.stdout.readline(), "started\n")
         time.sleep(0.5)
-        ranks = [self.process_of(job, rank) for rank in range(3)]
         for number, pause in ((signal.SIGSTOP, 2 * TIMEOUT), (signal.SIGCONT, 0)):
-            for pid in ranks:
-                os.kill(pid, number)
+            for rank in range(3):
+                job.signal_rank(number, rank)
             time.sleep(pause)
         code, _, err = job.result(limit=60)
         self.assertEqual(code, 0, err)
-
-    @staticmethod
-    def process_of(job, rank):
-        for pid in job.processes():
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in environment:
-                return pid
-        raise AssertionError(f"no rank {rank}")
 
 
 if __name__ == "__main__":

@@ -158,6 +158,19 @@ class BadInput(SelfcalCase):
                 code = BAD_CONFIG if "no.yaml" in words else USAGE
                 self.check(self.selfcal(*words), code, [expected], None)
 
+    def test_launcher_that_mpi_does_not_know(self):
+        """srun with the wrong --mpi: every rank is alone in its MPI; they must not all do the whole job."""
+        for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+            for rank in (0, 1):
+                with self.subTest(variable, rank=rank):
+                    code, out, err = self.selfcal("compress", "config.yaml",
+                                                  environment={variable: "4", "SLURM_PROCID": str(rank)})
+                    lines = [line for line in err.splitlines() if line.startswith("selfcal:")]
+                    self.assertEqual(code, USAGE, err)
+                    self.assertEqual(len(lines), 1 if rank == 0 else 0, err)
+                    for word in ("4 ranks", "MPI sees one", "--mpi=pmix"):
+                        self.assertTrue(rank or word in lines[0], err)
+
     def test_verify_and_inspect_of_nothing(self):
         self.check(self.selfcal("verify", "nowhere"), DATA, ["nowhere"], None)
         self.check(self.selfcal("inspect", "nowhere.h5"), INPUT_OUTPUT, ["nowhere.h5"], None)

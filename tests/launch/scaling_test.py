@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""launch/scaling on the tiny model at one and two ranks. Exit code 77, with the reason, without the tools' environment."""
+import json
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import BINARY, REPOSITORY, Job, SelfcalCase  # noqa: E402
+
+SKIPPED = 77
+SCALING = REPOSITORY / "launch" / "scaling"
+STUDY = """\
+config: config.yaml
+output: study
+kind: strong
+ranks: [1, 2]
+set: {layout: {mode: shared}}
+"""
+
+
+class Scaling(SelfcalCase):
+    def study(self, name, text, *options, code=0):
+        """Runs a study; (stdout, stderr)."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(text.replace("output: study", f"output: {name}"))
+        job = Job([SCALING, path, *options], self.folder, {"SELFCAL_BINARY": str(BINARY)})
+        found, out, err = job.result()
+        self.assertEqual(found, code, f"{out}\n{err}")
+        return out, err
+
+    def result(self, name):
+        return json.loads((self.folder / name / "scaling.json").read_text())
+
+    def test_strong(self):
+        out, _ = self.study("strong", STUDY)
+        self.assertEqual(out.count("$ mpirun"), 2)
+        first, second = self.result("strong")["rows"]
+        for phase in ("sample", "compress", "total"):
+            self.assertEqual(first[phase]["speed_up"], 1)
+            self.assertEqual(first[phase]["efficiency"], 1)
+            speed_up = first[phase]["seconds"] / second[phase]["seconds"]
+            self.assertAlmostEqual(second[phase]["speed_up"], speed_up)
+            self.assertAlmostEqual(second[phase]["efficiency"], speed_up / 2)
+            self.assertLess(first[phase]["seconds"], first["total"]["seconds"] + 1e-9)
+        self.assertGreater(first["by_phase"]["sample"], 0)
+        self.assertTrue((self.folder / "strong/scaling.png").read_bytes().startswith(b"\x89PNG"))
+        self.assertEqual(list((self.folder / "strong/runs").iterdir()), [], "run directories were to go")
+        again, _ = self.study("strong", STUDY)
+        self.assertNotIn("$ mpirun", again, "what is there was run again")
+
+    def test_weak(self):
+        out, _ = self.study("weak", STUDY.replace("kind: strong", "kind: weak"))
+        self.assertIn("--set calibration.sequences=8 ", out)
+        self.assertIn("--set calibration.sequences=16 ", out)
+        first, second = self.result("weak")["rows"]
+        self.assertAlmostEqual(second["sample"]["efficiency"], first["sample"]["seconds"] / second["sample"]["seconds"])
+        self.assertAlmostEqual(second["sample"]["speed_up"], 2 * second["sample"]["efficiency"])
+
+    def test_slurm_jobs(self):
+        text = STUDY + 'launcher: slurm\noptions: ["--partition=cpu"]\nranks_per_node: 1\n'
+        out, _ = self.study("slurm", text, "--print")
+        for line in ("#SBATCH --ntasks=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --partition=cpu", "srun --mpi=pmix"):
+            self.assertIn(line, out)
+        self.assertFalse((self.folder / "slurm").exists())
+
+    def test_bad_studies(self):
+        for name, text, words in [("key", STUDY + "rank: 3\n", "rank: unknown key"),
+                                  ("kind", STUDY.replace("strong", "steep"), "found steep, expected strong or weak"),
+                                  ("file", STUDY.replace("config.yaml", "no.yaml"), "no.yaml: no such file"),
+                                  ("ranks", STUDY.replace("[1, 2]", "[0]"), "expected a list of counts")]:
+            with self.subTest(name):
+                _, err = self.study(f"bad-{name}", text, code=1)
+                self.assertEqual(len(err.strip().splitlines()), 1, err)
+                self.assertIn(words, err)
+
+    def test_a_run_that_fails(self):
+        _, err = self.study("failing", STUDY.replace("mode: shared", "mode: shared, generators: {replicas: 9}"), code=1)
+        self.assertIn("strong-0001-1: exit code 78", err)
+        self.assertIn("9 replicas", err)
+
+
+if __name__ == "__main__":
+    if not (REPOSITORY / ".venv-tools/bin/python").exists():
+        print("skipped: .venv-tools is missing (launch/setup makes it)")
+        sys.exit(SKIPPED)
+    unittest.main(verbosity=2)

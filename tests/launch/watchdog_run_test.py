@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""The watchdog in whole jobs: a stopped rank ends one in time, in sampling and in compressing, and it can go on afterwards;
+phases longer than the timeout do not end it."""
+import json
+import signal
+import sys
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import SelfcalCase  # noqa: E402
+
+INPUT_OUTPUT = 74
+TIMEOUT = 2
+SLACK = 5
+LONG = {"calibration__length": 200, "calibration__sequences": 128}
+
+
+class WatchdogRun(SelfcalCase):
+    def stop_one(self, output, stopped, ranks, condition, **settings):
+        """Stops a rank once `condition`; the job's standard error."""
+        words = self.settings(output, layout__timeout=TIMEOUT, **(LONG | settings))
+        job = self.start("compress", "config.yaml", *words, ranks=ranks)
+        self.wait_for(condition, job, "the moment to stop a rank")
+        time.sleep(0.5)
+        job.signal_rank(signal.SIGSTOP, stopped)
+        since = time.monotonic()
+        code, _, err = job.result(limit=60)
+        self.assertLess(time.monotonic() - since, TIMEOUT + SLACK, err)
+        self.assertEqual(code, INPUT_OUTPUT, err)
+        lines = [line for line in err.splitlines() if line.startswith("selfcal: error:")]
+        self.assertEqual(len(lines), 1, err)
+        self.assertIn(f"rank {stopped} on ", lines[0])
+        return err
+
+    def test_a_stopped_generator(self):
+        parts = self.folder / "sampling" / "calibration"
+        err = self.stop_one("sampling", 1, 2, lambda: list(parts.glob("*.parts/*.h5")))
+        self.assertIn("works in phase sample", err)
+        self.assertIn("for sampled batches from any rank", err)
+
+    def test_a_stopped_compressor(self):
+        err = self.stop_one("compressing", 2, 3, lambda: self.layer_files("compressing"),
+                            calibration__source="vocabulary", calibration__length=256, calibration__sequences=512)
+        self.assertIn("with all its group", err)
+        self.assertEqual(len(list((self.folder / "compressing").glob("jobs/*/model.h5"))), 0)
+
+    def test_long_phases_are_healthy(self):
+        """One generator samples for longer than the timeout, three ranks wait; then a team works for longer."""
+        self.compress("healthy", 4, layout__timeout=1, layout__generators__replicas=1, **LONG)
+        report = json.loads((self.folder / "healthy/jobs/default/report.json").read_text())
+        self.assertGreater(report["sampling_seconds"], 1.5, "this machine is too fast for this test: make it longer")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
