@@ -1,6 +1,8 @@
 // What a rank is doing right now, kept for the watchdog.
 #pragma once
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <string_view>
@@ -30,6 +32,10 @@ class Activity {
     Clock::time_point since;  // of the wait, or of the phase
   };
 
+  /// Bytes that this rank gave to messages and collectives, each counted once whoever gets them.
+  void count_sent(size_t bytes) { sent_ += static_cast<int64_t>(bytes); }
+  int64_t bytes_sent() const { return sent_; }
+
   /// A boundary of a tile, a token, a message: the rank gets on.
   void advance();
   /// From now on the rank is in this phase (a literal); a boundary too.
@@ -50,6 +56,7 @@ class Activity {
   };
 
  private:
+  std::atomic<int64_t> sent_ = 0;
   mutable std::mutex mutex_;
   Now now_{0, "start", false, {}, Clock::now()};
 };

@@ -65,19 +65,23 @@ int Communicator::world_rank() const { return backend_->world_rank(); }
 Communicator Communicator::split(int color) const { return Communicator(backend_->split(color)); }
 void Communicator::barrier() const { backend_->barrier(); }
 void Communicator::broadcast(std::span<std::byte> data, int root) const {
+  if (rank() == root && size() > 1) activity().count_sent(data.size());
   backend_->broadcast(data, root);
 }
 
 void Communicator::all_reduce(std::span<int64_t> data, ReduceOp op) const {
+  if (size() > 1) activity().count_sent(data.size_bytes());
   backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Element::int64, op);
 }
 
 void Communicator::all_reduce(std::span<int32_t> data, ReduceOp op) const {
+  if (size() > 1) activity().count_sent(data.size_bytes());
   backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Element::int32, op);
 }
 
 std::vector<std::vector<std::byte>> Communicator::all_gather(
     std::span<const std::byte> data) const {
+  if (size() > 1) activity().count_sent(data.size());
   return backend_->all_gather(data);
 }
 

@@ -82,7 +82,7 @@ void add_plan(CLI::App& app) {
                    "ranks that share a machine like this one (default: all)")
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("--device", options->device,
-                      "one a rank, at the published peaks of its data sheet: h100 or a100");
+                      "one a rank, at the published peaks of its data sheet: h100, h200 or a100");
   command->add_flag("--json", options->json, "for machines: rates, seconds, bytes");
   command->add_flag("--scaling", options->scaling,
                     "a table for 1, 2, 4 ... ranks up to --ranks, each on a machine like this one "

@@ -20,7 +20,8 @@ struct DataSheet {
 const std::map<std::string, DataSheet>& data_sheets() {
   static const std::map<std::string, DataSheet> all = {
       {"a100", {312e12, 19.5e12, 2.039e12, 25e9, 80'000'000'000}},  // SXM, 80 GB
-      {"h100", {989e12, 67e12, 3.35e12, 50e9, 80'000'000'000}}};    // SXM5, 80 GB
+      {"h100", {989e12, 67e12, 3.35e12, 50e9, 80'000'000'000}},     // SXM5, 80 GB
+      {"h200", {989e12, 67e12, 4.8e12, 50e9, 141'000'000'000}}};    // SXM5, 141 GB
   return all;
 }
 

@@ -129,6 +129,7 @@ void finish_job(const Session& session, const Job& job, const Calibration& calib
   report.perplexity = evaluate(session);
   report.layers = std::move(layers);
   RankReport mine = report_of_this_rank(session.world.rank(), session.timer.seconds());
+  mine.bytes_sent = session.world.activity().bytes_sent();
   mine.timeline = session.timer.timeline();
   mine.role = role_of(session);
   mine.threads = session.context.threads->size();

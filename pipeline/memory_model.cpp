@@ -10,8 +10,10 @@ namespace selfcal {
 namespace {
 
 constexpr uint64_t program_bytes = uint64_t{120} << 20;  // libraries and their start, measured
-// What the allocator keeps between tensors that come and go, as a share of them; measured.
+// What the allocator keeps between tensors that come and go, as a share of them; measured. Larger
+// ones have pages of their own, which go back at once.
 constexpr double gap_share = 1.3;
+constexpr double largest_gap = 64 << 20;
 
 uint64_t whole_bytes(double bytes) { return static_cast<uint64_t>(std::max(0.0, bytes)); }
 
@@ -106,7 +108,9 @@ MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_sta
       keeps_states ? row_tokens * element * static_cast<double>(shape.hidden + widest_tap) : 0.0;
   const double passing = leaf * element * static_cast<double>(2 * widest_output + 2 * widest_tap);
   const double solved = largest_problem * (4.0 + element + 1.0);
-  const double gaps = gap_share * (blocks + passing + 5 * 4.0 * squared + solved);
+  double gaps = 0;
+  for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
+    gaps += gap_share * std::min(bytes, largest_gap);
   return {"compresses",
           {{"program and libraries", program_bytes},
            {"weights of a block", whole_bytes(blocks)},
