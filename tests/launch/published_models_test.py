@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Plans of published models from their config.json alone."""
+import os
 import re
+import subprocess
 import sys
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-from selfcal_case import REPOSITORY, SelfcalCase  # noqa: E402
+from selfcal_case import BINARY, REPOSITORY, SelfcalCase  # noqa: E402
 
 # YAML, folder of the config.json, published number of parameters in billions.
 MODELS = [("gemma-2b", "gemma-2b", 2.506), ("phi-2", "phi-2", 2.780), ("opt-6.7b", "opt-6.7b", 6.658),
@@ -57,10 +59,15 @@ class PublishedModels(SelfcalCase):
         self.assertEqual(self.plan("llama-3.1-8b", "llama-3.1-8b", "--ranks", team, *less)[0], 0)
         self.assertEqual(self.plan("llama-3.1-8b", "llama-3.1-8b", "--ranks", team - 1, *less)[0], 78)
 
+    def test_the_scaling_page_is_in_step(self):
+        page = subprocess.run([REPOSITORY / "tools" / "scaling_page"], env=os.environ | {"SELFCAL_BINARY": str(BINARY)},
+                              capture_output=True, text=True, timeout=100, check=True).stdout
+        self.assertEqual(page, (REPOSITORY / "docs" / "scaling.md").read_text())
+
     def test_device_that_is_not_known(self):
         code, _, err = self.selfcal("plan", "config.yaml", "--device", "abacus")
         self.assertEqual(code, 64)
-        self.assertIn("--device: found abacus, expected one of a100, h100", err)
+        self.assertIn("--device: found abacus, expected one of a100, h100, h200", err)
 
 
 if __name__ == "__main__":
