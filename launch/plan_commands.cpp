@@ -2,8 +2,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <initializer_list>
 #include <map>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "launch/commands.hpp"
@@ -55,22 +57,40 @@ struct PlannedJob {
   Plan plan;
 };
 
-/// A line a job; the times add up to more than those of jobs that share their sampling or, with
-/// dense propagation, their forward.
+/// What a job adds to those before it: jobs of one calibration sample it once, and with dense
+/// propagation they share its forward and statistics, except for those of AWQ.
+double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there) {
+  double seconds = job.plan.total_seconds;
+  const auto take = [&](std::initializer_list<Phase> phases) {
+    for (const Phase phase : phases) seconds -= job.plan.seconds[static_cast<size_t>(phase)];
+  };
+  if (calibration_is_there) take({Phase::sample});
+  if (forward_is_there) take({Phase::read});
+  if (forward_is_there && job.config.method.name != MethodName::awq)
+    take({Phase::forward, Phase::statistics, Phase::reduce});
+  return seconds;
+}
+
+/// A line a job.
 std::string table_of(const std::vector<PlannedJob>& jobs) {
-  std::string text = "\njob                               memory      seconds\n";
-  double seconds = 0;
+  std::string text = "\njob                               memory  adds seconds\n";
+  double all_seconds = 0;
   uint64_t memory = 0;
-  for (const auto& [config, sizes, plan] : jobs) {
-    const uint64_t most = plan.largest_rank().memory;
-    text += fmt::format("{:<30} {:>9}  {:>11.1f}\n", config.name, memory_text(most),
-                        plan.total_seconds);
-    seconds += plan.total_seconds;
+  std::set<std::string> calibrations, forwards;
+  for (const auto& job : jobs) {
+    const std::string key = forward_key(job.config);
+    const bool dense = job.config.propagation == Propagation::dense;
+    const bool calibration_is_there = !calibrations.insert(key).second;
+    const bool forward_is_there = dense && !forwards.insert(key).second;
+    const double seconds = seconds_beside(job, calibration_is_there, forward_is_there);
+    const uint64_t most = job.plan.largest_rank().memory;
+    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", job.config.name, memory_text(most), seconds);
+    all_seconds += seconds;
     memory = std::max(memory, most);
   }
-  return text + fmt::format("{:<30} {:>9}  {:>11.1f}  ({})\n",
-                            fmt::format("all {} jobs", jobs.size()), memory_text(memory), seconds,
-                            duration_text(seconds));
+  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
+                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
+                            all_seconds, duration_text(all_seconds));
 }
 
 /// Of one job as it is; of many a map by their names.

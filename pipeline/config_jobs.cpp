@@ -93,6 +93,7 @@ std::string label(const RunConfig& config, const std::string& path) {
                : fmt::format("t{}-{}-{}", number_text(calibration.temperature_initial),
                              number_text(calibration.temperature_final),
                              calibration.temperature_steps);
+  if (path == "method.symmetric") return config.method.symmetric ? "symmetric" : "asymmetric";
   const auto& pattern = config.method.sparsity.pattern;
   if (path == "method.pattern" && pattern.of > 0)
     return fmt::format("{}of{}", pattern.zeros, pattern.of);

@@ -39,7 +39,7 @@ sweep:
 """
 DENSE_METHODS = {"gptq": {"method__name": "gptq"}, "nearest": {"method__name": "nearest"},
                  "sparsegpt-2of4": {"method__name": "sparsegpt", "method__pattern": "2:4"},
-                 "awq-symmetric-false": {"method__name": "awq", "method__symmetric": "false"}}
+                 "awq-asymmetric": {"method__name": "awq", "method__symmetric": "false"}}
 
 
 class Jobs(SelfcalCase):

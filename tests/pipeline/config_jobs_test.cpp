@@ -64,7 +64,7 @@ sweep:
 
 TEST(ConfigJobs, SectionsMayHoldTheAxes) {
   EXPECT_EQ(names_of(parse("sweep: {method: {bits: [3, 4], symmetric: [true, false]}}\n")),
-            (Names{"b3-symmetric", "b3-symmetric-false", "b4-symmetric", "b4-symmetric-false"}));
+            (Names{"b3-symmetric", "b3-asymmetric", "b4-symmetric", "b4-asymmetric"}));
   EXPECT_EQ(names_of(parse("name: demo\nsweep: {calibration: {sequences: [1, 2]}, model.path: "
                            "[a/small, 'b/odd name']}\n")),
             (Names{"demo-n1-small", "demo-n1-odd-name", "demo-n2-small", "demo-n2-odd-name"}));
