@@ -1,6 +1,7 @@
 // solve, inspect, verify: commands about files that a run reads or leaves.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <map>
 #include <memory>
 
 #include "launch/commands.hpp"
@@ -103,8 +104,14 @@ void verify(const fs::path& path) {
   const RunDirectory run(path);
   if (!fs::exists(run.config()))
     fail(ExitCode::data, "{}: not a run directory: it has no run.yaml", path.string());
-  const Checkpoint dense(load_config(run.config()).model);
-  const Verdict verdict = verify_run(run, &dense);
+  std::map<fs::path, Checkpoint> models;
+  std::map<std::string, const Checkpoint*> dense;  // by job
+  for (const auto& job : load_jobs(run.config()))
+    dense[job.name] = &models.try_emplace(job.model, job.model).first->second;
+  const Verdict verdict = verify_run(run, [&](const std::string& job) {
+    const auto found = dense.find(job);
+    return found == dense.end() ? nullptr : found->second;
+  });
   for (const auto& line : verdict.lines) std::puts(line.c_str());
   if (verdict.whole()) print_content_hashes(run);
   for (const auto& problem : verdict.problems)

@@ -20,6 +20,13 @@ namespace {
 /// A directory given to a command: a Hugging Face model, or a run of ours.
 bool is_run(const fs::path& directory) { return fs::exists(RunDirectory(directory).config()); }
 
+/// The job of that name; without a name, the only one.
+RunConfig job_of(const RunDirectory& run, const std::string& name) {
+  const auto jobs = load_jobs(run.config());
+  if (name.empty() && jobs.size() == 1) return jobs.front();
+  return job_named(jobs, name);
+}
+
 struct LogitsOptions {
   fs::path model, tokens, out;
   std::string dtype = "auto";
@@ -47,7 +54,7 @@ void add_logits(CLI::App& app) {
 
 struct EvaluateOptions {
   fs::path directory, tokens;
-  std::string job = "default", dtype;
+  std::string job, dtype;
   PerplexitySettings settings;
   int threads = 0;
 };
@@ -56,11 +63,11 @@ void evaluate(const EvaluateOptions& options) {
   const Compute compute(options.threads);
   const bool run = is_run(options.directory);
   RunConfig config;
-  if (run) config = load_config(RunDirectory(options.directory).config());
+  if (run) config = job_of(RunDirectory(options.directory), options.job);
   const std::string dtype = !options.dtype.empty() ? options.dtype : run ? config.dtype : "auto";
   const auto model = open_model(run ? config.model : options.directory, dtype, compute.context());
   const BlockSource blocks =
-      run ? compressed_blocks(*model, RunDirectory(options.directory).job(options.job))
+      run ? compressed_blocks(*model, RunDirectory(options.directory).job(config.name))
           : dense_blocks(*model);
   Progress progress(true);
   progress.start("evaluate", model->shape().layers, "layers");
@@ -92,7 +99,7 @@ void add_evaluate(CLI::App& app) {
   command->add_option("--stride", options->settings.stride, "tokens between windows")
       ->check(CLI::PositiveNumber);
   command->add_option("--windows", options->settings.windows, "only so many; 0: all");
-  command->add_option("--job", options->job, "job of a run");
+  command->add_option("--job", options->job, "job of a run that has several");
   command->add_option("--dtype", options->dtype, "auto, float32 or bfloat16: what to compute in");
   command->add_option("--threads", options->threads, "0: all usable cores");
   command->callback([options] { evaluate(*options); });
@@ -100,16 +107,16 @@ void add_evaluate(CLI::App& app) {
 
 struct ExportOptions {
   fs::path run, out;
-  std::string format = "compressed-tensors", job = "default";
+  std::string format = "compressed-tensors", job;
 };
 
 void export_run(const ExportOptions& options) {
   const RunDirectory run(options.run);
   run.expect_run();
-  const RunConfig config = load_config(run.config());
+  const RunConfig config = job_of(run, options.job);
   const Compute compute(1);
   const auto model = open_model(config.model, config.dtype, compute.context());
-  const JobDirectory job = run.job(options.job);
+  const JobDirectory job = run.job(config.name);
   const std::string job_id =
       fs::exists(job.layer(0)) ? read_layer_header(job.layer(0)).job_id : std::string();
   if (job_id.empty())
@@ -125,7 +132,7 @@ void add_export(CLI::App& app) {
   command->add_option("run", options->run, "output of a run")->required();
   command->add_option("--format", options->format, "compressed-tensors, gptq, awq or dense");
   command->add_option("--out", options->out, "directory to make")->required();
-  command->add_option("--job", options->job, "job of the run");
+  command->add_option("--job", options->job, "job of a run that has several");
   command->callback([options] { export_run(*options); });
 }
 

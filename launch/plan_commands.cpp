@@ -2,13 +2,18 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <initializer_list>
+#include <map>
 #include <memory>
+#include <set>
+#include <utility>
 
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/devices.hpp"
 #include "pipeline/plan.hpp"
+#include "pipeline/progress.hpp"
 
 namespace selfcal {
 namespace {
@@ -46,25 +51,90 @@ Machine machine_of(const PlanOptions& options, const RunConfig& config, at::Scal
   return machine;
 }
 
+struct PlannedJob {
+  RunConfig config;
+  ModelSizes sizes;
+  Plan plan;
+};
+
+/// What a job adds to those before it: jobs of one calibration sample it once, and with dense
+/// propagation they share its forward and statistics, except for those of AWQ.
+double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there) {
+  double seconds = job.plan.total_seconds;
+  const auto take = [&](std::initializer_list<Phase> phases) {
+    for (const Phase phase : phases) seconds -= job.plan.seconds[static_cast<size_t>(phase)];
+  };
+  if (calibration_is_there) take({Phase::sample});
+  if (forward_is_there) take({Phase::read});
+  if (forward_is_there && job.config.method.name != MethodName::awq)
+    take({Phase::forward, Phase::statistics, Phase::reduce});
+  return seconds;
+}
+
+/// A line a job.
+std::string table_of(const std::vector<PlannedJob>& jobs) {
+  std::string text = "\njob                               memory  adds seconds\n";
+  double all_seconds = 0;
+  uint64_t memory = 0;
+  std::set<std::string> calibrations, forwards;
+  for (const auto& job : jobs) {
+    const std::string key = forward_key(job.config);
+    const bool dense = job.config.propagation == Propagation::dense;
+    const bool calibration_is_there = !calibrations.insert(key).second;
+    const bool forward_is_there = dense && !forwards.insert(key).second;
+    const double seconds = seconds_beside(job, calibration_is_there, forward_is_there);
+    const uint64_t most = job.plan.largest_rank().memory;
+    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", job.config.name, memory_text(most), seconds);
+    all_seconds += seconds;
+    memory = std::max(memory, most);
+  }
+  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
+                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
+                            all_seconds, duration_text(all_seconds));
+}
+
+/// Of one job as it is; of many a map by their names.
+std::string json_of(const std::vector<PlannedJob>& jobs) {
+  if (jobs.size() == 1) return to_json(jobs.front().plan);
+  std::string text;
+  for (const auto& job : jobs)
+    text +=
+        fmt::format("{}\"{}\": {}", text.empty() ? "{" : ",\n", job.config.name, to_json(job.plan));
+  return text + "}\n";
+}
+
+std::string scaling_of(const PlanOptions& options, const RunConfig& config, const ModelSizes& sizes,
+                       const Machine& machine) {
+  std::vector<int> counts;
+  for (int ranks = 1; ranks < options.ranks; ranks *= 2) counts.push_back(ranks);
+  counts.push_back(options.ranks);
+  return scaling_table(config, sizes, counts, machine);
+}
+
 /// The run as it would be on `ranks` ranks: of devices, or of nodes that are taken to be like this
-/// machine, which is measured. A model folder with nothing but config.json will do.
+/// machine, which is measured. A model folder with nothing but config.json will do. Of many jobs
+/// the first is shown in full, then a line of each; the scaling is the first one's.
 std::string planned(const PlanOptions& options) {
   const Compute compute(0);
-  const RunConfig given = load_config(options.config, options.settings);
-  const auto model = open_for_plan(given, compute.context());
-  const RunConfig config = resolve(given, model->shape());
-  check_linears(config, all_linears(*model));
-  const Machine machine =
-      machine_of(options, config, model->shape().compute_dtype, compute.context());
-  const ModelSizes sizes = sizes_of(*model);
-  if (options.scaling) {
-    std::vector<int> counts;
-    for (int ranks = 1; ranks < options.ranks; ranks *= 2) counts.push_back(ranks);
-    counts.push_back(options.ranks);
-    return scaling_table(config, sizes, counts, machine);
+  std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
+  std::map<std::pair<at::ScalarType, int64_t>, Machine> machines;
+  std::vector<PlannedJob> jobs;
+  for (const auto& given : load_jobs(options.config, options.settings)) {
+    auto& model = models[{given.model, given.dtype}];
+    if (!model) model = open_for_plan(given, compute.context());
+    const RunConfig config = resolve(given, model->shape());
+    check_linears(config, all_linears(*model));
+    const at::ScalarType dtype = model->shape().compute_dtype;
+    const auto kind = std::pair(dtype, config.calibration.micro_batch);
+    if (!machines.contains(kind))
+      machines[kind] = machine_of(options, config, dtype, compute.context());
+    const ModelSizes sizes = sizes_of(*model);
+    if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
+    jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});
   }
-  const Plan plan = make_plan(config, sizes, options.ranks, machine);
-  return options.json ? to_json(plan) : to_text(plan, config, sizes);
+  if (options.json) return json_of(jobs);
+  const auto& [config, sizes, plan] = jobs.front();
+  return to_text(plan, config, sizes) + (jobs.size() > 1 ? table_of(jobs) : "");
 }
 
 void add_plan(CLI::App& app) {

@@ -37,24 +37,25 @@ ExitCode end_job(const Communicator& world, const Error& error) {
   return error.code();
 }
 
-/// Runs `job` on all ranks. Errors that all ranks agree on end in an orderly way; others end the
+/// Calls `run` on all ranks. Errors that all ranks agree on end in an orderly way; others end the
 /// job at once.
-void run_on_ranks(const RunOptions& options,
-                  const std::function<void(const RunConfig&, const RunEnvironment&)>& job) {
+void run_on_ranks(
+    const RunOptions& options,
+    const std::function<void(const std::vector<RunConfig>&, const RunEnvironment&)>& run) {
   std::optional<ExitCode> failure;
   {
     MpiSession session;
     const Communicator world = Communicator::world();
     log::set_speaking(world.rank() == 0);
     try {
-      RunConfig config;
-      agree(world, [&] { config = load_config(options.config, options.settings); });
-      const Watchdog watchdog(world, static_cast<double>(config.layout.timeout));
+      std::vector<RunConfig> jobs;
+      agree(world, [&] { jobs = load_jobs(options.config, options.settings); });
+      const Watchdog watchdog(world, static_cast<double>(jobs.front().layout.timeout));
       const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
                                                   : std::nullopt);
       report_gpus(world);
-      const Compute compute(config.threads, ranks_sharing_cores(world));
-      job(config, {world, stop, compute.context()});
+      const Compute compute(jobs.front().threads, ranks_sharing_cores(world));
+      run(jobs, {world, stop, compute.context()});
     } catch (const AgreedError& error) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
       failure = error.code();
@@ -72,7 +73,7 @@ void run_on_ranks(const RunOptions& options,
 }
 
 void add_run_command(CLI::App& app, const char* name, const char* help,
-                     void (*job)(const RunConfig&, const RunEnvironment&)) {
+                     void (*run)(const std::vector<RunConfig>&, const RunEnvironment&)) {
   auto* command = app.add_subcommand(name, help);
   const auto options = std::make_shared<RunOptions>();
   command->add_option("config", options->config, "YAML file (selfcal config-help lists its keys)")
@@ -81,7 +82,7 @@ void add_run_command(CLI::App& app, const char* name, const char* help,
                       "key=value on top of the file, as often as needed");
   command->add_option("--max-hours", options->max_hours,
                       "stop with a checkpoint after so long (exit code 75)");
-  command->callback([options, job] { run_on_ranks(*options, job); });
+  command->callback([options, run] { run_on_ranks(*options, run); });
 }
 
 }  // namespace
@@ -89,13 +90,9 @@ void add_run_command(CLI::App& app, const char* name, const char* help,
 void add_run_commands(CLI::App& app) {
   add_run_command(app, "compress",
                   "generate calibration data and compress the model (under mpirun or srun)",
-                  [](const RunConfig& config, const RunEnvironment& environment) {
-                    compress(config, environment);
-                  });
+                  compress);
   add_run_command(app, "generate", "generate the calibration data only (under mpirun or srun)",
-                  [](const RunConfig& config, const RunEnvironment& environment) {
-                    generate(config, environment);
-                  });
+                  generate);
 }
 
 }  // namespace selfcal

@@ -53,7 +53,7 @@ class BoundaryInbox {
   std::vector<at::Tensor> take(const StopSignal& stop);
 
  private:
-  const Communicator& world_;
+  Communicator world_;
   std::vector<at::Tensor> hidden_;
   std::vector<Request> requests_;
   std::vector<Wait> waits_;

@@ -2,6 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <deque>
+#include <map>
+#include <nlohmann/json.hpp>
+
 #include "base/hash.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
@@ -11,6 +15,7 @@
 #include "pipeline/shard.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "stages/kernels/numeric_kind.hpp"
+#include "storage/job_queue.hpp"
 #include "storage/layer_scan.hpp"
 #include "storage/run_lock.hpp"
 
@@ -104,10 +109,10 @@ class DenseBoundaries {
   std::optional<BoundaryInbox> inbox_;
 };
 
-std::string job_id(const Session& session, const Calibration& calibration) {
+std::string job_id(const Session& session, const std::string& calibration_hash) {
   return Hasher()
       .text(session.model.checkpoint().identity())
-      .text(calibration.content_hash)
+      .text(calibration_hash)
       .text(identity(session.config))
       .text(session.numeric_kind)
       .digest();
@@ -152,81 +157,315 @@ std::vector<std::optional<LayerHeader>> scan_committed(const Session& session,
   return committed;
 }
 
-enum class Goal { calibration, everything };
+/// What is known of a job before it starts.
+struct OpenedJob {
+  RunConfig config;
+  std::shared_ptr<const Model> model;
+  Layout layout;
+  LeafMemory leaf_memory;
+};
 
-void run(const RunConfig& given, const RunEnvironment& environment, Goal goal) {
-  const Communicator& world = environment.world;
-  PhaseTimer timer(
-      [&](Phase phase) { world.activity().enter(phase_names[static_cast<size_t>(phase)]); });
-  const auto start = std::chrono::steady_clock::now();
-  RunConfig config = given;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<Layout> layout;
-  LeafMemory leaf_memory = LeafMemory::keep;
-  agree(world, [&] {
-    model = open_model(given.model, given.dtype, environment.context);
-    config = resolve(given, model->shape());
-    const auto& calibration = config.calibration;
-    if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
-      fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
-    check_linears(config, all_linears(*model));
-    const Plan plan = make_plan(config, sizes_of(*model), world.size(), Machine{});
-    layout = std::make_unique<Layout>(plan.layout);
-    leaf_memory = plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute;
-  });
-  const std::string kind = agree_on_numeric_kind(world);
-  const RunDirectory directory(config.output);
-  std::unique_ptr<RunLock> lock;
-  agree(world, [&] {
-    if (world.rank() != 0) return;
-    make_folder(directory.path());
-    lock = std::make_unique<RunLock>(directory.lock());
-    directory.prepare(to_yaml(config), {"layout", "threads", "export", "evaluate"});
-    make_folder(directory.logs());
-    make_folder(directory.job(config.name).layers());
-  });
-  Progress progress(world.rank() == 0);
-  progress.log_to(directory.logs() / fmt::format("rank-{:04}.jsonl", world.rank()), world.rank());
-  const Session session{
-      config, *model, world,    *layout,     directory, environment.stop, environment.context,
-      kind,   timer,  progress, leaf_memory, start};
-  log::info("{}: {} layers; {}; {} thread{} a rank", config.model.string(), model->shape().layers,
-            layout->describe(), environment.context.threads->size(),
-            environment.context.threads->size() == 1 ? "" : "s");
+/// Counts that give every job of a run the grid of its first one.
+LayoutSettings settings_of(const Layout& layout, LayoutSettings settings) {
+  settings.mode = layout.split() ? LayoutSettings::Mode::split : LayoutSettings::Mode::shared;
+  settings.replicas = layout.replicas();
+  settings.depth = layout.depth();
+  settings.shards = layout.shards();
+  settings.team = 0;
+  return settings;
+}
 
-  try {
-    Job job;
-    job.leaves = cut_leaves(config.calibration.sequences, config.calibration.length,
-                            config.calibration.micro_batch);
-    DenseBoundaries boundaries(session, job.leaves);
-    const Calibration calibration =
-        prepare_calibration(session, [&](const MicroBatch& batch, const Generator& generator) {
-          boundaries.send_sampled(batch, generator);
-        });
-    if (goal == Goal::calibration) return;
+using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-    job.tokens = calibration.tokens;
-    job.id = job_id(session, calibration);
-    job.committed = scan_committed(session, job.id);
-    boundaries.send_rest(job.tokens);
-    auto layers = compress_shard(session, job, boundaries.take_inbox());
-    boundaries.finish();
-    finish_job(session, job, calibration, std::move(layers));
-  } catch (const Stopped&) {
-    // With one shard every stop is agreed on; teams of several shards do not wait for each other.
-    if (layout->shards() == 1) throw AgreedStop();
+OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models, int ranks,
+                   kernels::Context context) {
+  auto& model = models[{given.model, given.dtype}];
+  if (!model) model = open_model(given.model, given.dtype, context);
+  const RunConfig config = resolve(given, model->shape());
+  const auto& calibration = config.calibration;
+  if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
+    fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
+  check_linears(config, all_linears(*model));
+  RunConfig planned = config;
+  if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
+  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
+  return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute};
+}
+
+/// Independent; what is wrong with a job names it where there are several.
+std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
+                                kernels::Context context) {
+  OpenModels models;
+  std::deque<OpenedJob> opened;
+  for (const auto& config : given) try {
+      opened.push_back(open_job(config, opened.empty() ? nullptr : &opened.front().layout, models,
+                                ranks, context));
+    } catch (const Error& error) {
+      if (given.size() == 1) throw;
+      fail(error.code(), "job {}: {}", config.name, error.what());
+    }
+  return opened;
+}
+
+/// Jobs whose flows pass through the shards one behind the other, before any of them is finished.
+struct Batch {
+  std::vector<std::vector<Job*>> flows;
+};
+
+/// Dense jobs with one forward form a flow and a batch; sequential jobs are flows of one, all in
+/// one batch where there are shards to keep busy.
+std::vector<Batch> plan_batches(std::deque<Job>& jobs, int shards) {
+  std::vector<Batch> batches;
+  std::map<std::string, size_t> by_key;
+  for (auto& job : jobs) {
+    const bool alone = job.sequential() && shards == 1;
+    const std::string key = job.sequential() ? "sequential" : forward_key(job.session.config);
+    const auto [found, fresh] = by_key.try_emplace(key, batches.size());
+    if (alone || fresh) batches.emplace_back();
+    auto& flows = batches[alone ? batches.size() - 1 : found->second].flows;
+    if (flows.empty() || job.sequential()) flows.emplace_back();
+    flows.back().push_back(&job);
+  }
+  return batches;
+}
+
+/// For the report of jobs that share a forward.
+std::string describe_sharing(const std::vector<Job*>& jobs) {
+  if (jobs.size() == 1) return {};
+  std::vector<std::string> names;
+  for (const Job* job : jobs) names.push_back(job->name());
+  return fmt::format(
+      "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
+      "time; factors, solves and writes are each job's own, and so are the forward and statistics "
+      "of a block that AWQ rescales",
+      jobs.size(), fmt::join(names, ", "));
+}
+
+class Run {
+ public:
+  Run(const std::vector<RunConfig>& given, const RunEnvironment& environment)
+      : environment_(environment), world_(environment.world), progress_(world_.rank() == 0) {
+    agree(world_, [&] { opened_ = open_jobs(given, world_.size(), environment.context); });
+    const std::string kind = agree_on_numeric_kind(world_);
+    std::vector<RunConfig> configs;
+    for (const auto& job : opened_) configs.push_back(job.config);
+    const RunConfig& first = configs.front();
+    directory_.emplace(first.output);
+    agree(world_, [&] {
+      if (world_.rank() != 0) return;
+      make_folder(directory_->path());
+      lock_ = std::make_unique<RunLock>(directory_->lock());
+      directory_->prepare(to_yaml(configs), {"layout", "threads", "export", "evaluate"});
+      make_folder(directory_->logs());
+      for (const auto& config : configs) make_folder(directory_->job(config.name).layers());
+    });
+    progress_.log_to(directory_->logs() / fmt::format("rank-{:04}.jsonl", world_.rank()),
+                     world_.rank());
+    team_.emplace(world_.split(layout().shard_of(world_.rank())));
+    const auto count = static_cast<int64_t>(opened_.size());
+    for (const auto& job : opened_)
+      jobs_.push_back({.session = {job.config, *job.model, world_, job.layout, *directory_,
+                                   environment.stop, environment.context, kind, timer_, progress_,
+                                   job.leaf_memory, start_, count},
+                       .number = static_cast<int64_t>(jobs_.size())});
+    log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
+              opened_.front().model->shape().layers,
+              count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
+              environment.context.threads->size(),
+              environment.context.threads->size() == 1 ? "" : "s");
+  }
+
+  void calibrate() {
+    for (auto& job : jobs_) {
+      attempt({&job}, [&] { prepare_calibration(job.session, [](const auto&, const auto&) {}); });
+    }
+    throw_first_failure();
+  }
+
+  void compress() try {
+    agree(world_, [&] {
+      if (world_.rank() == 0) write_queue(directory_->queue(), queue());
+    });
+    for (auto& batch : plan_batches(jobs_, layout().shards())) {
+      if (any(world_, environment_.stop.requested())) throw AgreedStop();
+      process(batch);
+    }
+    throw_first_failure();
+  } catch (const AgreedStop&) {
+    running_.clear();
+    show_queue();
     throw;
   }
-}
+
+ private:
+  const Layout& layout() const { return opened_.front().layout; }
+
+  void process(const Batch& batch) {
+    std::vector<Flow> flows;
+    std::deque<DenseBoundaries> boundaries;
+    for (const auto& jobs : batch.flows) {
+      attempt(jobs, [&] {
+        Flow flow{jobs};
+        prepare(flow, boundaries);
+        if (!flow.jobs.empty()) flows.push_back(std::move(flow));
+      });
+      time_.charge(jobs);
+    }
+    try {
+      compress_flows(*team_, flows, time_, [&](const Flow& flow) {
+        for (const Job* job : flow.jobs) running_.insert(job);
+        show_queue();
+      });
+      for (auto& sent : boundaries) sent.finish();
+    } catch (const Stopped&) {
+      // With one shard every stop is agreed on; teams of several do not wait for each other.
+      if (layout().shards() == 1) throw AgreedStop();
+      running_.clear();
+      show_queue();
+      throw;
+    }
+    share_failures(flows);
+    show_queue();
+    for (const auto& flow : flows)
+      for (Job* job : flow.jobs) {
+        if (!job->failure) attempt({job}, [&] { finish_job(*job, time_); });
+        job->finished = !job->failure;
+        job->calibration = {};
+        running_.erase(job);
+        show_queue();
+      }
+  }
+
+  /// Calibration, identity and what is on disk of each job; jobs that are finished leave the flow.
+  void prepare(Flow& flow, std::deque<DenseBoundaries>& boundaries) {
+    Job& front = flow.front();
+    if (jobs_.size() > 1)
+      for (const Job* job : flow.jobs)
+        log::info("job {} of {}: {}", job->number + 1, jobs_.size(), job->name());
+    front.leaves = cut_leaves(front.session.config.calibration.sequences,
+                              front.session.config.calibration.length,
+                              front.session.config.calibration.micro_batch);
+    auto& dense = boundaries.emplace_back(front.session, front.leaves);
+    front.calibration = prepare_calibration(
+        front.session, [&](const MicroBatch& batch, const Generator& generator) {
+          dense.send_sampled(batch, generator);
+        });
+    const std::string shared = describe_sharing(flow.jobs);
+    for (Job* job : flow.jobs) {
+      if (job != &front) {
+        job->leaves = front.leaves;
+        job->calibration.content_hash = front.calibration.content_hash;
+        job->calibration.tokens = front.calibration.tokens;
+      }
+      job->shared = shared;
+      job->id = job_id(job->session, front.calibration.content_hash);
+      attempt({job}, [&] {
+        job->committed = scan_committed(job->session, job->id);
+        agree(world_, [&] { job->finished = world_.rank() == 0 && is_finished(*job); });
+        job->finished = any(world_, job->finished);
+      });
+      if (job->finished) log::info("job {}: done by an earlier run", job->name());
+    }
+    std::erase_if(flow.jobs, [](const Job* job) { return job->finished || job->failure; });
+    if (flow.jobs.empty()) return;
+    const bool needed =
+        std::ranges::any_of(flow.jobs, [](const Job* job) { return !job->complete(); });
+    if (needed) dense.send_rest(front.calibration.tokens);
+    flow.inbox = dense.take_inbox();
+  }
+
+  /// What teams have agreed on becomes known to all; of several failures the first rank's counts.
+  void share_failures(const std::vector<Flow>& flows) {
+    nlohmann::json mine = nlohmann::json::array();
+    for (const auto& flow : flows)
+      for (const Job* job : flow.jobs)
+        if (job->failure)
+          mine.push_back({job->number, static_cast<int>(job->failure->code), job->failure->text});
+    const std::string text = mine.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    for (const auto& message : world_.all_gather(std::as_bytes(std::span(text)))) {
+      const auto* begin = reinterpret_cast<const char*>(message.data());
+      for (const auto& entry : nlohmann::json::parse(begin, begin + message.size()))
+        note_failure(jobs_[entry[0].get<size_t>()],
+                     {static_cast<ExitCode>(entry[1].get<int>()), entry[2].get<std::string>()});
+    }
+  }
+
+  /// Runs what all ranks come out of alike: an agreed error fails the jobs, a stop ends the run.
+  void attempt(const std::vector<Job*>& jobs, const std::function<void()>& work) try {
+    work();
+  } catch (const AgreedError& error) {
+    for (Job* job : jobs) note_failure(*job, {error.code(), error.what()});
+    show_queue();
+  } catch (const AgreedStop&) {
+    throw;
+  } catch (const Stopped&) {
+    throw AgreedStop();
+  }
+
+  void note_failure(Job& job, const JobFailure& failure) {
+    if (std::ranges::find(failed_, &job) != failed_.end()) return;
+    job.failure = failure;
+    failed_.push_back(&job);
+    if (jobs_.size() > 1) log::warn("job {} failed: {}", job.name(), failure.text);
+  }
+
+  void throw_first_failure() const {
+    if (failed_.empty()) return;
+    const Job& first = *failed_.front();
+    if (jobs_.size() == 1) throw AgreedError(first.failure->code, first.failure->text);
+    throw AgreedError(first.failure->code,
+                      fmt::format("{} of {} jobs failed; the first, {}: {}", failed_.size(),
+                                  jobs_.size(), first.name(), first.failure->text));
+  }
+
+  std::vector<QueuedJob> queue() const {
+    std::vector<QueuedJob> list;
+    for (const auto& job : jobs_) {
+      const JobState state = job.failure               ? JobState::failed
+                             : job.finished            ? JobState::done
+                             : running_.contains(&job) ? JobState::running
+                                                       : JobState::waiting;
+      list.push_back({job.name(), state, job.id,
+                      job.failure ? static_cast<int>(job.failure->code) : 0,
+                      job.failure ? job.failure->text : std::string()});
+    }
+    return list;
+  }
+
+  /// A queue that cannot be written ends nothing: the layer files are the truth.
+  void show_queue() {
+    if (world_.rank() != 0) return;
+    try {
+      write_queue(directory_->queue(), queue());
+    } catch (const Error& error) {
+      progress_.event("error", {{"text", error.what()}});
+    }
+  }
+
+  const RunEnvironment& environment_;
+  const Communicator& world_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  PhaseTimer timer_{
+      [this](Phase phase) { world_.activity().enter(phase_names[static_cast<size_t>(phase)]); }};
+  TimeAccount time_{timer_};
+  Progress progress_;
+  std::deque<OpenedJob> opened_;
+  std::optional<RunDirectory> directory_;
+  std::unique_ptr<RunLock> lock_;
+  std::optional<Communicator> team_;
+  std::deque<Job> jobs_;
+  std::set<const Job*> running_;
+  std::vector<const Job*> failed_;  // in the order that they did
+};
 
 }  // namespace
 
-void compress(const RunConfig& config, const RunEnvironment& environment) {
-  run(config, environment, Goal::everything);
+void compress(const std::vector<RunConfig>& jobs, const RunEnvironment& environment) {
+  Run(jobs, environment).compress();
 }
 
-void generate(const RunConfig& config, const RunEnvironment& environment) {
-  run(config, environment, Goal::calibration);
+void generate(const std::vector<RunConfig>& jobs, const RunEnvironment& environment) {
+  Run(jobs, environment).calibrate();
 }
 
 }  // namespace selfcal

@@ -1,5 +1,8 @@
-// The whole job: calibration, compression layer by layer, the gathered checkpoint, exports, report.
+// A whole run, of one job or many: calibration, compression layer by layer, the gathered
+// checkpoint, exports, report.
 #pragma once
+#include <vector>
+
 #include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
@@ -17,9 +20,15 @@ struct RunEnvironment {
 };
 
 /// Collective over the world. Continues what the run directory holds of the same configuration.
-void compress(const RunConfig& config, const RunEnvironment& environment);
+///
+/// Jobs with dense propagation that have model and calibration in common go through the layers
+/// together; the others one after the other, with several shards as a wavefront. What is wrong
+/// before the first job starts (a configuration, a model's header) ends the run. After that, an
+/// error that all agree on fails its job and the others go on; at the end it is thrown as
+/// AgreedError.
+void compress(const std::vector<RunConfig>& jobs, const RunEnvironment& environment);
 
-/// Collective over the world: the calibration set only.
-void generate(const RunConfig& config, const RunEnvironment& environment);
+/// Collective over the world: the calibration sets only.
+void generate(const std::vector<RunConfig>& jobs, const RunEnvironment& environment);
 
 }  // namespace selfcal

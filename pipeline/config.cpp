@@ -56,7 +56,7 @@ YAML::Node parse_yaml(const std::string& text, const std::string& name) {
   }
 }
 
-void apply(RunConfig& config, const std::string& setting) {
+void apply(RunConfig& config, const std::string& setting, const std::vector<Key<RunConfig>>& keys) {
   const size_t equals = setting.find('=');
   if (equals == std::string::npos || equals == 0)
     fail(ExitCode::usage, "--set {}: expected key=value, as in --set method.bits=3", setting);
@@ -64,7 +64,7 @@ void apply(RunConfig& config, const std::string& setting) {
   check_text(setting, "--set");
   const MapReader reader(source, false);
   const YAML::Node value = parse_yaml(setting.substr(equals + 1), source);
-  reader.read_value(config, setting.substr(0, equals), value, value, config_keys());
+  reader.read_value(config, setting.substr(0, equals), value, value, keys);
 }
 
 void check_method(const RunConfig& config, const std::string& name) {
@@ -119,31 +119,57 @@ void check_together(const RunConfig& config, const std::string& name) {
 
 }  // namespace
 
-RunConfig parse_config(const std::string& text, const std::string& name,
-                       const std::vector<std::string>& settings) {
+std::vector<RunConfig> parse_jobs(const std::string& text, const std::string& name,
+                                  const std::vector<std::string>& settings) {
   const YAML::Node document = parse_yaml(text, name);
   if (document.IsNull() && settings.empty())
     fail(ExitCode::config,
          "{}: found nothing, expected a configuration (`selfcal config-help` lists the keys)",
          name);
-  RunConfig config;
-  MapReader(name, true).read(config, document, config_keys());
-  for (const auto& setting : settings) apply(config, setting);
-  if (const auto* key = missing_key(config, config_keys()))
-    fail(ExitCode::config, "{}: {}: found nothing, expected {}", name, key->path, key->expected);
-  config.calibration.seed = config.seed;
-  check_together(config, name);
-  return config;
+  RunConfig common;
+  ManyJobs many;
+  std::vector<Key<RunConfig>> keys = config_keys();
+  for (auto& key : many_jobs_keys(many)) keys.push_back(std::move(key));
+  MapReader(name, true).read(common, document, keys);
+  for (const auto& setting : settings) apply(common, setting, keys);
+
+  std::vector<RunConfig> jobs = make_jobs(common, many);
+  for (auto& job : jobs) {
+    const std::string place = jobs.size() == 1 ? name : name + ": job " + job.name;
+    if (const auto* key = missing_key(job, config_keys()))
+      fail(ExitCode::config, "{}: {}: found nothing, expected {}", place, key->path, key->expected);
+    job.calibration.seed = job.seed;
+    check_together(job, place);
+  }
+  return jobs;
 }
 
-RunConfig load_config(const fs::path& file, const std::vector<std::string>& settings) {
+RunConfig parse_config(const std::string& text, const std::string& name,
+                       const std::vector<std::string>& settings) {
+  auto jobs = parse_jobs(text, name, settings);
+  if (jobs.size() != 1)
+    fail(ExitCode::config, "{}: found {} jobs, expected one", name, jobs.size());
+  return std::move(jobs.front());
+}
+
+std::vector<RunConfig> load_jobs(const fs::path& file, const std::vector<std::string>& settings) {
   std::string text;
   try {
     text = read_text(file);
   } catch (const Error& error) {
     fail(ExitCode::config, "{}", error.what());
   }
-  return parse_config(text, file.string(), settings);
+  return parse_jobs(text, file.string(), settings);
+}
+
+const RunConfig& job_named(const std::vector<RunConfig>& jobs, const std::string& name) {
+  std::vector<std::string> names;
+  for (const auto& job : jobs) {
+    if (job.name == name) return job;
+    names.push_back(job.name);
+  }
+  fail(ExitCode::config, "job: found {}, expected {}", values::quoted(name),
+       fmt::join(names, " or "));
 }
 
 }  // namespace selfcal

@@ -1,5 +1,5 @@
-// The configuration of a run: read from YAML and the command line, checked against one table
-// (config_table.cpp).
+// The configuration of a run: one job or many, read from YAML and the command line, checked against
+// one table (config_table.cpp).
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -48,6 +48,7 @@ struct EvaluateSettings {
   int64_t stride = 2048;
 };
 
+/// What one job is. A run is a list of them; output, threads and layout are the same in all.
 struct RunConfig {
   RunConfig() {
     method.scale_dtype = at::ScalarType::Undefined;
@@ -73,16 +74,30 @@ struct RunConfig {
   EvaluateSettings evaluate;
 };
 
-/// Reads the file, then applies `settings` ("key=value", the value in YAML) on top. Anything wrong
-/// is ExitCode::config with `file:line: key: found ..., expected ...`; a setting without "=" is
-/// ExitCode::usage. Paths are as written: relative to the working directory.
-RunConfig load_config(const fs::path& file, const std::vector<std::string>& settings = {});
+/// Reads the file, then applies `settings` ("key=value", the value in YAML) on top of what its jobs
+/// have in common. `jobs` and `sweep` make many jobs of it: every entry of the list at every point
+/// of the grid, in that order, with names of their own. Anything wrong is ExitCode::config with
+/// `file:line: key: found ..., expected ...`; a setting without "=" is ExitCode::usage. Paths are
+/// as written: relative to the working directory.
+std::vector<RunConfig> load_jobs(const fs::path& file,
+                                 const std::vector<std::string>& settings = {});
 /// The same from text; `name` stands in the error messages.
+std::vector<RunConfig> parse_jobs(const std::string& text, const std::string& name,
+                                  const std::vector<std::string>& settings = {});
+/// The same where there must be one job.
 RunConfig parse_config(const std::string& text, const std::string& name,
                        const std::vector<std::string>& settings = {});
+/// The job of that name; ExitCode::config, with the names there are, where there is none.
+const RunConfig& job_named(const std::vector<RunConfig>& jobs, const std::string& name);
 
-/// YAML with every default written out; load_config reads it back to the same configuration.
+/// YAML with every default written out; parse_config reads it back to the same configuration.
 std::string to_yaml(const RunConfig& config);
+/// The same of a run: what its jobs have in common, then `jobs` with what differs.
+std::string to_yaml(const std::vector<RunConfig>& jobs);
+
+/// Equal for jobs whose dense forward is the same: model, dtype, calibration and its cut into
+/// leaves.
+std::string forward_key(const RunConfig& config);
 
 /// The table of keys: Markdown for docs/config.md.
 std::string config_markdown();

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "pipeline/config_table.hpp"
 #include "pipeline/config_values.hpp"
 
@@ -37,9 +39,30 @@ void add_rows(std::vector<Row>& rows, const std::vector<Key<Owner>>& keys,
 
 std::vector<Row> all_rows() {
   std::vector<Row> rows;
+  ManyJobs many;
   add_rows(rows, config_keys(), "");
+  add_rows(rows, many_jobs_keys(many), "");
   add_rows(rows, override_keys(), "overrides[].");
   return rows;
+}
+
+/// The values of some keys as YAML, every line behind `indent`.
+std::string printed(const RunConfig& config, const std::vector<Key<RunConfig>>& keys,
+                    const std::string& indent) {
+  std::string yaml;
+  std::vector<std::string> open;  // sections of the line before
+  for (const auto& key : keys) {
+    const std::string value = key.print(config);
+    if (value.empty()) continue;
+    const auto parts = parts_of(key.path);
+    size_t depth = 0;
+    while (depth + 1 < parts.size() && depth < open.size() && open[depth] == parts[depth]) ++depth;
+    for (; depth + 1 < parts.size(); ++depth)
+      yaml += indent + std::string(2 * depth, ' ') + parts[depth] + ":\n";
+    yaml += indent + std::string(2 * depth, ' ') + parts.back() + ": " + value + "\n";
+    open.assign(parts.begin(), parts.end() - 1);
+  }
+  return yaml;
 }
 
 std::string escaped(const std::string& cell) {
@@ -50,19 +73,24 @@ std::string escaped(const std::string& cell) {
 
 }  // namespace
 
-std::string to_yaml(const RunConfig& config) {
-  std::string yaml;
-  std::vector<std::string> open;  // sections of the line before
+std::string to_yaml(const RunConfig& config) { return printed(config, config_keys(), ""); }
+
+std::string to_yaml(const std::vector<RunConfig>& jobs) {
+  if (jobs.size() == 1) return to_yaml(jobs.front());
+  std::vector<Key<RunConfig>> common, different;
   for (const auto& key : config_keys()) {
-    const std::string value = key.print(config);
-    if (value.empty()) continue;
-    const auto parts = parts_of(key.path);
-    size_t depth = 0;
-    while (depth + 1 < parts.size() && depth < open.size() && open[depth] == parts[depth]) ++depth;
-    for (; depth + 1 < parts.size(); ++depth)
-      yaml += std::string(2 * depth, ' ') + parts[depth] + ":\n";
-    yaml += std::string(2 * depth, ' ') + parts.back() + ": " + value + "\n";
-    open.assign(parts.begin(), parts.end() - 1);
+    const bool same = std::ranges::all_of(
+        jobs, [&](const RunConfig& job) { return key.print(job) == key.print(jobs.front()); });
+    if (key.path == "name")
+      different.insert(different.begin(), key);
+    else
+      (same ? common : different).push_back(key);
+  }
+  std::string yaml = printed(jobs.front(), common, "") + "jobs:\n";
+  for (const auto& job : jobs) {
+    std::string entry = printed(job, different, "    ");
+    entry[2] = '-';
+    yaml += entry;
   }
   return yaml;
 }

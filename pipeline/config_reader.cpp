@@ -103,9 +103,6 @@ void MapReader::read_value(Owner& owner, const std::string& path, const YAML::No
       }
     if (known.path.starts_with(path + ".")) return read(owner, value, keys, path);
   }
-  const auto& planned = planned_sections();
-  if (std::find(planned.begin(), planned.end(), path) != planned.end())
-    fail(ExitCode::config, "{}: {}: not supported yet", where(key), path);
   const std::string nearest = suggestion(path, keys);
   fail(ExitCode::config, "{}: {}{}: found an unknown key, expected {}", where(key), prefix_,
        values::quoted(path),

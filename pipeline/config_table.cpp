@@ -165,11 +165,6 @@ const IntegerRule group_rule{1, 1 << 20, false, -1};
 
 }  // namespace
 
-const std::vector<std::string>& planned_sections() {
-  static const std::vector<std::string> names{"jobs", "sweep"};
-  return names;
-}
-
 // clang-format off
 #define FIELD(member) [](auto& c) -> auto& { return c.member; }
 

@@ -32,9 +32,6 @@ struct Key {
 const std::vector<Key<RunConfig>>& config_keys();
 /// The keys of one entry of `overrides`.
 const std::vector<Key<Override>>& override_keys();
-/// Parts of the design that a later version will have: recognised, and refused with a clear line.
-const std::vector<std::string>& planned_sections();
-
 /// Fills an object from a YAML map by its keys. Unknown, repeated and refused keys are
 /// ExitCode::config.
 class MapReader {
@@ -59,6 +56,19 @@ class MapReader {
   std::string source_, prefix_;
   bool has_lines_;
 };
+
+/// `jobs` and `sweep` as they stand in the file; what each holds is read by make_jobs().
+struct ManyJobs {
+  struct Part {
+    YAML::Node node;
+    MapReader reader;
+  };
+  std::optional<Part> jobs, sweep;
+};
+/// The two keys that make many jobs of a file; reading them fills `many`.
+std::vector<Key<RunConfig>> many_jobs_keys(ManyJobs& many);
+/// Every entry of `jobs` at every point of `sweep`, over what they have in common.
+std::vector<RunConfig> make_jobs(const RunConfig& common, const ManyJobs& many);
 
 /// The first required key that is not set; nothing when all are.
 template <class Owner>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <numeric>
 
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
@@ -15,7 +16,8 @@
 namespace selfcal {
 namespace {
 
-void gather(const Session& session, const Job& job, bool changed) {
+void gather(const Job& job, bool changed) {
+  const Session& session = job.session;
   const JobDirectory folder = session.directory.job(session.config.name);
   if (!any(session.world, changed || !fs::exists(folder.gathered()))) return;
   const auto scope = session.timer.measure(Phase::write);
@@ -30,7 +32,8 @@ void gather(const Session& session, const Job& job, bool changed) {
 }
 
 /// One rank writes; a directory of an earlier, unchanged run stays.
-void write_exports(const Session& session, const Job& job, bool changed) {
+void write_exports(const Job& job, bool changed) {
+  const Session& session = job.session;
   const JobDirectory folder = session.directory.job(session.config.name);
   const bool anew = any(session.world, changed);
   agree(session.world, [&] {
@@ -76,11 +79,13 @@ std::optional<PerplexityReport> evaluate(const Session& session) {
   return report;
 }
 
-RunReport describe(const Session& session, const Job& job, const Calibration& calibration) {
+RunReport describe(const Job& job) {
+  const Session& session = job.session;
   RunReport report;
   report.tool = "selfcal";
   report.numeric_kind = session.numeric_kind;
-  report.job = session.config.name;
+  report.job = job.name();
+  report.shared = job.shared;
   report.job_id = job.id;
   report.model = session.config.model.string();
   report.architecture = session.model.shape().architecture;
@@ -90,9 +95,9 @@ RunReport describe(const Session& session, const Job& job, const Calibration& ca
   report.config = to_yaml(session.config);
   report.finished = fmt::format("{:%Y-%m-%d %H:%M:%S}", fmt::gmtime(std::time(nullptr)));
   report.damping = session.config.method.damping;
-  report.tokens = calibration.tokens.numel();
-  report.tokens_sampled = calibration.tokens_sampled;
-  report.sampling_seconds = calibration.sampling_seconds;
+  report.tokens = job.calibration.tokens.numel();
+  report.tokens_sampled = job.calibration.tokens_sampled;
+  report.sampling_seconds = job.calibration.sampling_seconds;
   return report;
 }
 
@@ -119,29 +124,48 @@ void tell(const Session& session, const RunReport& report) {
 
 }  // namespace
 
-void finish_job(const Session& session, const Job& job, const Calibration& calibration,
-                std::vector<LayerReport> layers) {
+void finish_job(Job& job, TimeAccount& time) {
+  const Session& session = job.session;
   const bool changed =
-      std::ranges::any_of(layers, [](const LayerReport& layer) { return !layer.replayed; });
-  gather(session, job, changed);
-  write_exports(session, job, changed);
-  RunReport report = describe(session, job, calibration);
+      std::ranges::any_of(job.layers, [](const LayerReport& layer) { return !layer.replayed; });
+  gather(job, changed);
+  write_exports(job, changed);
+  RunReport report = describe(job);
   report.perplexity = evaluate(session);
-  report.layers = std::move(layers);
-  RankReport mine = report_of_this_rank(session.world.rank(), session.timer.seconds());
+  report.layers = std::move(job.layers);
+  time.charge(job);
+  RankReport mine = report_of_this_rank(session.world.rank(), job.seconds);
   mine.bytes_sent = session.world.activity().bytes_sent();
   mine.timeline = session.timer.timeline();
   mine.role = role_of(session);
   mine.threads = session.context.threads->size();
   report.ranks = {mine};
-  report.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - session.start).count();
+  report.seconds = std::accumulate(job.seconds.begin(), job.seconds.end(), 0.0);
   report = gather_report(session.world, std::move(report));
   agree(session.world, [&] {
     if (session.world.rank() != 0) return;
-    write_report(report, session.directory.job(session.config.name).report());
+    write_report(report, session.directory.job(job.name()).report());
     tell(session, report);
   });
+}
+
+bool is_finished(const Job& job) {
+  const JobDirectory folder = job.session.directory.job(job.name());
+  const auto has_export = [&](const std::string& format) {
+    return fs::exists(folder.exported(format));
+  };
+  if (!job.complete() || !fs::exists(folder.gathered()) || !fs::exists(folder.report()) ||
+      !std::ranges::all_of(job.session.config.exports, has_export))
+    return false;
+  try {
+    const RunReport report = report_from_json(read_text(folder.report()));
+    RunConfig then = parse_config(report.config, folder.report().string());
+    then.layout = job.session.config.layout;  // who computed it does not matter
+    then.threads = job.session.config.threads;
+    return report.job_id == job.id && to_yaml(then) == to_yaml(job.session.config);
+  } catch (const Error&) {
+    return false;  // it will be written anew
+  }
 }
 
 }  // namespace selfcal

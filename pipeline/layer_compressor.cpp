@@ -13,7 +13,23 @@ namespace selfcal {
 namespace {
 
 void honour_stop(const LayerWork& work) {
+  if (work.between_stages) work.between_stages();
   if (any(work.team, work.stop.requested())) throw Stopped();
+}
+
+using Problems = std::map<int, std::vector<LinearProblem>>;  // by tap
+
+/// The layers of a stage that are not skipped, with the weights that they have in `weights`.
+Problems problems_of(const LayerWork& work, int64_t layer, int stage, const BlockWeights& weights) {
+  const std::string prefix = work.model.block_prefix(layer);
+  Problems problems;
+  for (const auto& linear : work.model.block(layer).spec().linears) {
+    if (linear.stage != stage) continue;
+    const std::string name = prefix + linear.name + ".weight";
+    if (const auto settings = settings_for(work.config, name))
+      problems[linear.tap].push_back({name, weights.at(linear.name + ".weight"), *settings});
+  }
+  return problems;
 }
 
 }  // namespace
@@ -41,14 +57,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   std::map<int, at::Tensor> hessians;  // by tap: layers of several stages may read one
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
-    std::map<int, std::vector<LinearProblem>> problems;  // by tap
-    for (const auto& linear : spec.linears) {
-      if (linear.stage != stage) continue;
-      const std::string name = prefix + linear.name + ".weight";
-      if (const auto settings = settings_for(work.config, name))
-        problems[linear.tap].push_back({name, scaled.at(linear.name + ".weight"), *settings});
-    }
-    for (const auto& [tap, group] : problems) {
+    for (const auto& [tap, group] : problems_of(work, layer, stage, scaled)) {
       if (!hessians.contains(tap))
         hessians[tap] = measure_tap(work, states, spec.taps.at(static_cast<size_t>(tap))).hessian;
       for (auto& [name, linear] :
@@ -79,6 +88,49 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
         weights.at(name.substr(prefix.size())) = linear.weight;
     const auto scope = work.timer.measure(Phase::forward);
     forward_leaves(block, weights, hidden);
+  }
+  return compressed;
+}
+
+std::optional<std::set<int>> shared_taps(const Model& model, const RunConfig& config,
+                                         int64_t layer) {
+  std::set<int> taps;
+  for (const auto& linear : model.block(layer).spec().linears) {
+    const auto settings = settings_for(config, model.block_prefix(layer) + linear.name + ".weight");
+    if (!settings) continue;
+    if (settings->name == MethodName::awq) return std::nullopt;
+    taps.insert(linear.tap);
+  }
+  return taps;
+}
+
+BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                              const std::set<int>& taps, std::vector<at::Tensor>& hidden) {
+  const Block& block = work.model.block(layer);
+  const BlockSpec& spec = block.spec();
+  BlockStatistics statistics;
+  LeafStates states(work, block, hidden, weights);
+  for (int stage = 0; stage < spec.stages; ++stage) {
+    honour_stop(work);
+    for (const auto& linear : spec.linears)
+      if (linear.stage == stage && taps.contains(linear.tap) &&
+          !statistics.hessians.contains(linear.tap))
+        statistics.hessians[linear.tap] =
+            measure_tap(work, states, spec.taps.at(static_cast<size_t>(linear.tap))).hessian;
+    states.advance(stage);
+  }
+  hidden = states.finish();
+  return statistics;
+}
+
+CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                                  const BlockStatistics& statistics) {
+  CompressedBlock compressed;
+  for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage) {
+    honour_stop(work);
+    for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
+      compressed.linears.merge(
+          solve_together(work.team, group, statistics.hessians.at(tap), work.timer, work.context));
   }
   return compressed;
 }

@@ -1,7 +1,10 @@
 // One decoder block compressed by a team: statistics, factor and rows of each stage, then the
 // stage's outputs.
 #pragma once
+#include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,6 +30,7 @@ struct LayerWork {
   kernels::Context context;
   int64_t tokens = 0;  // of all leaves of all ranks
   LeafMemory memory = LeafMemory::keep;
+  std::function<void()> between_stages = {};  // for what must not wait for the end of a block
 };
 
 struct CompressedBlock {
@@ -39,6 +43,26 @@ struct CompressedBlock {
 /// dense one with dense propagation). Throws Stopped on all ranks when one wants to stop.
 CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeights weights,
                                std::vector<at::Tensor>& hidden);
+
+/// What solvers need of a block whose weights stay as they are, for many jobs at once.
+struct BlockStatistics {
+  std::map<int, at::Tensor> hessians;  // by tap, float32 [columns, columns]
+};
+
+/// The taps that the job's linear layers in block `layer` read; nothing where AWQ's scales rewrite
+/// the block, which then has statistics of its own.
+std::optional<std::set<int>> shared_taps(const Model& model, const RunConfig& config,
+                                         int64_t layer);
+
+/// One forward of the dense block, with the statistics of `taps` taken on the way: the same numbers
+/// as compress_layer() comes to with dense propagation and nothing of AWQ's. `hidden` becomes the
+/// block's outputs. Collective over the team; throws Stopped as compress_layer() does.
+BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                              const std::set<int>& taps, std::vector<at::Tensor>& hidden);
+
+/// A job's part of a block that has been measured. Collective over the team.
+CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                                  const BlockStatistics& statistics);
 
 /// Leaves through a block with the given weights. Independent.
 void forward_leaves(const Block& block, const BlockWeights& weights,

@@ -173,7 +173,8 @@ auto text_fields(Report& report) {
                     std::pair{"method", &report.method},
                     std::pair{"propagation", &report.propagation},
                     std::pair{"layout", &report.layout},
-                    std::pair{"config", &report.config}};
+                    std::pair{"config", &report.config},
+                    std::pair{"shared", &report.shared}};
 }
 
 std::string dumped(const Json& json, int indent) {

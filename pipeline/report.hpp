@@ -67,6 +67,7 @@ struct RunReport {
   std::string propagation;      // "sequential"
   std::string layout;           // one line
   std::string config;           // YAML as resolved
+  std::string shared;           // with which jobs, and how the time is divided; empty: alone
   std::string finished;         // UTC, "2026-08-01 12:00:00"
   double damping = 0;           // as configured
   double seconds = 0;           // of this run, start to report

@@ -264,7 +264,8 @@ std::string report_page(const RunReport& report) {
   html += fmt::format(
       "<p class=\"quiet\">{}, {} layers, {} calibration tokens, {} propagation. {}. {}{}</p>\n",
       escaped(report.architecture), report.layers.size(), count_text(report.tokens),
-      escaped(report.propagation), escaped(report.layout),
+      escaped(report.propagation),
+      escaped(report.shared.empty() ? report.layout : report.layout + "; " + report.shared),
       report.finished.empty() ? "" : "Finished " + escaped(report.finished) + " UTC.",
       replayed_layers(report) > 0
           ? fmt::format(" {} layers were committed by an earlier run.", replayed_layers(report))

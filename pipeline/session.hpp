@@ -1,4 +1,5 @@
-// What the parts of one run share; borrowed from compress().
+// What a job works with: its own configuration, model and layout, and what all jobs of the run
+// share; borrowed from compress().
 #pragma once
 #include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
@@ -25,6 +26,7 @@ struct Session {
   Progress& progress;
   LeafMemory leaf_memory;
   std::chrono::steady_clock::time_point start;
+  int64_t jobs = 1;  // of the run
 };
 
 }  // namespace selfcal

@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 
-#include <future>
+#include <algorithm>
 
 #include "base/hash.hpp"
+#include "pipeline/block_reader.hpp"
+#include "pipeline/handover.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
@@ -13,223 +15,303 @@
 namespace selfcal {
 namespace {
 
-constexpr int chain_tag = 10;
 constexpr size_t hash_digits = 32;
 
-/// A block's weights: read by the team's first rank, a layer ahead, and broadcast.
-class BlockReader {
- public:
-  BlockReader(const Session& session, const Communicator& team, int64_t end)
-      : session_(session), team_(team), end_(end) {}
+/// "job 2 of 6 (gptq-t0.8): compress"
+std::string heading(const Flow& flow) {
+  const int64_t of = flow.front().session.jobs;
+  if (of == 1) return "compress";
+  if (flow.jobs.size() == 1)
+    return fmt::format("job {} of {} ({}): compress", flow.front().number + 1, of,
+                       flow.front().name());
+  return fmt::format("{} of {} jobs ({} ...): compress", flow.jobs.size(), of, flow.front().name());
+}
 
-  /// Collective over the team.
-  BlockWeights read(int64_t layer) {
-    const auto scope = session_.timer.measure(Phase::read);
-    BlockWeights weights;
-    agree(team_, session_.timer, [&] {
-      if (team_.rank() != 0) return;
-      weights = ahead_.valid() ? ahead_.get() : session_.model.read_block(layer);
-      if (layer + 1 < end_)
-        ahead_ = std::async(std::launch::async, [this, layer] {
-          kernels::use_one_library_thread();
-          return session_.model.read_block(layer + 1);
-        });
-    });
-    if (team_.size() > 1) {
-      if (team_.rank() != 0)
-        for (const auto& [name, shape] : session_.model.block(layer).spec().parameters)
-          weights[name] = at::empty(shape, session_.model.shape().compute_dtype);
-      for (auto& [name, tensor] : weights) team_.broadcast(bytes_of(tensor), 0);
+class FlowRun {
+ public:
+  FlowRun(const Communicator& team, Flow& flow, TimeAccount& time, NextShard& next)
+      : session_(flow.front().session),
+        flow_(flow),
+        team_(team),
+        time_(time),
+        next_(next),
+        shard_(session_.layout.shard_of(session_.world.rank())) {
+    for (const auto& leaf : flow.front().leaves)
+      if (session_.layout.owner(leaf.index, shard_) == session_.world.rank())
+        owned_.push_back(leaf);
+  }
+
+  void run() {
+    if (std::ranges::all_of(flow_.jobs, [](const Job* job) { return job->complete(); })) {
+      attempt_all([&] { read_outcomes(); });
+    } else if (!sequential()) {
+      attempt_all([&] { run_layers(); });
+    } else {
+      const bool first = shard_ == 0, last = shard_ + 1 == session_.layout.shards();
+      if (!first) take_note();
+      if (!flow_.front().failure) attempt_all([&] { run_layers(); });
+      if (!last) hand_over();
     }
-    return weights;
+    time_.charge(flow_.jobs);
   }
 
  private:
-  const Session& session_;
-  const Communicator& team_;
-  int64_t end_;
-  std::future<BlockWeights> ahead_;
-};
-
-class ShardRun {
- public:
-  ShardRun(const Session& session, const Job& job)
-      : session_(session),
-        job_(job),
-        shard_(session.layout.shard_of(session.world.rank())),
-        team_(session.world.split(shard_)) {
-    for (const auto& leaf : job.leaves)
-      if (session.layout.owner(leaf.index, shard_) == session.world.rank()) owned_.push_back(leaf);
-  }
-
-  std::vector<LayerReport> run(std::optional<BoundaryInbox> inbox) {
-    const int64_t first = session_.layout.first_layer(shard_),
-                  end = session_.layout.first_layer(shard_ + 1);
-    receive_inputs(std::move(inbox));
-    BlockReader reader(session_, team_, end);
-    session_.progress.start("compress", end - first, "layers");
-    session_.progress.update(0);
-    for (int64_t layer = first; layer < end; ++layer) {
-      BlockWeights weights = reader.read(layer);
-      if (is_committed(layer))
-        replay(layer, std::move(weights));
-      else
-        compress(layer, std::move(weights));
-      session_.progress.update(layer + 1 - first);
-    }
-    session_.progress.finish();
-    send_outputs();
-    return std::move(reports_);
-  }
-
+  bool sequential() const { return flow_.front().sequential(); }
   /// The rank that reads and writes for its team.
   bool leads() const { return team_.rank() == 0; }
+  int64_t first_layer() const { return session_.layout.first_layer(shard_); }
+  int64_t end_layer() const { return session_.layout.first_layer(shard_ + 1); }
 
- private:
-  bool sequential() const { return session_.config.propagation == Propagation::sequential; }
   /// An intact file whose chain is what this run comes to: with sequential propagation, only if all
   /// before it are too.
-  bool is_committed(int64_t layer) const {
-    const auto& header = job_.committed.at(static_cast<size_t>(layer));
+  bool is_committed(const Job& job, int64_t layer) const {
+    const auto& header = job.committed.at(static_cast<size_t>(layer));
     return header && follows(*header, sequential() ? chain_ : "");
   }
 
-  void receive_inputs(std::optional<BoundaryInbox> inbox) {
+  /// A job that is whole on disk: nothing is computed.
+  void read_outcomes() {
+    for (Job* job : flow_.jobs)
+      for (int64_t layer = first_layer(); layer < end_layer(); ++layer)
+        report(*job, layer, read_committed(*job, layer, false), true, job->seconds);
+  }
+
+  void take_note() {
+    Job& job = flow_.front();
+    const JobNote note = ShardBefore(session_.world, session_.stop).note_of(job);
+    if (note.code != 0)
+      job.failure = {static_cast<ExitCode>(note.code), note.error.data()};
+    else
+      chain_.assign(note.chain.begin(), note.chain.end());
+  }
+
+  void hand_over() {
+    const Job& job = flow_.front();
+    const auto scope = session_.timer.measure(Phase::send);
+    JobNote note;
+    note.job = job.number;
+    if (job.failure) {
+      note.code = static_cast<int64_t>(job.failure->code);
+      job.failure->text.copy(note.error.data(), note.error.size() - 1);
+    } else {
+      chain_.copy(note.chain.data(), note.chain.size());
+    }
+    if (leads()) next_.tell(job, note);
+    if (!job.failure) next_.offer(job, owned_, std::move(hidden_));
+  }
+
+  void run_layers() {
+    receive_inputs();
+    BlockReader reader(session_, team_, end_layer());
+    session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
+    session_.progress.update(0);
+    for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
+      BlockWeights weights = reader.read(layer);
+      time_.charge(flow_.jobs);
+      std::vector<Job*> fresh, committed;
+      for (Job* job : flow_.jobs)
+        if (!job->failure) (is_committed(*job, layer) ? committed : fresh).push_back(job);
+      for (Job* job : committed) replay(*job, layer, weights);
+      if (fresh.empty() && committed.empty()) return;
+      if (fresh.empty())
+        forward(layer, weights, committed);
+      else
+        compress(layer, std::move(weights), fresh);
+      session_.progress.update(layer + 1 - first_layer());
+    }
+    session_.progress.finish();
+  }
+
+  void receive_inputs() {
+    const Job& job = flow_.front();
     if (shard_ == 0) {
       const auto scope = session_.timer.measure(Phase::read);
       const OuterWeights outer = session_.model.read_outer();
       for (const auto& leaf : owned_)
         hidden_.push_back(
-            session_.model.embed(job_.tokens.narrow(0, leaf.first, leaf.rows), outer));
-      return;
+            session_.model.embed(job.calibration.tokens.narrow(0, leaf.first, leaf.rows), outer));
+    } else {
+      hidden_ = flow_.inbox ? flow_.inbox->take(session_.stop)
+                            : ShardBefore(session_.world, session_.stop).take(job, owned_);
     }
-    const auto& shape = session_.model.shape();
-    if (!inbox) {
-      const int before = shard_ - 1;
-      inbox.emplace(
-          session_.world, owned_, static_cast<int64_t>(job_.leaves.size()), shard_,
-          [&](const Leaf& leaf) { return session_.layout.owner(leaf.index, before); },
-          job_.tokens.size(1), shape.hidden, shape.compute_dtype);
-      chain_.resize(hash_digits);
-      auto chain = session_.world.receive(std::as_writable_bytes(std::span(chain_)),
-                                          session_.layout.team_of(before).front(), chain_tag);
-      session_.world.wait_until({"chain", session_.layout.team_of(before).front(), chain_tag}, [&] {
-        if (session_.stop.requested()) throw Stopped();
-        return chain.done();
-      });
-    }
-    hidden_ = inbox->take(session_.stop);
   }
 
-  void send_outputs() {
-    const int next = shard_ + 1;
-    if (!sequential() || next == session_.layout.shards()) return;
-    const auto scope = session_.timer.measure(Phase::send);
-    BoundaryOutbox outbox(session_.world, session_.stop);
-    for (size_t i = 0; i < owned_.size(); ++i)
-      outbox.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_.leaves.size()), next,
-                  session_.layout.owner(owned_[i].index, next));
-    std::vector<Request> chains;
-    if (leads())
-      for (const int rank : session_.layout.team_of(next))
-        chains.push_back(session_.world.send(std::as_bytes(std::span(chain_)), rank, chain_tag));
-    outbox.finish();
-    for (auto& chain : chains) chain.wait();
-  }
-
-  void replay(int64_t layer, BlockWeights weights) {
-    const PhaseSeconds before = session_.timer.seconds();
+  LayerRecord read_committed(const Job& job, int64_t layer, bool rebuild_weights) {
     LayerRecord record;
-    const std::string prefix = session_.model.block_prefix(layer);
-    agree(team_, [&] {
-      const auto scope = session_.timer.measure(Phase::read);
-      record = read_layer(session_.directory.job(session_.config.name).layer(layer));
+    const auto scope = session_.timer.measure(Phase::read);
+    agree(team_, session_.timer, [&] {
+      record = read_layer(session_.directory.job(job.name()).layer(layer), rebuild_weights);
     });
+    return record;
+  }
+
+  void replay(Job& job, int64_t layer, BlockWeights& weights) {
+    const PhaseSeconds before = job.seconds;
+    const LayerRecord record = read_committed(job, layer, sequential());
     if (sequential()) {
+      const std::string prefix = session_.model.block_prefix(layer);
       for (const auto& [name, linear] : record.linears)
         weights.at(name.substr(prefix.size())) = linear.weight;
       for (const auto& [name, tensor] : record.changed)
         weights.at(name.substr(prefix.size())) = tensor;
+      chain_ = job.committed.at(static_cast<size_t>(layer))->chain;
     }
+    time_.charge(job);
+    report(job, layer, record, true, before);
+  }
+
+  void forward(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& jobs) {
     {
       const auto scope = session_.timer.measure(Phase::forward);
       forward_leaves(session_.model.block(layer), weights, hidden_);
     }
+    next_.poll();
     if (any(team_, session_.stop.requested())) throw Stopped();
-    chain_ = job_.committed.at(static_cast<size_t>(layer))->chain;
-    report(layer, record.linears, true, before);
+    time_.charge(jobs);
   }
 
-  void compress(int64_t layer, BlockWeights weights) {
-    const PhaseSeconds before = session_.timer.seconds();
-    const LayerWork work{session_.model,      session_.config,     team_,
-                         session_.stop,       session_.timer,      session_.context,
-                         job_.tokens.numel(), session_.leaf_memory};
+  LayerWork work_for(const Job& job) const {
+    return {session_.model,
+            job.session.config,
+            team_,
+            session_.stop,
+            session_.timer,
+            session_.context,
+            job.calibration.tokens.numel(),
+            session_.leaf_memory,
+            [this] { next_.poll(); }};
+  }
+
+  void compress(int64_t layer, BlockWeights weights, const std::vector<Job*>& fresh) {
+    std::map<std::string, std::string> sources;
+    const std::string prefix = session_.model.block_prefix(layer);
+    if (leads())
+      for (const auto& [name, tensor] : weights) {
+        const auto bytes = bytes_of(tensor);
+        sources[prefix + name] = Hasher().bytes(bytes.data(), bytes.size()).digest();
+      }
+    if (flow_.jobs.size() == 1) {
+      Job& job = *fresh.front();
+      const PhaseSeconds before = job.seconds;
+      note_pass(layer, 1);
+      commit(job, layer, compress_layer(work_for(job), layer, std::move(weights), hidden_), sources,
+             before);
+    } else {
+      compress_together(layer, weights, fresh, sources);
+    }
+  }
+
+  /// One pass over the dense block for all jobs that can use its statistics; AWQ's have passes of
+  /// their own over the block that they rescale.
+  void compress_together(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& fresh,
+                         const std::map<std::string, std::string>& sources) {
+    std::vector<Job*> sharing, apart;
+    std::set<int> taps;
+    for (Job* job : fresh) {
+      const auto needed = shared_taps(session_.model, job->session.config, layer);
+      if (needed) taps.insert(needed->begin(), needed->end());
+      (needed ? sharing : apart).push_back(job);
+    }
+    std::vector<at::Tensor> inputs;
+    if (!apart.empty()) inputs = hidden_;
+    std::map<const Job*, PhaseSeconds> before;
+    for (const Job* job : fresh) before[job] = job->seconds;
+
+    note_pass(layer, static_cast<int64_t>(sharing.size()));
+    const BlockStatistics statistics =
+        measure_block(work_for(*fresh.front()), layer, weights, taps, hidden_);
+    time_.charge(sharing.empty() ? fresh : sharing);
+    for (Job* job : sharing)
+      attempt({job}, [&] {
+        commit(*job, layer, compress_measured(work_for(*job), layer, weights, statistics), sources,
+               before[job]);
+      });
+    for (Job* job : apart)
+      attempt({job}, [&] {
+        note_pass(layer, 1);
+        auto hidden = inputs;
+        commit(*job, layer, compress_layer(work_for(*job), layer, weights, hidden), sources,
+               before[job]);
+      });
+  }
+
+  /// What a team agrees on fails these jobs, and no others.
+  static void attempt(const std::vector<Job*>& jobs, const std::function<void()>& work) try {
+    work();
+  } catch (const AgreedError& error) {
+    for (Job* job : jobs)
+      if (!job->failure) job->failure = {error.code(), error.what()};
+  }
+  void attempt_all(const std::function<void()>& work) { attempt(flow_.jobs, work); }
+
+  /// For machines: how many jobs a forward and its statistics are for.
+  void note_pass(int64_t layer, int64_t jobs) {
+    session_.progress.event("statistics", {{"layer", layer}, {"jobs", jobs}});
+  }
+
+  void commit(Job& job, int64_t layer, CompressedBlock block,
+              const std::map<std::string, std::string>& sources, const PhaseSeconds& before) {
     LayerRecord record;
     record.layer = layer;
-    record.job_id = job_.id;
-    const std::string prefix = session_.model.block_prefix(layer);
-    for (const auto& [name, tensor] : weights) {
-      const auto bytes = bytes_of(tensor);
-      if (leads())
-        record.source_hashes[prefix + name] = Hasher().bytes(bytes.data(), bytes.size()).digest();
-    }
-    CompressedBlock block = compress_layer(work, layer, std::move(weights), hidden_);
+    record.job_id = job.id;
+    record.source_hashes = sources;
     record.linears = std::move(block.linears);
     record.changed = std::move(block.changed);
-    const auto scope = session_.timer.measure(Phase::write);
-    std::string chain(hash_digits, '0');
-    agree(team_, [&] {
-      if (!leads()) return;
-      chain = chain_hash(job_.id, sequential() ? chain_ : "", record.content_hash());
-      write_layer(session_.directory.job(session_.config.name).layer(layer), record, chain);
-    });
-    team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
-    chain_ = chain;
-    report(layer, record.linears, false, before);
+    {
+      const auto scope = session_.timer.measure(Phase::write);
+      std::string chain(hash_digits, '0');
+      agree(team_, session_.timer, [&] {
+        if (!leads()) return;
+        chain = chain_hash(job.id, sequential() ? chain_ : "", record.content_hash());
+        write_layer(session_.directory.job(job.name()).layer(layer), record, chain);
+      });
+      team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
+      if (sequential()) chain_ = chain;
+    }
+    time_.charge(job);
+    report(job, layer, record, false, before);
   }
 
-  void report(int64_t layer, const std::map<std::string, CompressedLinear>& linears, bool replayed,
+  void report(Job& job, int64_t layer, const LayerRecord& record, bool replayed,
               const PhaseSeconds& before) {
     if (!leads()) return;
     LayerReport report;
     report.layer = layer;
     report.replayed = replayed;
-    report.seconds = session_.timer.seconds();
+    report.seconds = job.seconds;
     for (size_t phase = 0; phase < before.size(); ++phase) report.seconds[phase] -= before[phase];
-    for (const auto& [name, linear] : linears)
+    for (const auto& [name, linear] : record.linears)
       report.linears.push_back({name.substr(0, name.rfind(".weight")), linear.weight.size(0),
                                 linear.weight.size(1), linear.bits, linear.group_size,
                                 linear.relative_error, linear.nearest_error, linear.loss,
                                 linear.damping, linear.damping_retries, linear.dead_columns});
-    reports_.push_back(std::move(report));
+    job.layers.push_back(std::move(report));
   }
 
   const Session& session_;
-  const Job& job_;
+  Flow& flow_;
+  const Communicator& team_;
+  TimeAccount& time_;
+  NextShard& next_;
   int shard_;
-  Communicator team_;
   std::vector<Leaf> owned_;
   std::vector<at::Tensor> hidden_;
-  std::string chain_;
-  std::vector<LayerReport> reports_;
+  std::string chain_;  // with sequential propagation
 };
 
 }  // namespace
 
-std::vector<LayerReport> compress_shard(const Session& session, const Job& job,
-                                        std::optional<BoundaryInbox> inbox) {
-  ShardRun run(session, job);
-  try {
-    return run.run(std::move(inbox));
-  } catch (const AgreedError& error) {
-    if (session.layout.shards() == 1) throw;
-    // Other shards do not know of it: one rank of this team ends the job for all, the rest wait for
-    // that.
-    if (run.leads()) throw Error(error.code(), error.what());
-    session.world.wait_until({"the end of the job"}, [] { return false; });
-    throw;
+void compress_flows(const Communicator& team, std::vector<Flow>& flows, TimeAccount& time,
+                    const std::function<void(const Flow&)>& on_start) {
+  if (flows.empty()) return;
+  const Session& session = flows.front().front().session;
+  NextShard next(session.world, session.stop);
+  for (auto& flow : flows) {
+    on_start(flow);
+    FlowRun(team, flow, time, next).run();
   }
+  const auto scope = session.timer.measure(Phase::send);
+  next.finish();
 }
 
 }  // namespace selfcal

@@ -1,28 +1,32 @@
-// One shard's layers, in order: committed ones are replayed, the others compressed and committed.
+// One shard's layers, in order, for one job after another: committed ones are replayed, the others
+// compressed and committed.
 #pragma once
+#include <functional>
 #include <optional>
 #include <vector>
 
 #include "pipeline/boundary.hpp"
-#include "pipeline/report.hpp"
-#include "pipeline/session.hpp"
-#include "storage/layer_file.hpp"
+#include "pipeline/job.hpp"
 
 namespace selfcal {
 
-/// What a job is, on every rank.
-struct Job {
-  std::string id;
-  at::Tensor tokens;  // int32 [sequences, length]
-  std::vector<Leaf> leaves;
-  std::vector<std::optional<LayerHeader>>
-      committed;  // by layer: an intact file of this job, when the run started
+/// Jobs that go through the layers together: one, or with dense propagation all that share model
+/// and calibration, whose forward and statistics are then computed once.
+struct Flow {
+  std::vector<Job*> jobs;
+  /// Boundary activations that others send to this rank with dense propagation; absent for the
+  /// first shard and for sequential propagation.
+  std::optional<BoundaryInbox> inbox = {};
+
+  Job& front() const { return *jobs.front(); }
 };
 
-/// Collective over the world: every rank works in its shard's team. `inbox`: boundary activations
-/// that others send to this rank with dense propagation; absent for the first shard and for
-/// sequential propagation. Returns the outcomes of this rank's shard.
-std::vector<LayerReport> compress_shard(const Session& session, const Job& job,
-                                        std::optional<BoundaryInbox> inbox);
+/// Collective over the world: every rank takes the flows in order through its shard, in `team`.
+/// With sequential propagation the shards work on different flows at the same time, and nothing but
+/// what a shard gives to the next one passes between them. An error that a team agrees on fails the
+/// job there and in the shards after it (Job::failure), and the others go on. `on_start` is called
+/// before each flow. Fills layers and seconds of the jobs.
+void compress_flows(const Communicator& team, std::vector<Flow>& flows, TimeAccount& time,
+                    const std::function<void(const Flow&)>& on_start);
 
 }  // namespace selfcal

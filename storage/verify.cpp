@@ -14,6 +14,7 @@
 #include "storage/dtype.hpp"
 #include "storage/gathered_checkpoint.hpp"
 #include "storage/hdf5.hpp"
+#include "storage/job_queue.hpp"
 #include "storage/layer_file.hpp"
 #include "storage/tensor_hash.hpp"
 
@@ -239,9 +240,36 @@ void check_job(const JobDirectory& job, const Checkpoint* dense, Verdict& verdic
   check_exports(job, verdict);
 }
 
+/// What the queue says is done must be there; a queue that is not yet written is none.
+void check_queue(const RunDirectory& run, Verdict& verdict) {
+  std::error_code error;
+  if (!fs::exists(run.queue(), error)) return;
+  attempt(verdict, [&] {
+    std::map<std::string, int> counts;
+    for (const auto& job : read_queue(run.queue())) {
+      ++counts[to_text(job.state)];
+      if (job.state != JobState::done) continue;
+      const JobDirectory folder = run.job(job.name);
+      for (const auto& file : {folder.gathered(), folder.report()})
+        if (!fs::exists(file))
+          verdict.problems.push_back(fmt::format("{}: missing, but {} says that {} is done",
+                                                 file.string(), run.queue().string(),
+                                                 printable(job.name)));
+      const fs::path first = folder.layer(0);
+      if (fs::exists(first) && read_layer_header(first).job_id != job.job_id)
+        verdict.problems.push_back(
+            fmt::format("{}: of another job than {} says", first.string(), run.queue().string()));
+    }
+    std::vector<std::string> parts;
+    for (const auto& [state, count] : counts) parts.push_back(fmt::format("{} {}", count, state));
+    verdict.lines.push_back(
+        fmt::format("{}: jobs: {}", run.queue().string(), fmt::join(parts, ", ")));
+  });
+}
+
 }  // namespace
 
-Verdict verify_run(const RunDirectory& run, const Checkpoint* dense) {
+Verdict verify_run(const RunDirectory& run, const DenseModels& dense_of) {
   run.expect_run();
   Verdict verdict;
   for (const auto& file : files_of(run.path() / "calibration", verdict))
@@ -251,7 +279,8 @@ Verdict verify_run(const RunDirectory& run, const Checkpoint* dense) {
                                           file.string(), set.tokens.size(0), set.tokens.size(1),
                                           set.content_hash()));
     });
-  for (const auto& name : run.jobs()) check_job(run.job(name), dense, verdict);
+  for (const auto& name : run.jobs()) check_job(run.job(name), dense_of(name), verdict);
+  check_queue(run, verdict);
   return verdict;
 }
 

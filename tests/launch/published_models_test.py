@@ -51,7 +51,7 @@ class PublishedModels(SelfcalCase):
         code, out, err = self.plan("llama-3.1-70b", "llama-3.1-70b", "--ranks", 8)
         self.assertEqual(code, 0, err)
         self.assertIn("6 of 8 ranks generate (2 replicas of depth 3)", out)
-        less = ["--set", "layout.memory=14GiB", "--set", "calibration.source=vocabulary"]
+        less = ["--set", "layout.memory=8GiB", "--set", "calibration.source=vocabulary"]
         code, _, err = self.plan("llama-3.1-8b", "llama-3.1-8b", "--ranks", 1, *less)
         self.assertEqual(code, 78, err)
         self.assertRegex(err, r"rank 0 needs .* while it compresses; a team of \d+ would fit")

@@ -15,7 +15,7 @@ const std::string minimal = "model: {path: models/demo}\noutput: runs/demo\n";
 /// The error's text; empty when there is none.
 std::string error_of(const std::string& yaml, const std::vector<std::string>& settings = {}) {
   try {
-    parse_config(yaml, "run.yaml", settings);
+    parse_jobs(yaml, "run.yaml", settings);
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::config) << error.what();
     EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
@@ -52,8 +52,6 @@ INSTANTIATE_TEST_SUITE_P(
              "run.yaml:5: seed: found twice, expected once (first at run.yaml:3)"},
         Case{"method:\n  bits: 4\n  bits: 4\n",
              "run.yaml:5: method.bits: found twice, expected once (first at run.yaml:4)"},
-        Case{"jobs: []\n", "run.yaml:3: jobs: not supported yet"},
-        Case{"sweep: {seed: [1, 2]}\n", "run.yaml:3: sweep: not supported yet"},
         Case{"<<: {seed: 1}\n",
              "run.yaml:3: \"<<\": found an unknown key, expected one of those that `selfcal "
              "config-help` lists"},
@@ -258,7 +256,7 @@ TEST(BadConfigText, SettingsOfTheCommandLineAreCheckedToo) {
 TEST(BadConfigText, MissingFileAndFolder) {
   for (const char* path : {"/nonexistent/run.yaml", "/tmp"}) {
     try {
-      load_config(path);
+      load_jobs(path);
       ADD_FAILURE() << path;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::config);
@@ -270,11 +268,13 @@ TEST(BadConfigText, MissingFileAndFolder) {
 /// Random damage to a good file: every outcome is a configuration or one line of error.
 TEST(BadConfigText, RandomDamageNeverCrashes) {
   const std::string good =
-      to_yaml(parse_config(minimal, "run.yaml", {"overrides=[{match: a, bits: 8}]"}));
+      to_yaml(parse_config(minimal, "run.yaml", {"overrides=[{match: a, bits: 8}]"})) +
+      "jobs:\n  - {name: a, method: {bits: 3}}\n  - seed: 4\n"
+      "sweep:\n  calibration.set: [0, 1]\n  method: [{name: gptq}, {name: nearest}]\n";
   const std::string letters = "{}[]:,-#&*!|>'\"%@`?\t\n 0aZ~.\\";
   std::mt19937 random(7);
   int refused = 0;
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < 3000; ++round) {
     std::string damaged = good;
     for (unsigned i = 0, count = 1 + random() % 4; i < count; ++i) {
       const size_t at = random() % damaged.size();

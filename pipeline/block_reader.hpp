@@ -1,0 +1,25 @@
+// A block's weights for a team: read by its first rank, a layer ahead, and broadcast.
+#pragma once
+#include <future>
+
+#include "pipeline/session.hpp"
+
+namespace selfcal {
+
+class BlockReader {
+ public:
+  /// For layers up to `end`.
+  BlockReader(const Session& session, const Communicator& team, int64_t end)
+      : session_(session), team_(team), end_(end) {}
+
+  /// Collective over the team.
+  BlockWeights read(int64_t layer);
+
+ private:
+  const Session& session_;
+  const Communicator& team_;
+  int64_t end_;
+  std::future<BlockWeights> ahead_;
+};
+
+}  // namespace selfcal

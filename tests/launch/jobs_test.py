@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""Many jobs in one run give what each gives alone: in a wavefront through shards, with a shared dense forward, after
+kills, and beside jobs that fail."""
+import json
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from selfcal_case import CONFIG, SelfcalCase  # noqa: E402
+from tiny_model import write_tiny_model  # noqa: E402
+from bad_input_test import nan_weight, rewrite_tensor  # noqa: E402
+
+STOPPED, DATA, BAD_CONFIG = 75, 65, 78
+LAYERS = 6
+
+COMMON = CONFIG.replace("layout: {mode: split}", "layout: {mode: shared}")
+
+SEQUENTIAL = COMMON + """\
+jobs:
+  - {name: hot, calibration: {temperature: {initial: 1.5, final: 1.5}}}
+  - {name: three, method: {bits: 3}}
+  - {name: pruned, seed: 1, calibration: {sequences: 5}, method: {name: sparsegpt, pattern: 2:4, act_order: none}}
+"""
+ALONE = {
+    "hot": {"calibration__temperature": "{initial: 1.5, final: 1.5}"},
+    "three": {"method__bits": 3},
+    "pruned": {"seed": 1, "calibration__sequences": 5, "method__name": "sparsegpt", "method__pattern": "2:4",
+               "method__act_order": "none"}}
+
+DENSE = COMMON.replace("act_order: static", "act_order: auto, propagation: dense") + """\
+sweep:
+  method:
+    - {name: gptq}
+    - {name: nearest}
+    - {name: sparsegpt, pattern: 2:4}
+    - {name: awq, symmetric: false}
+"""
+DENSE_METHODS = {"gptq": {"method__name": "gptq"}, "nearest": {"method__name": "nearest"},
+                 "sparsegpt-2of4": {"method__name": "sparsegpt", "method__pattern": "2:4"},
+                 "awq-asymmetric": {"method__name": "awq", "method__symmetric": "false"}}
+
+
+class Jobs(SelfcalCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        for name, text in {"alone": COMMON, "jobs": SEQUENTIAL, "dense": DENSE}.items():
+            (cls.folder / f"{name}.yaml").write_text(text)
+        case = cls()
+        cls.expected = {}
+        for name, values in ALONE.items():
+            case.run_config("alone.yaml", f"alone-{name}", name=name, **values)
+            cls.expected |= case.job_hashes(f"alone-{name}")
+
+    def run_config(self, config, output, ranks=None, **values):
+        return self.succeed("compress", config, *self.settings(output, **values), ranks=ranks)
+
+    def job_hashes(self, output):
+        """Content hashes of a run by job."""
+        lines = [line.split(" content hash: ") for line in self.succeed("verify", output).splitlines()
+                 if " content hash: " in line]
+        return {name: value for name, value in lines}
+
+    def queue(self, output):
+        entries = json.loads((self.folder / output / "queue.json").read_text())["jobs"]
+        return {entry["name"]: entry for entry in entries}
+
+    def states(self, output):
+        return {name: entry["state"] for name, entry in self.queue(output).items()}
+
+    def report(self, output, job):
+        return json.loads((self.folder / output / "jobs" / job / "report.json").read_text())
+
+    def events(self, output, name, rank=0):
+        lines = (self.folder / output / "logs" / f"rank-{rank:04}.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def test_a_list_gives_what_each_job_gives_alone(self):
+        for ranks, shards in [(None, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 2)]:
+            with self.subTest(ranks=ranks, shards=shards):
+                output = f"list-{ranks}-{shards}"
+                self.run_config("jobs.yaml", output, ranks, layout__compressors__shards=shards)
+                self.assertEqual(self.job_hashes(output), self.expected)
+                self.assertEqual(set(self.states(output).values()), {"done"})
+                self.assertEqual(len(list((self.folder / output / "calibration").glob("*.h5"))), 3)
+
+    def test_generators_of_their_own(self):
+        self.run_config("jobs.yaml", "split", 3, layout__mode="split", layout__compressors__shards=2)
+        self.assertEqual(self.job_hashes("split"), self.expected)
+
+    def test_jobs_of_one_calibration_sample_it_once(self):
+        self.run_config("alone.yaml", "twice", sweep="{method.bits: [3, 4]}")
+        self.assertEqual(len(list((self.folder / "twice/calibration").glob("*.h5"))), 1)
+        self.assertEqual([self.report("twice", name)["tokens_sampled"] for name in ("b3", "b4")], [8 * 48, 0])
+        self.assertEqual(self.job_hashes("twice")["b3"], self.expected["three"])
+
+    def test_a_rerun_changes_nothing(self):
+        self.run_config("jobs.yaml", "again", 2)
+        files = [path for path in (self.folder / "again").rglob("*.h5")] + [self.folder / "again/jobs/hot/report.json"]
+        before = {path: path.stat().st_mtime_ns for path in files}
+        self.run_config("jobs.yaml", "again")
+        self.assertEqual({path: path.stat().st_mtime_ns for path in files}, before)
+        self.assertEqual(set(self.states("again").values()), {"done"})
+        code, _, err = self.selfcal("compress", "jobs.yaml", *self.settings("again", method__group_size=32))
+        self.assertEqual(code, BAD_CONFIG, err)
+        self.assertIn("is of another config", err)
+
+    def test_dense_methods_share_the_forward(self):
+        expected = {}
+        for name, values in DENSE_METHODS.items():
+            self.run_config("alone.yaml", f"dense-{name}", name=name, method__act_order="auto",
+                            method__propagation="dense", **values)
+            expected |= self.job_hashes(f"dense-{name}")
+        for ranks, shards in [(None, 1), (3, 1), (2, 2), (3, 2)]:
+            with self.subTest(ranks=ranks, shards=shards):
+                output = f"dense-{ranks}-{shards}"
+                self.run_config("dense.yaml", output, ranks, layout__compressors__shards=shards)
+                self.assertEqual(self.job_hashes(output), expected)
+                # One pass for the three that see the dense block; AWQ's over the block that it rescaled is its own.
+                passes = [event["jobs"] for event in self.events(output, "statistics")]
+                self.assertEqual(sorted(passes), [1] * (LAYERS // shards) + [3] * (LAYERS // shards))
+                self.assertIn("shared by 4 jobs", self.report(output, "gptq")["shared"])
+        alone = [event["jobs"] for event in self.events("dense-gptq", "statistics")]
+        self.assertEqual(alone, [1] * LAYERS)
+        self.assertEqual(self.report("dense-gptq", "gptq")["shared"], "")
+
+    def test_shared_time_is_divided(self):
+        self.run_config("dense.yaml", "time")
+        reports = [self.report("time", name) for name in ("gptq", "nearest", "sparsegpt-2of4")]
+        for layer in range(LAYERS):
+            shares = [report["layers"][layer]["seconds"]["statistics"] for report in reports]
+            self.assertAlmostEqual(shares[0], shares[1], places=9)
+            self.assertAlmostEqual(shares[1], shares[2], places=9)
+
+    def test_killed_and_continued_on_another_number_of_ranks(self):
+        for done, (ranks, shards), (ranks_after, shards_after) in [(2, (2, 2), (3, 1)), (8, (3, 2), (None, 1)),
+                                                                   (11, (1, 1), (3, 3)), (14, (4, 2), (2, 2))]:
+            with self.subTest(done=done, ranks=ranks, after=ranks_after):
+                output = f"killed-{done}"
+                job = self.start("compress", "jobs.yaml",
+                                 *self.settings(output, layout__compressors__shards=shards), ranks=ranks)
+                self.wait_for(lambda: len(self.layer_files(output)) >= done, job, f"{done} layers")
+                job.signal(signal.SIGKILL)
+                job.result()
+                before = {path: path.stat().st_mtime_ns for path in self.layer_files(output)}
+                self.run_config("jobs.yaml", output, ranks_after, layout__compressors__shards=shards_after)
+                for path, time in before.items():
+                    self.assertEqual(path.stat().st_mtime_ns, time, f"{path} was written again")
+                self.assertEqual(self.job_hashes(output), self.expected)
+
+    def test_a_dense_sweep_goes_on_where_it_was(self):
+        self.run_config("dense.yaml", "dense-whole")
+        expected = self.job_hashes("dense-whole")
+        job = self.start("compress", "dense.yaml", *self.settings("dense-killed", layout__compressors__shards=2), ranks=2)
+        self.wait_for(lambda: len(self.layer_files("dense-killed")) >= 7, job, "7 layers")
+        job.signal(signal.SIGKILL)
+        job.result()
+        self.run_config("dense.yaml", "dense-killed", 3)
+        self.assertEqual(self.job_hashes("dense-killed"), expected)
+
+    def test_a_signal_stops_the_list_with_a_checkpoint(self):
+        for ranks, shards in [(1, 1), (2, 1), (2, 2)]:
+            with self.subTest(ranks=ranks, shards=shards):
+                output = f"stopped-{ranks}-{shards}"
+                job = self.start("compress", "jobs.yaml",
+                                 *self.settings(output, layout__compressors__shards=shards), ranks=ranks)
+                self.wait_for(lambda: len(self.layer_files(output)) >= 7, job, "7 layers")
+                job.signal(signal.SIGUSR1, to_all=False)
+                code, _, err = job.result(limit=60)
+                self.assertEqual(code, STOPPED, err)
+                self.assertIn("waiting", set(self.states(output).values()))
+                self.run_config("jobs.yaml", output)
+                self.assertEqual(self.job_hashes(output), self.expected)
+
+    def test_a_job_that_fails_does_not_stop_the_rest(self):
+        """A NaN in a layer of the second shard, found when the layer is solved."""
+        write_tiny_model(self.folder / "bad-model")
+        weight, good = "model.layers.4.mlp.down_proj.weight", []
+        rewrite_tensor(self.folder / "bad-model", weight, lambda entry, raw: good.append(raw) or nan_weight(entry, raw))
+        tokens = sorted((self.folder / "alone-three/calibration").glob("*.h5"))[0]
+        (self.folder / "bad.yaml").write_text(COMMON.replace("source: self", f"source: tokens, tokens: {tokens}") + """\
+jobs:
+  - {name: first}
+  - {name: bad, model: {path: bad-model}}
+  - {name: last, method: {bits: 3}}
+""")
+        expected = None
+        for ranks, shards in [(None, 1), (2, 1), (2, 2), (3, 3)]:
+            with self.subTest(ranks=ranks, shards=shards):
+                output = f"bad-{ranks}-{shards}"
+                code, out, err = self.selfcal("compress", "bad.yaml",
+                                              *self.settings(output, layout__compressors__shards=shards), ranks=ranks)
+                self.assertEqual(code, DATA, err)
+                self.assertIn("1 of 3 jobs failed; the first, bad: ", err)
+                self.assertIn(weight, err)
+                self.assertEqual(self.states(output), {"first": "done", "bad": "failed", "last": "done"})
+                entry = self.queue(output)["bad"]
+                self.assertEqual(entry["code"], DATA)
+                self.assertIn(weight, entry["error"])
+                self.assertFalse((self.folder / output / "jobs/bad/model.h5").exists())
+                self.assertIn("2 done, 1 failed", self.succeed("verify", output))
+                hashes = self.job_hashes(output)
+                hashes.pop("bad", None)
+                expected = expected or hashes
+                self.assertEqual(hashes, expected)
+        self.assertEqual(set(expected), {"first", "last"})
+        # Once the model is repaired the job that failed is all that is left to do.
+        rewrite_tensor(self.folder / "bad-model", weight, lambda entry, raw: good[0])
+        before = {path: path.stat().st_mtime_ns for path in self.layer_files("bad-2-2")}
+        self.run_config("bad.yaml", "bad-2-2", 2)
+        self.assertEqual(set(self.states("bad-2-2").values()), {"done"})
+        self.assertEqual({path: path.stat().st_mtime_ns for path in before}, before)
+
+    def test_a_calibration_that_fails_leaves_the_others(self):
+        (self.folder / "calibrations.yaml").write_text(COMMON + """\
+jobs:
+  - {name: none, calibration: {source: tokens, tokens: model/config.json}}
+  - {name: three, method: {bits: 3}}
+""")
+        for ranks in (None, 2):
+            output = f"calibrations-{ranks}"
+            code, _, err = self.selfcal("compress", "calibrations.yaml", *self.settings(output), ranks=ranks)
+            self.assertNotEqual(code, 0)
+            self.assertEqual(self.states(output), {"none": "failed", "three": "done"}, err)
+            self.assertEqual(self.queue(output)["none"]["code"], code)
+            self.assertEqual(self.job_hashes(output)["three"], self.expected["three"])
+
+    def test_what_is_wrong_with_the_list_is_said_before_it_starts(self):
+        for change, words in [(lambda t: t.replace("bits: 3}", "bitz: 3}"), ["bad.yaml:10", "jobs[1].method.bitz"]),
+                              (lambda t: t.replace("name: three", "name: hot"), ["bad.yaml:10", "named hot"]),
+                              (lambda t: t + "sweep: {seed: []}\n", ["bad.yaml:12", "sweep.seed", "empty"]),
+                              (lambda t: t.replace("bits: 3}", "group_size: 64}"), ["job three", "group_size", "64"]),
+                              (lambda t: t.replace("seed: 1,", "threads: 2,"), ["bad.yaml:11", "jobs[2].threads"])]:
+            (self.folder / "bad.yaml").write_text(change(SEQUENTIAL))
+            for ranks in (None, 2):
+                code, _, err = self.selfcal("compress", "bad.yaml", *self.settings("refused"), ranks=ranks)
+                lines = [line for line in err.splitlines() if line.startswith("selfcal:")]
+                self.assertEqual((code, len(lines)), (BAD_CONFIG, 1), err)
+                for word in words:
+                    self.assertIn(word, lines[0])
+            self.assertFalse((self.folder / "refused").exists())
+
+    def test_verify_believes_no_queue(self):
+        self.run_config("jobs.yaml", "queue")
+        (self.folder / "queue/jobs/three/model.h5").unlink()
+        code, _, err = self.selfcal("verify", "queue")
+        self.assertEqual(code, DATA, err)
+        self.assertIn("says that three is done", err)
+        self.run_config("jobs.yaml", "queue")
+        self.assertEqual(self.job_hashes("queue"), self.expected)
+        (self.folder / "queue/queue.json").write_text("{}")
+        self.assertEqual(self.selfcal("verify", "queue")[0], DATA)
+
+    def test_plan_has_a_line_for_each_job(self):
+        out = self.succeed("plan", "jobs.yaml", "--ranks", 2)
+        for name in (*ALONE, "all 3 jobs"):
+            self.assertRegex(out, rf"(?m)^{name} +\d+ MiB +\d+\.\d")
+
+    def test_jobs_are_named_to_other_commands(self):
+        self.run_config("jobs.yaml", "named")
+        self.succeed("export", "named", "--job", "three", "--out", "exported")
+        code, _, err = self.selfcal("export", "named", "--out", "other")
+        self.assertEqual(code, BAD_CONFIG, err)
+        self.assertIn("hot or three or pruned", err)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
