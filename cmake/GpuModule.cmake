@@ -2,9 +2,12 @@
 # visible (base/gpu_module.hpp) and never links it, so one build serves machines with GPUs and without.
 set(SELFCAL_CUDA AUTO CACHE STRING "Build the GPU module: ON, OFF, or AUTO (where nvcc and NCCL are found)")
 
+find_package(CUDAToolkit QUIET)
+if(CUDAToolkit_NVCC_EXECUTABLE AND NOT CMAKE_CUDA_COMPILER)  # the toolkit's, when the path has none
+  set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+endif()
 include(CheckLanguage)
 check_language(CUDA)
-find_package(CUDAToolkit QUIET)
 find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
 if(CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND AND NCCL_INCLUDE_DIR AND NCCL_LIBRARY AND EXISTS ${TORCH_ROOT}/lib/libc10_cuda.so)

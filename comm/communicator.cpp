@@ -110,15 +110,16 @@ void Communicator::wait_until(const Wait& wait, const std::function<bool()>& rea
 Activity& Communicator::activity() const { return *backend_->activity(); }
 
 Request Communicator::broadcast(const DeviceBuffer& data, int root) const {
-  return backend_->broadcast(data, root);
+  return watched(backend_->broadcast(data, root), "NCCL broadcast", root, Wait::none);
 }
 
 Request Communicator::all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) const {
-  return backend_->all_reduce(data, element, op);
+  return Request(backend_->all_reduce(data, element, op), backend_->activity(),
+                 {"NCCL all_reduce"});
 }
 
 Request Communicator::exchange(std::span<const DeviceMessage> messages) const {
-  return backend_->exchange(messages);
+  return Request(backend_->exchange(messages), backend_->activity(), {"NCCL exchange"});
 }
 
 Request Communicator::Backend::broadcast(const DeviceBuffer&, int) {

@@ -27,9 +27,12 @@ Status post_pieces(const DeviceBuffer& buffer, int64_t piece, Post post) {
 
 NcclBackend::NcclBackend(std::shared_ptr<Backend> host, std::shared_ptr<NcclCalls> calls,
                          const NcclOptions& options)
-    : host_(std::move(host)), calls_(std::move(calls)), options_(options) {
+    : Backend(host->activity()),
+      host_(std::move(host)),
+      calls_(std::move(calls)),
+      options_(options) {
   const NcclCalls::UniqueId id = shared_id();
-  group_ = std::make_shared<NcclGroup>(calls_, options_, size(), id, rank());
+  group_ = std::make_shared<NcclGroup>(calls_, options_, activity(), size(), id, rank());
 }
 
 /// Rank 0's id, or its error, on all ranks.

@@ -68,10 +68,12 @@ class NcclGroup::Pending : public Request::Operation {
   std::shared_ptr<Flight> flight_;
 };
 
-NcclGroup::NcclGroup(std::shared_ptr<NcclCalls> calls, const NcclOptions& options, int ranks,
-                     const NcclCalls::UniqueId& id, int rank)
+NcclGroup::NcclGroup(std::shared_ptr<NcclCalls> calls, const NcclOptions& options,
+                     std::shared_ptr<Activity> activity, int ranks, const NcclCalls::UniqueId& id,
+                     int rank)
     : calls_(std::move(calls)),
       options_(options),
+      activity_(std::move(activity)),
       name_(fmt::format("NCCL on rank {} of {} (GPU {}, {})", rank, ranks, options.device,
                         calls_->bus_id(options.device))) {
   try {
@@ -88,7 +90,7 @@ void NcclGroup::create(int ranks, const NcclCalls::UniqueId& id, int rank) {
   check(calls_->create_stream(stream_), what);
   check(calls_->init(handle_, ranks, id, rank), what);
   Deadline deadline(options_);
-  wait_until([&] {
+  wait_until(*activity_, {"NCCL init"}, [&] {
     const Status status = calls_->async_error(handle_);
     check(status, what);
     if (status == Status::in_progress) fail_if_late(deadline, what);
@@ -126,7 +128,7 @@ bool NcclGroup::is_idle() {
 bool NcclGroup::close() {
   Status status = calls_->finalize(handle_);
   Deadline deadline(options_);
-  wait_until([&] {
+  wait_until(*activity_, {"NCCL finalize"}, [&] {
     if (status == Status::in_progress) status = calls_->async_error(handle_);
     return status != Status::in_progress || deadline.passed();
   });
@@ -189,7 +191,7 @@ bool NcclGroup::finished(Flight& flight) {
 /// A communicator that is starting work takes no other call.
 void NcclGroup::settle() {
   if (const std::shared_ptr<Flight> flight = launching_)
-    wait_until([&] { return launched(*flight); });
+    wait_until(*activity_, {"NCCL launch"}, [&] { return launched(*flight); });
 }
 
 void NcclGroup::check(Status status, const std::string& what) {

@@ -16,7 +16,8 @@ struct NcclOptions {
   int device = 0;  // of this rank
   std::chrono::milliseconds timeout{300'000};
   /// Asked when a wait has lasted for `timeout`: whether the peers gave a sign of life since. Then
-  /// another `timeout` is waited. Default: they did not.
+  /// another `timeout` is waited. Default: they did not. Where a Watchdog runs, which ends a job
+  /// that is silent and knows slow ranks from silent ones, this is to be always true.
   std::function<bool()> peers_alive;
   int64_t chunk_bytes = int64_t{1} << 30;  // longest piece of a message; the same on all ranks
 };
@@ -26,8 +27,9 @@ class NcclGroup : public std::enable_shared_from_this<NcclGroup> {
   using Status = NcclCalls::Status;
 
   /// Collective over the `ranks` that were given the same id.
-  NcclGroup(std::shared_ptr<NcclCalls> calls, const NcclOptions& options, int ranks,
-            const NcclCalls::UniqueId& id, int rank);
+  /// `activity`: where waits are noted.
+  NcclGroup(std::shared_ptr<NcclCalls> calls, const NcclOptions& options,
+            std::shared_ptr<Activity> activity, int ranks, const NcclCalls::UniqueId& id, int rank);
   /// Finalises and destroys the communicator; aborts it if work is unfinished.
   ~NcclGroup();
   NcclGroup(const NcclGroup&) = delete;
@@ -60,6 +62,7 @@ class NcclGroup : public std::enable_shared_from_this<NcclGroup> {
 
   std::shared_ptr<NcclCalls> calls_;
   NcclOptions options_;
+  std::shared_ptr<Activity> activity_;
   std::string name_;    // of this rank, in messages
   std::string broken_;  // the error that ended the communicator
   NcclCalls::Handle handle_ = nullptr;

@@ -6,7 +6,7 @@
 
 #include "base/error.hpp"
 #include "comm/device_memory.hpp"
-#include "comm/nccl/nccl_calls.hpp"
+#include "comm/nccl/nccl_group.hpp"
 
 namespace selfcal {
 namespace {
@@ -35,6 +35,21 @@ TEST(GpuModule, HasWhatTheProgramLooksFor) {
   EXPECT_EQ(calls->device_count(), visible_gpus().count);
   EXPECT_NE(module.make<DeviceMemory>("selfcal_gpu_memory"), nullptr);
   EXPECT_THROW(module.make<NcclCalls>("selfcal_gpu_no_such_thing"), Error);
+}
+
+TEST(GpuModule, RealNcclWithoutAGpuIsOneClearLine) {
+  if (!std::filesystem::exists(SELFCAL_GPU_MODULE)) GTEST_SKIP() << "the module is not built";
+  if (visible_gpus().count > 0) GTEST_SKIP() << "a GPU is visible";
+  const std::shared_ptr<NcclCalls> calls =
+      GpuModule::open(SELFCAL_GPU_MODULE).make<NcclCalls>("selfcal_gpu_nccl_calls");
+  try {
+    Communicator::nccl(Communicator::world(), calls, {});
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("GPU 0 gives no PCI address: CUDA: "), std::string::npos) << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+  }
 }
 
 }  // namespace

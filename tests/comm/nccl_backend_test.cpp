@@ -212,6 +212,40 @@ TEST_F(NcclBackendTest, SlownessIsWaitedForWhilePeersAreAlive) {
   EXPECT_EQ(asked, 4);
 }
 
+TEST_F(NcclBackendTest, WaitsAreNotedForTheWatchdog) {
+  options_.timeout = 5ms;
+  Activity::Now seen;
+  options_.peers_alive = [&] {
+    seen = world_.activity().now();
+    return false;
+  };
+  const auto ranks = connect();
+  EXPECT_EQ(&ranks.activity(), &world_.activity());
+  vendor_->stalled = true;
+  std::vector<int> values(10);
+  Request request = ranks.broadcast(view(values), 0);
+  EXPECT_NE(error_of([&] { request.wait(); }), "no error");
+  EXPECT_TRUE(seen.waiting);
+  EXPECT_EQ(seen.wait.what, "NCCL broadcast");
+  EXPECT_EQ(seen.wait.peer, 0);
+}
+
+TEST_F(NcclBackendTest, HostMessagesWaitForTheirReceivers) {
+  if (world_.size() == 1) GTEST_SKIP() << "needs two ranks";
+  options_.timeout = 60s;
+  const auto ranks = connect();
+  std::vector<std::byte> data(8);
+  if (world_.rank() == 0) {
+    Request sent = ranks.send_until_taken(data, 1, 4);
+    for (int i = 0; i < 100; ++i) EXPECT_FALSE(sent.done());
+    ranks.barrier();
+    sent.wait();
+  } else {
+    ranks.barrier();
+    if (world_.rank() == 1) ranks.receive(data, 0, 4).wait();
+  }
+}
+
 TEST_F(NcclBackendTest, AnAsynchronousErrorAborts) {
   options_.timeout = 60s;
   const auto ranks = connect();

@@ -5,6 +5,7 @@
 #include "base/gpu_module.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/gptq.hpp"
+#include "tests/stages/kernels_on_threads.hpp"
 #include "tests/stages/solve_support.hpp"
 
 namespace selfcal {
@@ -145,6 +146,13 @@ TEST_P(ByRow, TwinIsTheVectorCode) {
       return at::isclose(a, b, 1e-4, 1e-6);
     });
   }
+}
+
+TEST_P(ByRow, KernelsOnThreadsOfTheCpuAreTheTwin) {
+  const GptqTiles tiles = solver(lanes::kernels());
+  const auto kernels = make_kernels_on_threads();
+  const auto twin = make_cpu_twin();
+  expect_same_bits(tiles.solve_with(*kernels, tiles_), tiles.solve_with(*twin, tiles_));
 }
 
 TEST_P(ByRow, GpuIsTheTwin) {

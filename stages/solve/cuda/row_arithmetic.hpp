@@ -20,7 +20,11 @@ constexpr float larger(float a, float b) { return a > b ? a : b; }
 constexpr uint32_t bits(float value) { return std::bit_cast<uint32_t>(value); }
 constexpr float from_bits(uint32_t value) { return std::bit_cast<float>(value); }
 constexpr float absolute(float value) { return from_bits(bits(value) & 0x7fffffffu); }
-constexpr float fused(float a, float b, float sum) { return __builtin_fmaf(a, b, sum); }
+/// a * b + sum, rounded once. (A template, because the call is no constant to every compiler.)
+template <class Float>
+constexpr Float fused(Float a, Float b, Float sum) {
+  return __builtin_fmaf(a, b, sum);
+}
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 /// To the nearest integer, ties to even; |value| < 2^22.
