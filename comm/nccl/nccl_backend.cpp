@@ -27,7 +27,10 @@ Status post_pieces(const DeviceBuffer& buffer, int64_t piece, Post post) {
 
 NcclBackend::NcclBackend(std::shared_ptr<Backend> host, std::shared_ptr<NcclCalls> calls,
                          const NcclOptions& options)
-    : host_(std::move(host)), calls_(std::move(calls)), options_(options) {
+    : Backend(host->activity()),
+      host_(std::move(host)),
+      calls_(std::move(calls)),
+      options_(options) {
   const NcclCalls::UniqueId id = shared_id();
   group_ = std::make_shared<NcclGroup>(calls_, options_, size(), id, rank());
 }

@@ -18,6 +18,7 @@ class NcclBackend : public Communicator::Backend {
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
   int world_rank() const override { return host_->world_rank(); }
+  int world_rank_of(int rank) const override { return host_->world_rank_of(rank); }
   std::shared_ptr<Backend> split(int color) override;
   void barrier() override { host_->barrier(); }
   void broadcast(std::span<std::byte> data, int root) override { host_->broadcast(data, root); }
@@ -29,6 +30,9 @@ class NcclBackend : public Communicator::Backend {
   }
   Request send(std::span<const std::byte> data, int to, int tag) override {
     return host_->send(data, to, tag);
+  }
+  Request send_until_taken(std::span<const std::byte> data, int to, int tag) override {
+    return host_->send_until_taken(data, to, tag);
   }
   Request receive(std::span<std::byte> into, int from, int tag) override {
     return host_->receive(into, from, tag);
