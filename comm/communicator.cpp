@@ -87,7 +87,7 @@ std::vector<std::vector<std::byte>> Communicator::all_gather(
 
 Request Communicator::watched(Request request, const char* what, int peer, int tag) const {
   return Request(std::move(request), backend_->activity(),
-                 {what, backend_->world_rank_of(peer), tag});
+                 {what, peer < 0 ? peer : backend_->world_rank_of(peer), tag});
 }
 
 Request Communicator::send(std::span<const std::byte> data, int to, int tag) const {
@@ -110,16 +110,16 @@ void Communicator::wait_until(const Wait& wait, const std::function<bool()>& rea
 Activity& Communicator::activity() const { return *backend_->activity(); }
 
 Request Communicator::broadcast(const DeviceBuffer& data, int root) const {
-  return watched(backend_->broadcast(data, root), "NCCL broadcast", root, Wait::none);
+  return watched(backend_->broadcast(data, root), "broadcast by NCCL", root, Wait::none);
 }
 
 Request Communicator::all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) const {
-  return Request(backend_->all_reduce(data, element, op), backend_->activity(),
-                 {"NCCL all_reduce"});
+  return watched(backend_->all_reduce(data, element, op), "all_reduce by NCCL", Wait::all,
+                 Wait::none);
 }
 
 Request Communicator::exchange(std::span<const DeviceMessage> messages) const {
-  return Request(backend_->exchange(messages), backend_->activity(), {"NCCL exchange"});
+  return watched(backend_->exchange(messages), "exchange by NCCL", Wait::all, Wait::none);
 }
 
 Request Communicator::Backend::broadcast(const DeviceBuffer&, int) {

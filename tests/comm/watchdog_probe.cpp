@@ -42,7 +42,8 @@ int run(const std::string& what, double timeout, double seconds) {
       world.activity().advance();
     });
   } else if (what == "stands still") {
-    one_works(world, seconds, nap);
+    one_works(world, seconds,
+              [&] { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); });
   } else if (what == "wait for each other") {  // of a ring, everybody receives first
     int word = 0;
     world.receive(std::as_writable_bytes(std::span(&word, 1)), (world.rank() + 1) % world.size(), 7)

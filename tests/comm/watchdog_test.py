@@ -17,8 +17,8 @@ SLACK = 5.0
 
 
 class Watchdog(unittest.TestCase):
-    def start(self, what, ranks, seconds):
-        return Job(["mpirun", "-n", ranks, PROBE, what, TIMEOUT, seconds], "/tmp")
+    def start(self, what, ranks, seconds, *options):
+        return Job(["mpirun", "-n", ranks, *options, PROBE, what, TIMEOUT, seconds], "/tmp")
 
     def healthy(self, what, ranks):
         code, out, err = self.start(what, ranks, 3 * TIMEOUT).result(limit=60)
@@ -66,6 +66,17 @@ class Watchdog(unittest.TestCase):
                 since = time.monotonic()
                 dump = self.ended(job, since, [f"rank {stopped}", "not been heard"], ranks, judge)
                 self.assertIn("barrier", dump[judge])
+
+    def test_a_killed_rank_under_a_launcher_that_goes_on(self):
+        job = self.start("long wait", 3, 60, "--enable-recovery")
+        self.assertEqual(job.process.stdout.readline(), "started\n")
+        time.sleep(0.5)
+        job.signal_rank(signal.SIGKILL, 1)
+        since = time.monotonic()
+        _, _, err = job.result(limit=60)  # the exit code is the killed rank's
+        self.assertLess(time.monotonic() - since, TIMEOUT + SLACK, err)
+        self.assertIn("rank 1 on", err)
+        self.assertIn("has not been heard for", err)
 
     def test_a_suspended_job_goes_on(self):
         """Every rank is stopped, as a scheduler does, for longer than the timeout."""
