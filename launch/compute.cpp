@@ -1,5 +1,6 @@
 #include "launch/compute.hpp"
 
+#include <malloc.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -13,6 +14,15 @@ cpu_set_t affinity() {
   CPU_ZERO(&mask);
   sched_getaffinity(0, sizeof mask, &mask);
   return mask;
+}
+
+/// Every leaf takes and frees the same tensors: their pages stay with the process, up to a limit,
+/// rather than be cleared by the kernel again each time.
+void keep_freed_memory() {
+  constexpr int tensor = 64 << 20, kept = 256 << 20;
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, tensor);
+  mallopt(M_TRIM_THRESHOLD, kept);
 }
 
 }  // namespace
@@ -37,6 +47,7 @@ int usable_cores() {
 
 Compute::Compute(int threads, int sharing_ranks) {
   if (threads == 0) threads = std::max(1, usable_cores() / sharing_ranks);
+  keep_freed_memory();
   kernels::use_one_library_thread();
   pool_ = std::make_unique<ThreadPool>(threads, kernels::use_one_library_thread);
 }

@@ -6,7 +6,8 @@
 #include <cmath>
 
 #include "base/error.hpp"
-#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/calibrate/whole_products.hpp"
+#include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal {
 namespace {
@@ -22,20 +23,6 @@ void check_leaf(const at::Tensor& x, int64_t columns) {
     fail(ExitCode::internal,
          "statistics: a leaf is {} {}, expected contiguous [tokens, {}] float32 or bfloat16",
          toString(x.scalar_type()), fmt::join(x.sizes(), "x"), columns);
-  }
-}
-
-/// Sums of squares of the columns [first, first + count), each over the tokens in order.
-template <class T>
-void sum_squares(const T* x, int64_t tokens, int64_t stride, int64_t count, double* sums) {
-  std::fill_n(sums, strip_columns, 0.0);
-  for (int64_t t = 0; t < tokens; ++t, x += stride) {
-    if (count == strip_columns) {
-      for (int64_t i = 0; i < strip_columns; ++i)
-        sums[i] += double(float(x[i])) * double(float(x[i]));
-    } else {
-      for (int64_t i = 0; i < count; ++i) sums[i] += double(float(x[i])) * double(float(x[i]));
-    }
   }
 }
 
@@ -85,14 +72,10 @@ HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context
 
 void HessianAccumulator::observe(const at::Tensor& x) {
   check_leaf(x, columns_);
-  const int64_t tokens = x.size(0);
+  const kernels::Matrix leaf = kernels::matrix_of(x);
   kernels::for_ranges(context_, columns_, strip_columns, [&](int64_t first, int64_t count) {
     double sums[strip_columns];
-    if (x.scalar_type() == at::kFloat) {
-      sum_squares(x.const_data_ptr<float>() + first, tokens, columns_, count, sums);
-    } else {
-      sum_squares(x.const_data_ptr<at::BFloat16>() + first, tokens, columns_, count, sums);
-    }
+    kernels::vector_kernels().sum_squares(leaf, first, count, sums);
     for (int64_t i = 0; i < count; ++i)
       exponents_[first + i] = std::max(exponents_[first + i], norm_exponent(sums[i]));
   });
@@ -101,19 +84,43 @@ void HessianAccumulator::observe(const at::Tensor& x) {
 void HessianAccumulator::add(const at::Tensor& x) {
   check_leaf(x, columns_);
   if (x.size(0) == 0) return;
-  const LeafProducts products(x, product_code(x.scalar_type()), context_);
+  const ProductCode code = product_code(x.scalar_type());
+  if (code == ProductCode::whole) return add_whole(x);
+  const LeafProducts products(x, code, context_);
+  for_tasks(products.strips_of_a_task(), [&](int64_t first_strip, int64_t strips, int64_t column) {
+    add_task(products, first_strip, strips, column);
+  });
+}
+
+void HessianAccumulator::for_tasks(int64_t strips_of_a_task,
+                                   const std::function<void(int64_t, int64_t, int64_t)>& task) {
   struct Task {
     int64_t first_strip, strips, column;
   };
   std::vector<Task> tasks;
   for (int64_t column = 0; column < columns_; column += LeafProducts::tile_columns) {
     const int64_t above = strips_of(std::min(column + LeafProducts::tile_columns, columns_));
-    for (int64_t strip = 0; strip < above; strip += products.strips_of_a_task()) {
-      tasks.push_back({strip, std::min(products.strips_of_a_task(), above - strip), column});
-    }
+    for (int64_t strip = 0; strip < above; strip += strips_of_a_task)
+      tasks.push_back({strip, std::min(strips_of_a_task, above - strip), column});
   }
   kernels::for_tiles(context_, int64_t(tasks.size()), [&](int64_t i) {
-    add_task(products, tasks[i].first_strip, tasks[i].strips, tasks[i].column);
+    task(tasks[i].first_strip, tasks[i].strips, tasks[i].column);
+  });
+}
+
+void HessianAccumulator::add_whole(const at::Tensor& x) {
+  const WholeProducts products(x, exponents_, context_);
+  for_tasks(1, [&](int64_t strip, int64_t, int64_t column) {
+    const int64_t first_row = strip * lanes::rows,
+                  columns = std::min(LeafProducts::tile_columns, columns_ - column);
+    std::vector<int32_t> tile(columns * lanes::rows);
+    products.add(first_row, column, columns, tile.data());
+    for (int64_t j = std::max(column, first_row); j < column + columns; ++j) {
+      const int32_t* products_of_j = tile.data() + (j - column) * lanes::rows;
+      int64_t* sums = sums_.data() + offset_of(strip, columns_) + (j - first_row) * lanes::rows;
+      for (int64_t i = 0; i < lanes::rows; ++i)
+        sums[i] += int64_t(products_of_j[i]) << (entry_bits - 2 * whole_bits);
+    }
   });
 }
 

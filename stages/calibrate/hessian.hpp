@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -14,7 +15,8 @@ namespace selfcal {
 /// Two passes. observe() every leaf; all_reduce(max) exponents() over the team; add() every leaf;
 /// reduce(sum) sums(); finish() on the owner. A leaf's product is float32; each entry is then
 /// rounded to an integer that is scaled by its two columns' exponents, so that sums are exact and
-/// order does not matter.
+/// order does not matter. Of bfloat16 leaves the entries of x are rounded to such integers already
+/// where the processor has no units for bfloat16 (whole_products.hpp).
 ///
 /// Bounds. With exponent h_i the norm of column i over any leaf is at most 2^h_i, so a leaf's entry
 /// is at most 2^(h_i + h_j) (Cauchy-Schwarz); it is kept to a unit of 2^(h_i + h_j - 45). A sum of
@@ -40,6 +42,11 @@ class HessianAccumulator {
   at::Tensor finish(int64_t tokens) const;
 
  private:
+  /// Calls task(first_strip, strips, column) for runs of strips with runs of columns that cover the
+  /// upper triangle.
+  void for_tasks(int64_t strips_of_a_task,
+                 const std::function<void(int64_t, int64_t, int64_t)>& task);
+  void add_whole(const at::Tensor& x);
   void add_task(const LeafProducts& products, int64_t first_strip, int64_t strips, int64_t column);
 
   int64_t columns_;

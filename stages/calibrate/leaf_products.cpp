@@ -36,10 +36,11 @@ void pack_strips(const float* x, int64_t tokens, int64_t columns, float* strips)
 int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes::rows); }
 
 ProductCode product_code(at::ScalarType dtype) {
+  if (dtype != at::kBFloat16) return ProductCode::lanes;
 #ifdef __x86_64__
-  if (dtype == at::kBFloat16 && __builtin_cpu_supports("avx512bf16")) return ProductCode::library;
+  if (__builtin_cpu_supports("avx512bf16")) return ProductCode::library;
 #endif
-  return ProductCode::lanes;
+  return ProductCode::whole;
 }
 
 LeafProducts::LeafProducts(const at::Tensor& x, ProductCode code, const kernels::Context& context)

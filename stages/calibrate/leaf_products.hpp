@@ -10,9 +10,10 @@
 
 namespace selfcal {
 
-/// Which code multiplies; part of the numeric kind. The library's bfloat16 product where the CPU
-/// has matrix or vector units for it, else the vector code of stages/lanes.
-enum class ProductCode { lanes, library };
+/// Which code multiplies; part of the numeric kind. bfloat16: the library's product where the CPU
+/// has matrix or vector units for it, else whole numbers (whole_products.hpp). float32: the vector
+/// code of stages/lanes.
+enum class ProductCode { lanes, whole, library };
 ProductCode product_code(at::ScalarType dtype);
 
 /// Strips, 32 columns each, that cover the columns.

@@ -13,6 +13,7 @@
 
 #include "base/error.hpp"
 #include "stages/calibrate/hessian.hpp"
+#include "stages/calibrate/whole_products.hpp"
 
 namespace selfcal {
 namespace {
@@ -83,13 +84,18 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
+/// Whole numbers have 15 bits below the norm of their column.
+double tolerance(at::ScalarType dtype) {
+  return product_code(dtype) == ProductCode::whole ? 1e-4 : 1e-6;
+}
+
 class HessianOf : public testing::TestWithParam<at::ScalarType> {};
 
 TEST_P(HessianOf, AgreesWithFloat64) {
   for (const int64_t columns : {1, 5, 64, 300, 576}) {
     const auto leaves = random_leaves(3, 200, columns, GetParam());
     const at::Tensor hessian = accumulate(leaves, 1, 2);
-    EXPECT_LT(relative_error(hessian, reference(leaves)), 1e-6) << columns;
+    EXPECT_LT(relative_error(hessian, reference(leaves)), tolerance(GetParam())) << columns;
     EXPECT_TRUE(same_bits(hessian, hessian.t().contiguous()));
   }
 }
@@ -141,6 +147,36 @@ TEST(Hessian, EveryProductCodeAgrees) {
       }
     }
   }
+}
+
+TEST(Hessian, WholeNumbersAgreeWithFloat64) {
+  ThreadPool pool(2, kernels::use_one_library_thread);
+  const at::Tensor x = random_leaf(1, 301, 500).to(at::kBFloat16);
+  HessianAccumulator accumulator(500, {&pool});
+  accumulator.observe(x);
+  const auto exponents = accumulator.exponents();
+  const at::Tensor expected = x.to(at::kDouble).t().mm(x.to(at::kDouble));
+  const at::Tensor size = expected.diag().sqrt();
+  const WholeProducts products(x, exponents, {&pool});
+  std::vector<int32_t> tile(116 * 32);
+  products.add(416, 384, 116, tile.data());  // columns 416 to 448 with columns 384 to 500
+  for (int64_t j = 416; j < 500; ++j)
+    for (int64_t i = 416; i < 448 && i <= j; ++i) {
+      const double found = std::ldexp(double(tile[(j - 384) * 32 + i - 416]),
+                                      exponents[i] + exponents[j] - 2 * whole_bits);
+      ASSERT_LT(std::abs(found - expected[i][j].item<double>()) /
+                    (size[i] * size[j]).item<double>(),
+                1e-4)
+          << i << " " << j;
+    }
+}
+
+TEST(Hessian, LeavesOfBfloat16ThatWereNotObservedAreRefused) {
+  ThreadPool pool(1);
+  HessianAccumulator accumulator(4, {&pool});
+  const at::Tensor leaf = random_leaf(1, 10, 4).to(at::kBFloat16);
+  accumulator.observe(leaf);
+  EXPECT_THROW(accumulator.add(leaf * 64), Error);
 }
 
 TEST(Hessian, KeepsSmallEntriesBesideLargeColumns) {

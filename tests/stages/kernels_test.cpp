@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "base/error.hpp"
@@ -97,6 +98,27 @@ TEST_F(Kernels, LinearKeepsItsBits) {
       expect_same_bits([](const Context& c, const auto& t) { return linear(c, t[0], t[1], t[2]); },
                        {random({n, in}, dtype), random({out, in}, dtype), random({out}, dtype)});
     }
+}
+
+TEST_F(Kernels, LinearOfRowsOfAnySizeAndNotFinite) {
+  // Row i is 2^(7 i - 140) times as large: no row suffers from the others.
+  const auto weight = random({96, 200}, at::kBFloat16);
+  at::Tensor x = at::randn({40, 200}), sizes = at::empty({40, 1});
+  for (int64_t i = 0; i < 40; ++i)
+    sizes[i] = i < 8 ? 0.0f : std::exp2(static_cast<float>(5 * i - 100));
+  x = (x * sizes).to(at::kBFloat16);
+  const at::Tensor found = linear(context, x, weight).to(at::kDouble);
+  const at::Tensor expected = at::linear(x.to(at::kDouble), weight.to(at::kDouble));
+  EXPECT_EQ(found.slice(0, 0, 8).abs().max().item<double>(), 0);
+  for (int64_t i = 8; i < 40; ++i)
+    EXPECT_LT(distance(found[i], expected[i]), tolerance(at::kBFloat16)) << i;
+  x[11][3] = std::nanf("");
+  x[12][3] = INFINITY;
+  const at::Tensor spoilt = linear(context, x, weight);
+  EXPECT_FALSE(spoilt[11].isfinite().any().item<bool>());
+  EXPECT_FALSE(spoilt[12].isfinite().any().item<bool>());
+  for (const int64_t i : {10, 13})
+    EXPECT_TRUE(at::equal(spoilt[i].to(at::kDouble), found[i])) << i;
 }
 
 TEST_F(Kernels, LinearRejectsShapesThatDoNotFit) {

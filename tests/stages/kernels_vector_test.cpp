@@ -2,6 +2,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/tiled_linear.hpp"
 
@@ -170,8 +172,85 @@ TEST(VectorProducts, SplitMakesPanelsOfColumns) {
   });
 }
 
-/// Both ways to multiply, whichever this processor's is.
-TEST(TiledLinear, PanelsAndLibraryAgree) {
+TEST(WholeNumbers, ProductsAreExact) {
+  for_sets([](const VectorKernels& vectors) {
+    for (const auto dtype : dtypes)
+      for (const auto& [rows, columns, n] :
+           std::vector<std::array<int64_t, 3>>{{1, 1, 1}, {7, 5, 33}, {25, 8, 64}, {12, 3, 100}}) {
+        const int64_t stride = whole_row(n, vectors.width), panel_columns = 2 * vectors.width;
+        const auto a = random({rows, n}, dtype), b = random({columns, n}, dtype);
+        const auto whole = [&](const at::Tensor& from, at::Tensor& steps) {
+          at::Tensor to = at::empty({from.size(0), stride}, at::kShort);
+          steps = at::zeros({32});
+          for (int64_t i = 0; i < from.size(0); ++i)
+            steps[i] = vectors.to_whole(from[i].const_data_ptr(), number_of(from), n,
+                                        to[i].mutable_data_ptr<int16_t>());
+          return to;
+        };
+        at::Tensor a_steps, b_steps;
+        const at::Tensor a_whole = whole(a, a_steps), b_whole = whole(b, b_steps);
+        // Each number is off by half a step at most, and the last bits are used.
+        const auto back = wide(a_whole.narrow(1, 0, n)) * wide(a_steps.narrow(0, 0, rows))[0];
+        EXPECT_LT((wide(a[0]) - back[0]).abs().max().item<double>(),
+                  0.501 * a_steps[0].item<double>());
+        EXPECT_GT(a_whole[0].abs().to(at::kDouble).norm().item<double>(), 32700);
+
+        at::Tensor panel = at::empty({stride / 2, panel_columns}, at::kInt),
+                   sums = at::full({rows, panel_columns}, 3, at::kInt);
+        vectors.pack_whole(b_whole.const_data_ptr<int16_t>(), stride, columns, stride / 2,
+                           panel.mutable_data_ptr<int32_t>());
+        for (const bool accumulate : {false, true})
+          vectors.multiply_whole(rows, stride / 2, a_whole.const_data_ptr<int16_t>(), stride,
+                                 panel.const_data_ptr<int32_t>(), sums.mutable_data_ptr<int32_t>(),
+                                 panel_columns, accumulate);
+        const at::Tensor product = a_whole.to(at::kLong).matmul(b_whole.to(at::kLong).t());
+        // (Twice a product may leave 32 bits, and comes back.)
+        EXPECT_TRUE(at::equal(sums.narrow(1, 0, columns), (2 * product).to(at::kInt)));
+        EXPECT_EQ(sums.slice(1, columns).abs().sum().item<int64_t>(), 0);
+
+        at::Tensor y = at::empty({rows, columns});
+        vectors.multiply_whole(rows, stride / 2, a_whole.const_data_ptr<int16_t>(), stride,
+                               panel.const_data_ptr<int32_t>(), sums.mutable_data_ptr<int32_t>(),
+                               panel_columns, false);
+        for (int64_t i = 0; i < rows; ++i)
+          vectors.narrow_whole(sums[i].const_data_ptr<int32_t>(), a_steps[i].item<float>(),
+                               b_steps.const_data_ptr<float>(), nullptr, Number::float32, columns,
+                               y[i].mutable_data_ptr<float>(), Number::float32);
+        const double size = std::sqrt(static_cast<double>(n));
+        EXPECT_LT((wide(y) - wide(a).matmul(wide(b).t())).abs().max().item<double>(),
+                  1e-3 * size);
+      }
+  });
+}
+
+TEST(WholeNumbers, ColumnsBecomePanelsAndRows) {
+  for_sets([](const VectorKernels& vectors) {
+    const int64_t tokens = 37, columns = vectors.width + 3, panel_columns = 2 * vectors.width;
+    const int64_t row = whole_row(tokens, vectors.width), stride = row + 4;
+    const auto x = random({tokens, columns + 5}, at::kBFloat16);
+    const at::Tensor factors = at::full({panel_columns}, 1000.0f);
+    at::Tensor panel = at::empty({row / 2, panel_columns, 2}, at::kShort),
+               rows = at::empty({panel_columns, stride}, at::kShort);
+    vectors.columns_to_whole(matrix_of(x), 2, columns, factors.const_data_ptr<float>(),
+                             static_cast<int32_t*>(panel.mutable_data_ptr()),
+                             rows.mutable_data_ptr<int16_t>(), stride);
+    const at::Tensor expected = (x.to(at::kFloat) * 1000).round().to(at::kShort);
+    for (int64_t i = 0; i < panel_columns; ++i)
+      for (int64_t t = 0; t < row; ++t) {
+        const int16_t number =
+            i < columns && t < tokens ? expected[t][2 + i].item<int16_t>() : int16_t{0};
+        ASSERT_EQ(panel[t / 2][i][t % 2].item<int16_t>(), number) << i << " " << t;
+        ASSERT_EQ(rows[i][t].item<int16_t>(), number) << i << " " << t;
+      }
+    std::vector<double> squares(columns);
+    vectors.sum_squares(matrix_of(x), 2, columns, squares.data());
+    for (int64_t i = 0; i < columns; ++i)
+      EXPECT_NEAR(squares[i] / wide(x).select(1, 2 + i).square().sum().item<double>(), 1, 1e-12);
+  });
+}
+
+/// All ways to multiply, whichever this processor's is.
+TEST(TiledLinear, AllProductsAgree) {
   use_one_library_thread();
   at::manual_seed(4);
   ThreadPool pool(2, use_one_library_thread);
@@ -181,25 +260,27 @@ TEST(TiledLinear, PanelsAndLibraryAgree) {
       const auto x = random({n, in}, dtype), weight = random({out, in}, dtype),
                  bias = random({out}, dtype);
       const auto expected = at::linear(wide(x), wide(weight)) + wide(bias);
-      for (const auto products : {Products::panels, Products::library}) {
+      for (const auto products : {Products::panels, Products::whole, Products::library}) {
         const auto found = linear_tiled({&pool}, x, weight, bias, at::kFloat, products);
         EXPECT_LT(((wide(found) - expected).abs().max() / expected.abs().max()).item<double>(),
-                  1e-6);
+                  products == Products::whole ? 2e-5 * std::sqrt(double(in)) : 1e-6);
         ThreadPool one(1);
         EXPECT_TRUE(at::equal(found, linear_tiled({&one}, x, weight, bias, at::kFloat, products)));
       }
     }
 }
 
-TEST(TiledLinear, ARowOfPanelsDoesNotDependOnTheOthers) {
+TEST(TiledLinear, ARowDoesNotDependOnTheOthers) {
   at::manual_seed(5);
   const auto x = random({700, 600}, at::kBFloat16), weight = random({300, 600}, at::kBFloat16);
-  const auto whole = linear_tiled({}, x, weight, {}, at::kFloat, Products::panels);
-  for (const auto& [first, count] :
-       std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {100, 300}, {690, 10}})
-    EXPECT_TRUE(at::equal(
-        linear_tiled({}, x.narrow(0, first, count), weight, {}, at::kFloat, Products::panels),
-        whole.narrow(0, first, count)));
+  for (const auto products : {Products::panels, Products::whole}) {
+    const auto all = linear_tiled({}, x, weight, {}, at::kFloat, products);
+    for (const auto& [first, count] :
+         std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {100, 300}, {690, 10}})
+      EXPECT_TRUE(at::equal(
+          linear_tiled({}, x.narrow(0, first, count), weight, {}, at::kFloat, products),
+          all.narrow(0, first, count)));
+  }
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ at::Tensor linear(const Context& context, const at::Tensor& x, const at::Tensor&
       weight.size(0));
   if (x.size(0) <= few_rows)
     return linear_few_rows(context, x.contiguous(), weight.contiguous(), bias, result);
-  return linear_tiled(context, x, weight, bias, result, best_products());
+  return linear_tiled(context, x, weight, bias, result,
+                      best_products(x.size(1), x.scalar_type(), result.value_or(x.scalar_type())));
 }
 
 }  // namespace selfcal::kernels

@@ -4,49 +4,19 @@
 
 #include "stages/kernels/cpu/gemm.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
+#include "stages/kernels/cpu/result_tiles.hpp"
+#include "stages/kernels/cpu/whole_linear.hpp"
 
 namespace selfcal::kernels {
 namespace {
 
-// Shapes of tiles: multiples of what the inner products of all instruction sets take at once.
 constexpr int64_t most_rows = 264;
 constexpr int64_t most_columns = 768;
-constexpr int64_t row_step = 12, column_step = 32;
 constexpr int64_t longest_run =
     256;  // inputs: a panel of 16 columns then fills half of a first-level cache
 constexpr int64_t packed_weights = 1 << 23;  // entries that are packed at once
 constexpr int64_t library_columns = 256;
 constexpr int64_t cache_line = 16;  // float32 entries
-
-/// Equal parts of at most `most`, in multiples of `step`.
-int64_t part_of(int64_t whole, int64_t most, int64_t step) {
-  return ceil_divide(ceil_divide(whole, ceil_divide(whole, most)), step) * step;
-}
-
-struct Operands {
-  Matrix x, weight, bias;
-  void* y;
-  Number y_number;
-};
-
-/// A part of the result.
-struct Tile {
-  int64_t row, rows, column, columns;
-};
-
-/// Calls body(tile) for all tiles of columns [first, end), on the context's threads.
-template <class Body>
-void for_result(const Context& context, const Operands& operands, int64_t first, int64_t end,
-                int64_t widest, const Body& body) {
-  const int64_t height = part_of(operands.x.count, most_rows, row_step);
-  const int64_t width = part_of(end - first, widest, column_step),
-                across = ceil_divide(end - first, width);
-  for_tiles(context, ceil_divide(operands.x.count, height) * across, [&](int64_t index) {
-    const int64_t row = index / across * height, column = first + index % across * width;
-    body(
-        Tile{row, std::min(height, operands.x.count - row), column, std::min(width, end - column)});
-  });
-}
 
 /// Writes a tile whose sums lie at sums[i * stride + j].
 void finish(const Operands& operands, const Tile& tile, const float* sums, int64_t stride) {
@@ -79,7 +49,7 @@ class PanelProduct {
     for (first_ = 0; first_ < columns; first_ += together) {
       const int64_t end = std::min(first_ + together, columns);
       pack(context, end);
-      for_result(context, operands_, first_, end, most_columns,
+      for_result(context, operands_, first_, end, most_rows, most_columns,
                  [&](const Tile& tile) { compute_tile(tile); });
     }
   }
@@ -131,7 +101,7 @@ class PanelProduct {
 template <class T>
 void compute_by_library(const Context& context, const Operands& operands) {
   const int64_t inputs = operands.x.columns;
-  for_result(context, operands, 0, operands.weight.count, library_columns, [&](const Tile& tile) {
+  for_result(context, operands, 0, operands.weight.count, most_rows, library_columns, [&](const Tile& tile) {
     const auto rows_of = [&](const Matrix& matrix, int64_t row) {
       return Rows<const T>{static_cast<const T*>(at_entry(matrix, row * inputs)), inputs};
     };
@@ -145,9 +115,11 @@ void compute_by_library(const Context& context, const Operands& operands) {
 
 }  // namespace
 
-Products best_products() {
+Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result) {
   static const bool tuned = __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
-  return tuned ? Products::library : Products::panels;
+  if (tuned) return Products::library;
+  const bool narrow = operands == at::kBFloat16 && result == at::kBFloat16;
+  return narrow && inputs <= 4096 ? Products::whole : Products::panels;
 }
 
 at::Tensor linear_tiled(const Context& context, const at::Tensor& x, const at::Tensor& weight,
@@ -162,6 +134,8 @@ at::Tensor linear_tiled(const Context& context, const at::Tensor& x, const at::T
                           y.mutable_data_ptr(), number_of(y)};
   if (products == Products::panels) {
     PanelProduct(operands).compute(context);
+  } else if (products == Products::whole) {
+    multiply_whole_rows(context, operands);
   } else if (operands.x.number == Number::float32) {
     compute_by_library<float>(context, operands);
   } else {

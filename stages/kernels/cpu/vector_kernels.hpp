@@ -36,6 +36,11 @@ inline constexpr int64_t weight_tile = 48;
 /// Sums of exponentials are kept for blocks of this many entries.
 inline constexpr int64_t exponential_block = 256;
 
+/// Numbers of 16 bits that a row of n whole numbers takes.
+constexpr int64_t whole_row(int64_t n, int64_t width) {
+  return (n + 2 * width - 1) / (2 * width) * (2 * width);
+}
+
 struct VectorKernels {
   const char* name;  // part of the numeric kind
   int64_t width;     // float32 numbers a vector
@@ -73,6 +78,32 @@ struct VectorKernels {
   /// is one running sum along the depth, whatever the number of rows.
   void (*multiply_panel)(int64_t rows, int64_t depth, const float* a, int64_t a_stride,
                          const float* panel, float* c, int64_t c_stride, bool accumulate);
+
+  // The same on whole numbers of 16 bits. A row of n of them takes whole_row(n, width), zeros after
+  // the last; a panel is 2 * width columns, [pairs][2 * width] of two numbers that follow one
+  // another along the sum, the first in the low half.
+
+  /// The n numbers of a row in units of a step, which is returned: their norm is below 2^15.5, each
+  /// fits in 16 bits. Rows below 1e-30 become zeros of step 0; one that is not finite has step NaN.
+  float (*to_whole)(const void* x, Number number, int64_t n, int16_t* to);
+  /// `count` rows, at most 2 * width, become columns of a panel; zeros for the others. `pairs`: a
+  /// multiple of width.
+  void (*pack_whole)(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                     int32_t* panel);
+  /// c[rows][2 * width] = a[rows][2 * pairs] panel, exact; added to what c holds if `accumulate`.
+  void (*multiply_whole)(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
+                         const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate);
+  /// y = sums * step * steps + bias; bias may be null. sums and steps are read in whole vectors.
+  void (*narrow_whole)(const int32_t* sums, float step, const float* steps, const void* bias,
+                       Number bias_number, int64_t n, void* y, Number number);
+  /// Of columns [first, first + count) of x, over its rows in order, in float64.
+  void (*sum_squares)(const Matrix& x, int64_t first, int64_t count, double* sums);
+  /// Columns [first, first + count) of x, count at most 2 * width, times their factors, to the
+  /// nearest whole number: as a panel whose sum runs along the rows of x, and as 2 * width rows,
+  /// `stride` (even) apart. Zeros past the last column and up to whole_row(x.count, width) rows. False
+  /// where a number does not fit in 16 bits.
+  bool (*columns_to_whole)(const Matrix& x, int64_t first, int64_t count, const float* factors,
+                           int32_t* panel, int16_t* rows, int64_t stride);
 
   // Loops of n numbers.
 

@@ -1,0 +1,242 @@
+// Products of numbers that became 16-bit whole numbers times a step: two multiplications and their
+// sum are one instruction where a float32 lane does one, and sums are exact, so their order is
+// free. Where |a| and |b| are whole numbers of norms below 2^15.5 no partial sum of their product
+// leaves 32 bits (Cauchy-Schwarz).
+#include "stages/kernels/cpu/vector/kernels.hpp"
+#include "stages/kernels/cpu/vector/map.hpp"
+
+namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
+namespace {
+
+constexpr int most_rows = width == 16 ? 12 : 6;  // two vectors of sums a row, of 32 or 16 registers
+constexpr int panel_columns = 2 * width;
+
+using Shorts = int16_t __attribute__((vector_size(SELFCAL_VECTOR_BYTES / 2)));
+
+/// Each lane: the products of two pairs of 16-bit numbers, added.
+SELFCAL_INLINE Integers multiply_pairs(Integers a, Integers b) {
+#if defined(__AVX512BW__)
+  return bits<Integers>(_mm512_madd_epi16(bits<__m512i>(a), bits<__m512i>(b)));
+#elif defined(__AVX2__)
+  return bits<Integers>(_mm256_madd_epi16(bits<__m256i>(a), bits<__m256i>(b)));
+#elif defined(__SSE2__)
+  return bits<Integers>(_mm_madd_epi16(bits<__m128i>(a), bits<__m128i>(b)));
+#else
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/// To the nearest, ties to even; |value| < 2^22.
+SELFCAL_INLINE Integers nearest(Floats value) {
+  const Floats magic = all(0x1.8p23f);
+  return bits<Integers>(value + magic) - bits<Integers>(magic);
+}
+
+SELFCAL_INLINE Integers limited(Integers value) {
+  const Integers most = 32767 - Integers{};
+  value = value > most ? most : value;
+  return value < -most ? -most : value;
+}
+
+/// Two vectors of whole numbers as 16-bit numbers one after the other.
+SELFCAL_INLINE void write_halves(int16_t* to, Integers first, Integers second) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+  const __m256i mixed = _mm256_packs_epi32(bits<__m256i>(first), bits<__m256i>(second));
+  write(to, _mm256_permute4x64_epi64(mixed, 0xD8));
+#else
+  write(to, __builtin_convertvector(first, Shorts));
+  write(to + width, __builtin_convertvector(second, Shorts));
+#endif
+}
+
+/// The first whole vectors through body(i, numbers), then the rest, zeros after it.
+template <class Stored, class Body>
+SELFCAL_INLINE void for_vectors(const Stored* from, int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + width <= n; i += width) body(i, read_widened(from + i));
+  if (i < n) body(i, read_some(from + i, n - i));
+}
+
+SELFCAL_INLINE float total(Floats lanes) {
+  float sum = 0;
+  for (int lane = 0; lane < width; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+template <class Stored>
+float row_to_whole(const Stored* x, int64_t n, int16_t* to) {
+  Integers largest = {};
+  for_vectors(x, n, [&](int64_t, Floats v) {
+    const Integers size = bits<Integers>(v) & 0x7fffffff;
+    largest = size > largest ? size : largest;
+  });
+  int32_t most = 0;
+  for (int lane = 0; lane < width; ++lane) most = largest[lane] > most ? largest[lane] : most;
+  const auto size = bits<float>(most);
+  float step = most < 0x7f800000 ? 0.0f : __builtin_nanf(""), factor = 0;
+  if (size > 1e-30f && most < 0x7f800000) {
+    const float inverse = 1 / size;
+    Floats squares = {};
+    for_vectors(x, n, [&](int64_t, Floats v) { squares += (v * inverse) * (v * inverse); });
+    const float norm = __builtin_sqrtf(total(squares));  // in units of the largest, at least 1
+    const float reach = norm > 46000.0f / 32767 ? 46000 / norm : 32767.0f;
+    factor = reach * inverse;
+    step = size / reach;
+  }
+  int64_t i = 0;
+  for (; i + 2 * width <= n; i += 2 * width)
+    write_halves(to + i, limited(nearest(read_widened(x + i) * factor)),
+                 limited(nearest(read_widened(x + i + width) * factor)));
+  for (; i % (2 * width) != 0 || i < n; ++i)
+    to[i] = i < n && factor > 0
+                ? static_cast<int16_t>(limited(nearest(all(widen(x[i])) * factor))[0])
+                : int16_t{0};
+  return step;
+}
+
+template <int rows>
+void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int32_t* panel,
+                   int32_t* c, int64_t c_stride, bool accumulate) {
+  Integers sums[rows][2] = {};
+  for (int64_t k = 0; k < pairs; ++k, a += 2, panel += panel_columns) {
+    const auto left = read<Integers>(panel), right = read<Integers>(panel + width);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Integers pair = read<int32_t>(a + r * a_stride) - Integers{};
+      sums[r][0] += multiply_pairs(pair, left);
+      sums[r][1] += multiply_pairs(pair, right);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    int32_t* to = c + r * c_stride;
+    write(to, accumulate ? read<Integers>(to) + sums[r][0] : sums[r][0]);
+    write(to + width, accumulate ? read<Integers>(to + width) + sums[r][1] : sums[r][1]);
+  }
+}
+
+template <int rows>
+void multiply_rest(int64_t left, int64_t pairs, const int16_t* a, int64_t a_stride,
+                   const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate) {
+  if constexpr (rows > 0) {
+    if (left == rows)
+      return multiply_rows<rows>(pairs, a, a_stride, panel, c, c_stride, accumulate);
+    multiply_rest<rows - 1>(left, pairs, a, a_stride, panel, c, c_stride, accumulate);
+  }
+}
+
+/// Turns a square of `width` rows of pairs, `stride` and `result_stride` pairs apart.
+SELFCAL_INLINE void turn(const int32_t* from, int64_t stride, int32_t* to, int64_t result_stride) {
+  Floats square[width];
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i) square[i] = read<Floats>(from + i * stride);
+  transpose_square(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i) write(to + i * result_stride, square[i]);
+}
+
+}  // namespace
+
+float to_whole(const void* x, Number number, int64_t n, int16_t* to) {
+  float step = 0;
+  with_type(x, number, [&](const auto* from) { step = row_to_whole(from, n, to); });
+  return step;
+}
+
+void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                int32_t* panel) {
+  static const int16_t zeros[2 * width] = {};
+  for (int64_t k = 0; k < pairs; k += width)
+    for (int64_t first = 0; first < panel_columns; first += width) {
+      int32_t square[width][width];
+      for (int64_t row = 0; row < width; ++row)
+        std::memcpy(square[row],
+                    first + row < count ? rows + (first + row) * stride + 2 * k : zeros,
+                    sizeof(square[row]));
+      turn(&square[0][0], width, panel + k * panel_columns + first, panel_columns);
+    }
+}
+
+void multiply_whole(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
+                    const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate) {
+  int64_t row = 0;
+  for (; row + most_rows <= rows; row += most_rows)
+    multiply_rows<most_rows>(pairs, a + row * a_stride, a_stride, panel, c + row * c_stride,
+                             c_stride, accumulate);
+  multiply_rest<most_rows - 1>(rows - row, pairs, a + row * a_stride, a_stride, panel,
+                               c + row * c_stride, c_stride, accumulate);
+}
+
+void narrow_whole(const int32_t* sums, float step, const float* steps, const void* bias,
+                  Number bias_number, int64_t n, void* y, Number number) {
+  with_type(y, number, [&](auto* to) {
+    for (int64_t i = 0; i < n; i += width) {
+      const int64_t count = n - i < width ? n - i : width;
+      Floats value = __builtin_convertvector(read<Integers>(sums + i), Floats) *
+                     (step * read<Floats>(steps + i));
+      if (bias != nullptr)
+        with_type(bias, bias_number,
+                  [&](const auto* shift) { value += read_some(shift + i, count); });
+      if (count == width) {
+        write_rounded(to + i, value);
+      } else {
+        write_some(to + i, value, count);
+      }
+    }
+  });
+}
+
+void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums) {
+  using Doubles = double __attribute__((vector_size(8 * width)));
+  constexpr int64_t rows_at_once = 32;  // so that each cache line is fetched once
+  for (int64_t i = 0; i < count; ++i) sums[i] = 0;
+  with_type(x.data, x.number, [&](const auto* data) {
+    for (int64_t row = 0; row < x.count; row += rows_at_once) {
+      const int64_t end = row + rows_at_once < x.count ? row + rows_at_once : x.count;
+      for (int64_t column = 0; column < count; column += width) {
+        const int64_t here = count - column < width ? count - column : width;
+        Doubles sum = {};
+        std::memcpy(&sum, sums + column, static_cast<size_t>(here) * sizeof(double));
+        const auto* from = data + row * x.columns + first + column;
+        for (int64_t i = row; i < end; ++i, from += x.columns) {
+          const auto values = __builtin_convertvector(
+              here == width ? read_widened(from) : read_some(from, here), Doubles);
+          sum += values * values;
+        }
+        std::memcpy(sums + column, &sum, static_cast<size_t>(here) * sizeof(double));
+      }
+    }
+  });
+}
+
+bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float* factors,
+                      int32_t* panel, int16_t* rows, int64_t stride) {
+  const int64_t pairs = whole_row(x.count, width) / 2;
+  const Integers bound = 33000 - Integers{};  // a number alone may round to 2^15
+  Integers outside = {};
+  with_type(x.data, x.number, [&](const auto* data) {
+    for (int64_t k = 0; k < pairs; k += width, panel += width * panel_columns, rows += 2 * width)
+      for (int64_t column = 0; column < panel_columns; column += width) {
+        const int64_t here = count - column < width ? count - column : width;
+        const auto read_row = [&](int64_t row) -> Integers {
+          if (row >= x.count || here <= 0) return Integers{};
+          const auto* from = data + row * x.columns + first + column;
+          const Floats values = here == width ? read_widened(from) : read_some(from, here);
+          const Integers number = nearest(values * read<Floats>(factors + column));
+          outside |= (number > bound) | (number < -bound);
+          return limited(number);
+        };
+        for (int64_t i = 0; i < width; ++i) {
+          const Integers even = read_row(2 * (k + i)), odd = read_row(2 * (k + i) + 1);
+          write(panel + i * panel_columns + column, (odd << 16) | (even & 0xffff));
+        }
+        turn(panel + column, panel_columns, reinterpret_cast<int32_t*>(rows + column * stride),
+             stride / 2);
+      }
+  });
+  int32_t any = 0;
+  for (int lane = 0; lane < width; ++lane) any |= outside[lane];
+  return any == 0;
+}
+
+}  // namespace selfcal::kernels::SELFCAL_INSTRUCTIONS
