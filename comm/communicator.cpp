@@ -110,15 +110,21 @@ void Communicator::wait_until(const Wait& wait, const std::function<bool()>& rea
 Activity& Communicator::activity() const { return *backend_->activity(); }
 
 Request Communicator::broadcast(const DeviceBuffer& data, int root) const {
+  if (rank() == root && size() > 1) activity().count_sent(static_cast<size_t>(data.bytes));
   return watched(backend_->broadcast(data, root), "broadcast by NCCL", root, Wait::none);
 }
 
 Request Communicator::all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) const {
+  if (size() > 1) activity().count_sent(static_cast<size_t>(data.bytes));
   return watched(backend_->all_reduce(data, element, op), "all_reduce by NCCL", Wait::all,
                  Wait::none);
 }
 
 Request Communicator::exchange(std::span<const DeviceMessage> messages) const {
+  for (const DeviceMessage& message : messages) {
+    if (message.kind == DeviceMessage::Kind::send)
+      activity().count_sent(static_cast<size_t>(message.buffer.bytes));
+  }
   return watched(backend_->exchange(messages), "exchange by NCCL", Wait::all, Wait::none);
 }
 

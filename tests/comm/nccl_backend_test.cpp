@@ -127,6 +127,19 @@ TEST_F(NcclBackendTest, RequestsMayBeFinishedInAnyOrder) {
   EXPECT_EQ(second, std::vector<int>(10, 5 * (world_.size() - 1)));
 }
 
+TEST_F(NcclBackendTest, BytesOfTheDeviceAreCounted) {
+  if (world_.size() == 1) GTEST_SKIP() << "needs two ranks";
+  options_.timeout = 60s;
+  const auto ranks = connect();
+  const int64_t before = world_.activity().bytes_sent();
+  std::vector<char> out(100), in(100);
+  ranks.broadcast(view(out), 0).wait();
+  const DeviceMessage messages[] = {{Kind::send, next(), view(out)},
+                                    {Kind::receive, previous(), view(in)}};
+  ranks.exchange(messages).wait();
+  EXPECT_EQ(world_.activity().bytes_sent() - before, world_.rank() == 0 ? 200 : 100);
+}
+
 TEST_F(NcclBackendTest, EmptyMessagesAreNoCalls) {
   options_.timeout = 60s;
   const auto ranks = connect();
@@ -226,7 +239,7 @@ TEST_F(NcclBackendTest, WaitsAreNotedForTheWatchdog) {
   Request request = ranks.broadcast(view(values), 0);
   EXPECT_NE(error_of([&] { request.wait(); }), "no error");
   EXPECT_TRUE(seen.waiting);
-  EXPECT_EQ(seen.wait.what, "NCCL broadcast");
+  EXPECT_EQ(seen.wait.what, "broadcast by NCCL");
   EXPECT_EQ(seen.wait.peer, 0);
 }
 
