@@ -1,7 +1,7 @@
 // Products of numbers that became 16-bit whole numbers times a step: two multiplications and their
 // sum are one instruction where a float32 lane does one, and sums are exact, so their order is
-// free. Where |a| and |b| are whole numbers of norms below 2^15.5 no partial sum of their product
-// leaves 32 bits (Cauchy-Schwarz).
+// free. Rows of norm below 2^15.5 have products whose partial sums stay in 32 bits
+// (Cauchy-Schwarz).
 #include "stages/kernels/cpu/vector/kernels.hpp"
 #include "stages/kernels/cpu/vector/map.hpp"
 
@@ -103,6 +103,7 @@ template <int rows>
 void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int32_t* panel,
                    int32_t* c, int64_t c_stride, bool accumulate) {
   Integers sums[rows][2] = {};
+#pragma GCC unroll 2
   for (int64_t k = 0; k < pairs; ++k, a += 2, panel += panel_columns) {
     const auto left = read<Integers>(panel), right = read<Integers>(panel + width);
 #pragma GCC unroll 16
@@ -148,8 +149,7 @@ float to_whole(const void* x, Number number, int64_t n, int16_t* to) {
   return step;
 }
 
-void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
-                int32_t* panel) {
+void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* panel) {
   static const int16_t zeros[2 * width] = {};
   for (int64_t k = 0; k < pairs; k += width)
     for (int64_t first = 0; first < panel_columns; first += width) {
@@ -203,8 +203,8 @@ void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums) {
         Doubles low = {}, high = {};
         for (int64_t i = row; i < end; ++i, from += x.columns) {
           if (column == 0) __builtin_prefetch(from + rows_at_once * x.columns);
-          const auto values = bits<Halved>(here == width ? read_widened(from)
-                                                         : read_some(from, here));
+          const auto values =
+              bits<Halved>(here == width ? read_widened(from) : read_some(from, here));
           const auto first_half = __builtin_convertvector(values.low, Doubles),
                      second_half = __builtin_convertvector(values.high, Doubles);
           low += first_half * first_half;
