@@ -79,6 +79,7 @@ class ShardRun {
         compress(layer, std::move(weights));
       session_.progress.update(layer + 1 - first);
     }
+    finish_commit();
     session_.progress.finish();
     send_outputs();
     return std::move(reports_);
@@ -141,6 +142,7 @@ class ShardRun {
 
   void replay(int64_t layer, BlockWeights weights) {
     const PhaseSeconds before = session_.timer.seconds();
+    finish_commit();
     LayerRecord record;
     const std::string prefix = session_.model.block_prefix(layer);
     agree(team_, [&] {
@@ -167,7 +169,8 @@ class ShardRun {
     const LayerWork work{session_.model,      session_.config,     team_,
                          session_.stop,       session_.timer,      session_.context,
                          job_.tokens.numel(), session_.leaf_memory};
-    LayerRecord record;
+    const auto shared = std::make_shared<LayerRecord>();
+    LayerRecord& record = *shared;
     record.layer = layer;
     record.job_id = job_.id;
     const std::string prefix = session_.model.block_prefix(layer);
@@ -180,15 +183,28 @@ class ShardRun {
     record.linears = std::move(block.linears);
     record.changed = std::move(block.changed);
     const auto scope = session_.timer.measure(Phase::write);
+    finish_commit();
     std::string chain(hash_digits, '0');
     agree(team_, [&] {
       if (!leads()) return;
       chain = chain_hash(job_.id, sequential() ? chain_ : "", record.content_hash());
-      write_layer(session_.directory.job(session_.config.name).layer(layer), record, chain);
+      const fs::path path = session_.directory.job(session_.config.name).layer(layer);
+      commit_ = std::async(std::launch::async, [shared, path, chain] {
+        kernels::use_one_library_thread();
+        write_layer(path, *shared, chain);
+      });
     });
     team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
     chain_ = chain;
     report(layer, record.linears, false, before);
+  }
+
+  /// Waits for the layer that is being written: one at a time, in order. Collective over the team.
+  void finish_commit() {
+    const auto scope = session_.timer.measure(Phase::write);
+    agree(team_, [&] {
+      if (commit_.valid()) commit_.get();
+    });
   }
 
   void report(int64_t layer, const std::map<std::string, CompressedLinear>& linears, bool replayed,
@@ -215,6 +231,7 @@ class ShardRun {
   std::vector<at::Tensor> hidden_;
   std::string chain_;
   std::vector<LayerReport> reports_;
+  std::future<void> commit_;  // writes a layer while the next is compressed; ends before the run
 };
 
 }  // namespace
