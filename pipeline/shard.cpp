@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <future>
 
 #include "base/hash.hpp"
 #include "pipeline/block_reader.hpp"
@@ -119,6 +120,7 @@ class FlowRun {
         compress(layer, std::move(weights), fresh);
       session_.progress.update(layer + 1 - first_layer());
     }
+    finish_writing();
     session_.progress.finish();
   }
 
@@ -137,6 +139,7 @@ class FlowRun {
   }
 
   LayerRecord read_committed(const Job& job, int64_t layer, bool rebuild_weights) {
+    finish_writing();
     LayerRecord record;
     const auto scope = session_.timer.measure(Phase::read);
     agree(team_, session_.timer, [&] {
@@ -251,25 +254,44 @@ class FlowRun {
 
   void commit(Job& job, int64_t layer, CompressedBlock block,
               const std::map<std::string, std::string>& sources, const PhaseSeconds& before) {
-    LayerRecord record;
-    record.layer = layer;
-    record.job_id = job.id;
-    record.source_hashes = sources;
-    record.linears = std::move(block.linears);
-    record.changed = std::move(block.changed);
+    const auto record = std::make_shared<LayerRecord>();
+    record->layer = layer;
+    record->job_id = job.id;
+    record->source_hashes = sources;
+    record->linears = std::move(block.linears);
+    record->changed = std::move(block.changed);
+    finish_writing();
+    if (job.failure) return;
     {
       const auto scope = session_.timer.measure(Phase::write);
       std::string chain(hash_digits, '0');
       agree(team_, session_.timer, [&] {
         if (!leads()) return;
-        chain = chain_hash(job.id, sequential() ? chain_ : "", record.content_hash());
-        write_layer(session_.directory.job(job.name()).layer(layer), record, chain);
+        chain = chain_hash(job.id, sequential() ? chain_ : "", record->content_hash());
+        const fs::path path = session_.directory.job(job.name()).layer(layer);
+        written_ = std::async(std::launch::async, [record, path, chain] {
+          kernels::use_one_library_thread();
+          write_layer(path, *record, chain);
+        });
       });
+      writing_ = &job;
       team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
       if (sequential()) chain_ = chain;
     }
     time_.charge(job);
-    report(job, layer, record, false, before);
+    report(job, layer, *record, false, before);
+  }
+
+  /// Waits for the layer that is being written while others are compressed: one at a time, and
+  /// nothing else uses HDF5 meanwhile. What went wrong fails its job.
+  void finish_writing() {
+    if (!writing_) return;
+    const auto scope = session_.timer.measure(Phase::write);
+    attempt({std::exchange(writing_, nullptr)}, [&] {
+      agree(team_, session_.timer, [&] {
+        if (written_.valid()) written_.get();
+      });
+    });
   }
 
   void report(Job& job, int64_t layer, const LayerRecord& record, bool replayed,
@@ -296,7 +318,9 @@ class FlowRun {
   int shard_;
   std::vector<Leaf> owned_;
   std::vector<at::Tensor> hidden_;
-  std::string chain_;  // with sequential propagation
+  std::string chain_;          // with sequential propagation
+  Job* writing_ = nullptr;     // whose layer is being written
+  std::future<void> written_;  // on the team's first rank
 };
 
 }  // namespace

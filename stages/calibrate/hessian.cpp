@@ -61,6 +61,17 @@ void add_as_integers(const float* products, const double* row_scale, double colu
   }
 }
 
+/// Copies the lower triangle of a square matrix to the upper, block by block.
+void mirror_lower(const kernels::Context& context, float* matrix, int64_t n) {
+  constexpr int64_t block = 32;
+  kernels::for_ranges(context, n, block, [&](int64_t first, int64_t count) {
+    for (int64_t column = first; column < n; column += block)
+      for (int64_t i = first; i < first + count; ++i)
+        for (int64_t j = std::max(column, i + 1); j < std::min(column + block, n); ++j)
+          matrix[i * n + j] = matrix[j * n + i];
+  });
+}
+
 }  // namespace
 
 HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context)
@@ -154,17 +165,22 @@ at::Tensor HessianAccumulator::finish(int64_t tokens) const {
   if (tokens < 1) fail(ExitCode::internal, "statistics: no tokens were seen");
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();
+  // Powers of two, so that their products are exact.
+  std::vector<double> scale(columns_), unit(columns_);
+  for (int64_t i = 0; i < columns_; ++i) {
+    scale[i] = std::ldexp(1.0, exponents_[i]);
+    unit[i] = std::ldexp(1.0, exponents_[i] - entry_bits);
+  }
   kernels::for_ranges(context_, columns_, lanes::rows, [&](int64_t first, int64_t count) {
     const int64_t* sums = sums_.data() + offset_of(first / lanes::rows, columns_);
     for (int64_t j = first; j < columns_; ++j, sums += lanes::rows) {
-      for (int64_t i = first; i < std::min(first + count, j + 1); ++i) {
-        const double mean = double(sums[i - first]) / double(tokens);
-        const float value = float(std::ldexp(mean, exponents_[i] + exponents_[j] - entry_bits));
-        h[i * columns_ + j] = value;
-        h[j * columns_ + i] = value;
-      }
+      const int64_t above = std::min(count, j + 1 - first);
+      float* column = h + j * columns_ + first;
+      for (int64_t i = 0; i < above; ++i)
+        column[i] = float(double(sums[i]) / double(tokens) * (unit[first + i] * scale[j]));
     }
   });
+  mirror_lower(context_, h, columns_);
   return hessian;
 }
 

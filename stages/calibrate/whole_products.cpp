@@ -12,7 +12,8 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t pairs_at_once = 128;  // pairs of tokens at a time: their panels stay in the nearest cache
+constexpr int64_t pairs_at_once =
+    128;  // pairs of tokens at a time: their panels stay in the nearest cache
 constexpr int64_t two_lines = 64;  // 16-bit numbers between rows, which else share cache lines
 constexpr int32_t smallest_exponent = -100;
 

@@ -78,9 +78,8 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
   const Cholesky<T> cholesky(a, n, context);
   if (!cholesky.succeeded()) return false;
   factor.upper = at::empty({n, n}, at::kFloat);
-  cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>());
-  factor.upper.mul_(std::ldexp(1.0f, -exponent));
-  return factor.upper.isfinite().all().template item<bool>();
+  cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>(), std::ldexp(1.0f, -exponent));
+  return kernels::all_finite(context, factor.upper);
 }
 
 }  // namespace
@@ -88,7 +87,7 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
 Factor factorise_inverse(const at::Tensor& hessian, double damping, bool by_diagonal,
                          const kernels::Context& context) {
   check_hessian(hessian);
-  if (!hessian.isfinite().all().item<bool>()) fail(ExitCode::data, "Hessian not finite");
+  if (!kernels::all_finite(context, hessian)) fail(ExitCode::data, "Hessian not finite");
   const Diagonal diagonal = diagonal_of(hessian);
   Factor factor;
   factor.dead = hessian.diagonal().eq(0).to(at::kByte);

@@ -164,9 +164,9 @@ TEST(Hessian, WholeNumbersAgreeWithFloat64) {
     for (int64_t i = 416; i < 448 && i <= j; ++i) {
       const double found = std::ldexp(double(tile[(j - 384) * 32 + i - 416]),
                                       exponents[i] + exponents[j] - 2 * whole_bits);
-      ASSERT_LT(std::abs(found - expected[i][j].item<double>()) /
-                    (size[i] * size[j]).item<double>(),
-                1e-4)
+      ASSERT_LT(
+          std::abs(found - expected[i][j].item<double>()) / (size[i] * size[j]).item<double>(),
+          1e-4)
           << i << " " << j;
     }
 }

@@ -117,8 +117,7 @@ TEST_F(Kernels, LinearOfRowsOfAnySizeAndNotFinite) {
   const at::Tensor spoilt = linear(context, x, weight);
   EXPECT_FALSE(spoilt[11].isfinite().any().item<bool>());
   EXPECT_FALSE(spoilt[12].isfinite().any().item<bool>());
-  for (const int64_t i : {10, 13})
-    EXPECT_TRUE(at::equal(spoilt[i].to(at::kDouble), found[i])) << i;
+  for (const int64_t i : {10, 13}) EXPECT_TRUE(at::equal(spoilt[i].to(at::kDouble), found[i])) << i;
 }
 
 TEST_F(Kernels, LinearRejectsShapesThatDoNotFit) {

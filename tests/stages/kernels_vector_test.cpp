@@ -217,8 +217,7 @@ TEST(WholeNumbers, ProductsAreExact) {
                                b_steps.const_data_ptr<float>(), nullptr, Number::float32, columns,
                                y[i].mutable_data_ptr<float>(), Number::float32);
         const double size = std::sqrt(static_cast<double>(n));
-        EXPECT_LT((wide(y) - wide(a).matmul(wide(b).t())).abs().max().item<double>(),
-                  1e-3 * size);
+        EXPECT_LT((wide(y) - wide(a).matmul(wide(b).t())).abs().max().item<double>(), 1e-3 * size);
       }
   });
 }
@@ -277,9 +276,9 @@ TEST(TiledLinear, ARowDoesNotDependOnTheOthers) {
     const auto all = linear_tiled({}, x, weight, {}, at::kFloat, products);
     for (const auto& [first, count] :
          std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {100, 300}, {690, 10}})
-      EXPECT_TRUE(at::equal(
-          linear_tiled({}, x.narrow(0, first, count), weight, {}, at::kFloat, products),
-          all.narrow(0, first, count)));
+      EXPECT_TRUE(
+          at::equal(linear_tiled({}, x.narrow(0, first, count), weight, {}, at::kFloat, products),
+                    all.narrow(0, first, count)));
   }
 }
 

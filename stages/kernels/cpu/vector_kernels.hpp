@@ -100,8 +100,8 @@ struct VectorKernels {
   void (*sum_squares)(const Matrix& x, int64_t first, int64_t count, double* sums);
   /// Columns [first, first + count) of x, count at most 2 * width, times their factors, to the
   /// nearest whole number: as a panel whose sum runs along the rows of x, and as 2 * width rows,
-  /// `stride` (even) apart. Zeros past the last column and up to whole_row(x.count, width) rows. False
-  /// where a number does not fit in 16 bits.
+  /// `stride` (even) apart. Zeros past the last column and up to whole_row(x.count, width) rows.
+  /// False where a number does not fit in 16 bits.
   bool (*columns_to_whole)(const Matrix& x, int64_t first, int64_t count, const float* factors,
                            int32_t* panel, int16_t* rows, int64_t stride);
 

@@ -1,7 +1,7 @@
 // Products of numbers that became 16-bit whole numbers times a step: two multiplications and their
 // sum are one instruction where a float32 lane does one, and sums are exact, so their order is
-// free. Where |a| and |b| are whole numbers of norms below 2^15.5 no partial sum of their product
-// leaves 32 bits (Cauchy-Schwarz).
+// free. Rows of norm below 2^15.5 have products whose partial sums stay in 32 bits
+// (Cauchy-Schwarz).
 #include "stages/kernels/cpu/vector/kernels.hpp"
 #include "stages/kernels/cpu/vector/map.hpp"
 
@@ -11,6 +11,11 @@ namespace {
 constexpr int most_rows = width == 16 ? 12 : 6;  // two vectors of sums a row, of 32 or 16 registers
 constexpr int panel_columns = 2 * width;
 
+using HalfFloats = float __attribute__((vector_size(SELFCAL_VECTOR_BYTES / 2)));
+using Doubles = double __attribute__((vector_size(SELFCAL_VECTOR_BYTES)));
+struct Halved {
+  HalfFloats low, high;
+};
 using Shorts = int16_t __attribute__((vector_size(SELFCAL_VECTOR_BYTES / 2)));
 
 /// Each lane: the products of two pairs of 16-bit numbers, added.
@@ -98,6 +103,7 @@ template <int rows>
 void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int32_t* panel,
                    int32_t* c, int64_t c_stride, bool accumulate) {
   Integers sums[rows][2] = {};
+#pragma GCC unroll 2
   for (int64_t k = 0; k < pairs; ++k, a += 2, panel += panel_columns) {
     const auto left = read<Integers>(panel), right = read<Integers>(panel + width);
 #pragma GCC unroll 16
@@ -143,8 +149,7 @@ float to_whole(const void* x, Number number, int64_t n, int16_t* to) {
   return step;
 }
 
-void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
-                int32_t* panel) {
+void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* panel) {
   static const int16_t zeros[2 * width] = {};
   for (int64_t k = 0; k < pairs; k += width)
     for (int64_t first = 0; first < panel_columns; first += width) {
@@ -187,7 +192,6 @@ void narrow_whole(const int32_t* sums, float step, const float* steps, const voi
 }
 
 void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums) {
-  using Doubles = double __attribute__((vector_size(8 * width)));
   constexpr int64_t rows_at_once = 32;  // so that each cache line is fetched once
   for (int64_t i = 0; i < count; ++i) sums[i] = 0;
   with_type(x.data, x.number, [&](const auto* data) {
@@ -195,15 +199,19 @@ void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums) {
       const int64_t end = row + rows_at_once < x.count ? row + rows_at_once : x.count;
       for (int64_t column = 0; column < count; column += width) {
         const int64_t here = count - column < width ? count - column : width;
-        Doubles sum = {};
-        std::memcpy(&sum, sums + column, static_cast<size_t>(here) * sizeof(double));
         const auto* from = data + row * x.columns + first + column;
+        Doubles low = {}, high = {};
         for (int64_t i = row; i < end; ++i, from += x.columns) {
-          const auto values = __builtin_convertvector(
-              here == width ? read_widened(from) : read_some(from, here), Doubles);
-          sum += values * values;
+          if (column == 0) __builtin_prefetch(from + rows_at_once * x.columns);
+          const auto values =
+              bits<Halved>(here == width ? read_widened(from) : read_some(from, here));
+          const auto first_half = __builtin_convertvector(values.low, Doubles),
+                     second_half = __builtin_convertvector(values.high, Doubles);
+          low += first_half * first_half;
+          high += second_half * second_half;
         }
-        std::memcpy(sums + column, &sum, static_cast<size_t>(here) * sizeof(double));
+        for (int64_t i = 0; i < here; ++i)
+          sums[column + i] += i < width / 2 ? low[i] : high[i - width / 2];
       }
     }
   });
@@ -221,6 +229,7 @@ bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float
         const auto read_row = [&](int64_t row) -> Integers {
           if (row >= x.count || here <= 0) return Integers{};
           const auto* from = data + row * x.columns + first + column;
+          if (column == 0) __builtin_prefetch(from + 4 * width * x.columns);
           const Floats values = here == width ? read_widened(from) : read_some(from, here);
           const Integers number = nearest(values * read<Floats>(factors + column));
           outside |= (number > bound) | (number < -bound);
