@@ -44,6 +44,7 @@ class Scaling(SelfcalCase):
             self.assertAlmostEqual(second[phase]["efficiency"], speed_up / 2)
             self.assertLess(first[phase]["seconds"], first["total"]["seconds"] + 1e-9)
         self.assertGreater(first["by_phase"]["sample"], 0)
+        self.assertGreater(first["predicted_seconds"], 0)
         self.assertTrue((self.folder / "strong/scaling.png").read_bytes().startswith(b"\x89PNG"))
         self.assertEqual(list((self.folder / "strong/runs").iterdir()), [], "run directories were to go")
         again, _ = self.study("strong", STUDY)
