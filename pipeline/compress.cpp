@@ -1,7 +1,5 @@
 #include "pipeline/compress.hpp"
 
-#include <ATen/ATen.h>
-
 #include <deque>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -10,10 +8,10 @@
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
+#include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/shard.hpp"
-#include "pipeline/tensor_message.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
 #include "storage/layer_scan.hpp"
@@ -37,77 +35,6 @@ std::string agree_on_numeric_kind(const Communicator& world) {
   });
   return mine;
 }
-
-/// The dense forward that feeds later shards at once, and where its results wait.
-class DenseBoundaries {
- public:
-  DenseBoundaries(const Session& session, const std::vector<Leaf>& leaves)
-      : session_(session), leaves_(leaves), outbox_(session.world, session.stop) {
-    const int rank = session.world.rank(), shard = session.layout.shard_of(rank);
-    needed_ = session.config.propagation == Propagation::dense && session.layout.shards() > 1;
-    if (!needed_ || shard == 0) return;
-    std::vector<Leaf> owned;
-    for (const auto& leaf : leaves)
-      if (session.layout.owner(leaf.index, shard) == rank) owned.push_back(leaf);
-    inbox_.emplace(
-        session.world, owned, static_cast<int64_t>(leaves.size()), shard,
-        [&](const Leaf& leaf) { return session.layout.generator_of(leaf.micro_batch); },
-        session.config.calibration.length, session.model.shape().hidden,
-        session.model.shape().compute_dtype);
-  }
-
-  /// The leaves of a micro-batch that this rank has just sampled, through the generator's own
-  /// weights.
-  void send_sampled(const MicroBatch& batch, const Generator& generator) {
-    if (!needed_) return;
-    send(
-        leaves_of({batch.index}), generator.outer_weights(),
-        [&](int64_t layer) { return generator.block_weights(layer); }, batch.tokens,
-        batch.index * session_.config.calibration.micro_batch);
-    sent_.insert(batch.index);
-  }
-
-  /// What this rank has not sampled but is to send: all of a given set, and what an earlier run has
-  /// sampled.
-  void send_rest(const at::Tensor& tokens) {
-    if (!needed_) return;
-    std::set<int64_t> rest;
-    for (const auto& leaf : leaves_)
-      if (session_.layout.generator_of(leaf.micro_batch) == session_.world.rank() &&
-          !sent_.contains(leaf.micro_batch))
-        rest.insert(leaf.micro_batch);
-    if (rest.empty()) return;
-    send(
-        leaves_of(rest), session_.model.read_outer(),
-        [&](int64_t layer) { return session_.model.read_block(layer); }, tokens, 0);
-  }
-
-  std::optional<BoundaryInbox> take_inbox() { return std::exchange(inbox_, std::nullopt); }
-  void finish() { outbox_.finish(); }
-
- private:
-  std::vector<Leaf> leaves_of(const std::set<int64_t>& batches) const {
-    std::vector<Leaf> chosen;
-    for (const auto& leaf : leaves_)
-      if (batches.contains(leaf.micro_batch)) chosen.push_back(leaf);
-    return chosen;
-  }
-
-  void send(const std::vector<Leaf>& leaves, const OuterWeights& outer,
-            const std::function<BlockWeights(int64_t)>& weights, const at::Tensor& tokens,
-            int64_t first_row) {
-    const auto scope = session_.timer.measure(Phase::forward);
-    send_dense_boundaries(session_.model, outer, weights, session_.layout, leaves,
-                          static_cast<int64_t>(leaves_.size()), tokens, first_row, outbox_);
-  }
-
-  const Session& session_;
-  const std::vector<Leaf>& leaves_;
-  bool needed_ = false;
-  std::set<int64_t> sent_;
-  BoundaryOutbox outbox_;
-  std::optional<BoundaryInbox> inbox_;
-};
 
 std::string job_id(const Session& session, const std::string& calibration_hash) {
   return Hasher()

@@ -1,0 +1,46 @@
+// The dense forward that feeds later shards at once, and where its results wait.
+#pragma once
+#include <functional>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "pipeline/boundary.hpp"
+#include "pipeline/session.hpp"
+#include "stages/generate/generator.hpp"
+
+namespace selfcal {
+
+/// With dense propagation and several shards, each rank that samples sends what the later shards
+/// start from; else nothing is done. The receives are posted when this is made.
+class DenseBoundaries {
+ public:
+  /// Borrows both.
+  DenseBoundaries(const Session& session, const std::vector<Leaf>& leaves);
+
+  /// The leaves of a micro-batch that this rank has just sampled, through the generator's own
+  /// weights.
+  void send_sampled(const MicroBatch& batch, const Generator& generator);
+  /// What this rank has not sampled but is to send: all of a given set, and what an earlier run has
+  /// sampled.
+  void send_rest(const at::Tensor& tokens);
+  std::optional<BoundaryInbox> take_inbox() { return std::exchange(inbox_, std::nullopt); }
+  /// Waits until all is taken.
+  void finish() { outbox_.finish(); }
+
+ private:
+  std::vector<Leaf> leaves_of(const std::set<int64_t>& batches) const;
+  void send(const std::vector<Leaf>& leaves, const OuterWeights& outer,
+            const std::function<BlockWeights(int64_t)>& weights, const at::Tensor& tokens,
+            int64_t first_row);
+
+  const Session& session_;
+  const std::vector<Leaf>& leaves_;
+  bool needed_ = false;
+  std::set<int64_t> sent_;
+  BoundaryOutbox outbox_;
+  std::optional<BoundaryInbox> inbox_;
+};
+
+}  // namespace selfcal
