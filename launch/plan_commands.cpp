@@ -5,13 +5,16 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "comm/mpi/mpi_backend.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/devices.hpp"
+#include "pipeline/network_rates.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/progress.hpp"
 
@@ -21,11 +24,18 @@ namespace {
 struct PlanOptions {
   fs::path config;
   std::vector<std::string> settings;
-  int ranks = 1;
+  int ranks = 0;  // 0: those that were started, or 1
   int ranks_a_node = 0;
   std::string device;
   bool json = false;
   bool scaling = false;
+};
+
+/// What a plan that was started on several ranks knows besides: they measure their speed at the
+/// same time, and the network between them.
+struct Launched {
+  std::optional<NetworkRates> network;
+  int sharing_ranks = 1;
 };
 
 /// The model's folder, or what its config.json alone tells.
@@ -42,12 +52,16 @@ std::unique_ptr<Model> open_for_plan(const RunConfig& config, kernels::Context c
                : open_model(config.model, config.dtype, context);
 }
 
-Machine machine_of(const PlanOptions& options, const RunConfig& config, at::ScalarType dtype,
-                   kernels::Context context) {
+Machine machine_of(const PlanOptions& options, const Launched& launched, const RunConfig& config,
+                   at::ScalarType dtype, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, dtype);
   const int together = options.scaling ? 1 : options.ranks;
   Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : together);
   machine.rates = measure_rates(context, dtype, config.calibration.micro_batch);
+  if (launched.network) {
+    machine.network = launched.network->bandwidth;
+    machine.latency = launched.network->latency;
+  }
   return machine;
 }
 
@@ -114,8 +128,8 @@ std::string scaling_of(const PlanOptions& options, const RunConfig& config, cons
 /// The run as it would be on `ranks` ranks: of devices, or of nodes that are taken to be like this
 /// machine, which is measured. A model folder with nothing but config.json will do. Of many jobs
 /// the first is shown in full, then a line of each; the scaling is the first one's.
-std::string planned(const PlanOptions& options) {
-  const Compute compute(0);
+std::string planned(const PlanOptions& options, const Launched& launched) {
+  const Compute compute(0, launched.sharing_ranks);
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
   std::map<std::pair<at::ScalarType, int64_t>, Machine> machines;
   std::vector<PlannedJob> jobs;
@@ -127,7 +141,7 @@ std::string planned(const PlanOptions& options) {
     const at::ScalarType dtype = model->shape().compute_dtype;
     const auto kind = std::pair(dtype, config.calibration.micro_batch);
     if (!machines.contains(kind))
-      machines[kind] = machine_of(options, config, dtype, compute.context());
+      machines[kind] = machine_of(options, launched, config, dtype, compute.context());
     const ModelSizes sizes = sizes_of(*model);
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
     jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});
@@ -135,6 +149,21 @@ std::string planned(const PlanOptions& options) {
   if (options.json) return json_of(jobs);
   const auto& [config, sizes, plan] = jobs.front();
   return to_text(plan, config, sizes) + (jobs.size() > 1 ? table_of(jobs) : "");
+}
+
+/// Alone, or under mpirun or srun, where rank 0 speaks.
+void plan(PlanOptions options) {
+  if (launched_ranks() == 1) {
+    options.ranks = std::max(1, options.ranks);
+    std::fputs(planned(options, {}).c_str(), stdout);
+    return;
+  }
+  MpiSession session;
+  const Communicator world = Communicator::world();
+  if (options.ranks == 0) options.ranks = world.size();
+  const Launched launched{measure_network(world), ranks_sharing_cores(world)};
+  const std::string text = planned(options, launched);
+  if (world.rank() == 0) std::fputs(text.c_str(), stdout);
 }
 
 void add_plan(CLI::App& app) {
@@ -145,7 +174,10 @@ void add_plan(CLI::App& app) {
       ->required();
   command->add_option("--set", options->settings,
                       "key=value on top of the file, as often as needed");
-  command->add_option("--ranks", options->ranks, "of the run to plan")
+  command
+      ->add_option("--ranks", options->ranks,
+                   "of the run to plan (default: those that it is started on, which then measure "
+                   "the network between them too)")
       ->check(CLI::Range(1, 1 << 20));
   command
       ->add_option("--ranks-per-node", options->ranks_a_node,
@@ -157,7 +189,7 @@ void add_plan(CLI::App& app) {
   command->add_flag("--scaling", options->scaling,
                     "a table for 1, 2, 4 ... ranks up to --ranks, each on a machine like this one "
                     "(by the cost model: nothing is run)");
-  command->callback([options] { std::fputs(planned(*options).c_str(), stdout); });
+  command->callback([options] { plan(*options); });
 }
 
 }  // namespace

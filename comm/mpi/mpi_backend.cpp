@@ -57,13 +57,13 @@ Request post_chunks(int64_t bytes, Post post) {
   return Request(std::make_unique<ChunkedMessage>(std::move(requests)));
 }
 
+}  // namespace
+
 int launched_ranks() {
   for (const char* name : {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"})
     if (const char* value = std::getenv(name)) return std::atoi(value);
   return 1;
 }
-
-}  // namespace
 
 MpiSession::MpiSession() {
   int provided = 0;

@@ -4,6 +4,9 @@
 
 namespace selfcal {
 
+/// Ranks that a launcher says it has started; 1 without one. Needs no MPI.
+int launched_ranks();
+
 /// MPI_Init_thread (funneled) and MPI_Finalize as one object. A launcher that started more ranks
 /// than MPI sees (srun with the wrong --mpi=) is ExitCode::usage.
 class MpiSession {

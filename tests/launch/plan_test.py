@@ -27,6 +27,16 @@ class PlanTest(SelfcalCase):
             self.assertRegex(out, rf"(?m)^  {phase} +\d+\.\d$")
         self.assertFalse((self.folder / "run").exists(), "a plan makes nothing")
 
+    def test_ranks_measure_the_network_between_them(self):
+        code, out, err = self.selfcal("plan", "config.yaml", "--json", ranks=2)
+        self.assertEqual(code, 0, err)
+        plan = json.loads(out)  # one rank speaks
+        self.assertEqual(len(plan["ranks"]), 2)
+        taken = json.loads(self.plan("--ranks", 2, "--json")[1])["rates"]
+        for rate in ("network", "latency"):
+            self.assertGreater(plan["rates"][rate], 0)
+            self.assertNotEqual(plan["rates"][rate], taken[rate], "taken, not measured")
+
     def test_too_few_ranks(self):
         code, _, err = self.plan("--ranks", 1, layout__compressors__shards=2)
         self.assertEqual(code, 78)
