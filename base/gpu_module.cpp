@@ -44,16 +44,16 @@ GpuModule GpuModule::load(const std::string& path) {
 GpuModule GpuModule::open(const std::string& path) {
   GpuModule module;
   // Global: the tensor library's CUDA part, if it is loaded later, must find the same streams.
-  module.library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  if (module.library_ == nullptr) {
+  module.handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  if (module.handle_ == nullptr) {
     module.absence_ = fmt::format("the GPU module was not loaded: {}", dlerror());
     return module;
   }
-  auto* interface = function<int()>(module.library_, "selfcal_gpu_interface");
+  auto* interface = function<int()>(module.handle_, "selfcal_gpu_interface");
   if (interface == nullptr || interface() != gpu_interface) {
     module.absence_ = fmt::format("{} is the GPU module of another version", path);
-    dlclose(module.library_);
-    module.library_ = nullptr;
+    dlclose(module.handle_);
+    module.handle_ = nullptr;
   }
   return module;
 }
@@ -69,7 +69,7 @@ std::string GpuModule::default_path() {
 
 void* GpuModule::find(const char* name) const {
   if (!is_present()) fail(ExitCode::internal, "{}", absence_);
-  void* found = dlsym(library_, name);
+  void* found = dlsym(handle_, name);
   if (found == nullptr) fail(ExitCode::internal, "the GPU module has no {}", name);
   return found;
 }

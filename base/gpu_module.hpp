@@ -41,7 +41,7 @@ class GpuModule {
   void* find(const char* name) const;
 
   std::string absence_;
-  void* library_ = nullptr;  // stays loaded to the end: its objects may outlive this one
+  void* handle_ = nullptr;  // stays loaded to the end: its objects may outlive this one
 };
 
 }  // namespace selfcal

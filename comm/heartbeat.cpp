@@ -17,16 +17,11 @@
 #include <random>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
 #include "comm/agreement.hpp"
 
 namespace selfcal {
 namespace {
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
 
 /// Ranks with the same text reach each other over the loopback.
 std::string network_of_this_process() {

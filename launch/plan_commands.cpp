@@ -2,11 +2,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "comm/mpi/mpi_backend.hpp"
@@ -15,8 +13,7 @@
 #include "pipeline/config.hpp"
 #include "pipeline/devices.hpp"
 #include "pipeline/network_rates.hpp"
-#include "pipeline/plan.hpp"
-#include "pipeline/progress.hpp"
+#include "pipeline/plan_jobs.hpp"
 
 namespace selfcal {
 namespace {
@@ -65,58 +62,6 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
   return machine;
 }
 
-struct PlannedJob {
-  RunConfig config;
-  ModelSizes sizes;
-  Plan plan;
-};
-
-/// What a job adds to those before it: jobs of one calibration sample it once, and with dense
-/// propagation they share its forward and statistics, except for those of AWQ.
-double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there) {
-  double seconds = job.plan.total_seconds;
-  const auto take = [&](std::initializer_list<Phase> phases) {
-    for (const Phase phase : phases) seconds -= job.plan.seconds[static_cast<size_t>(phase)];
-  };
-  if (calibration_is_there) take({Phase::sample});
-  if (forward_is_there) take({Phase::read});
-  if (forward_is_there && job.config.method.name != MethodName::awq)
-    take({Phase::forward, Phase::statistics, Phase::reduce});
-  return seconds;
-}
-
-/// A line a job.
-std::string table_of(const std::vector<PlannedJob>& jobs) {
-  std::string text = "\njob                               memory  adds seconds\n";
-  double all_seconds = 0;
-  uint64_t memory = 0;
-  std::set<std::string> calibrations, forwards;
-  for (const auto& job : jobs) {
-    const std::string key = forward_key(job.config);
-    const bool dense = job.config.propagation == Propagation::dense;
-    const bool calibration_is_there = !calibrations.insert(key).second;
-    const bool forward_is_there = dense && !forwards.insert(key).second;
-    const double seconds = seconds_beside(job, calibration_is_there, forward_is_there);
-    const uint64_t most = job.plan.largest_rank().memory;
-    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", job.config.name, memory_text(most), seconds);
-    all_seconds += seconds;
-    memory = std::max(memory, most);
-  }
-  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
-                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
-                            all_seconds, duration_text(all_seconds));
-}
-
-/// Of one job as it is; of many a map by their names.
-std::string json_of(const std::vector<PlannedJob>& jobs) {
-  if (jobs.size() == 1) return to_json(jobs.front().plan);
-  std::string text;
-  for (const auto& job : jobs)
-    text +=
-        fmt::format("{}\"{}\": {}", text.empty() ? "{" : ",\n", job.config.name, to_json(job.plan));
-  return text + "}\n";
-}
-
 std::string scaling_of(const PlanOptions& options, const RunConfig& config, const ModelSizes& sizes,
                        const Machine& machine) {
   std::vector<int> counts;
@@ -146,9 +91,7 @@ std::string planned(const PlanOptions& options, const Launched& launched) {
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
     jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});
   }
-  if (options.json) return json_of(jobs);
-  const auto& [config, sizes, plan] = jobs.front();
-  return to_text(plan, config, sizes) + (jobs.size() > 1 ? table_of(jobs) : "");
+  return options.json ? to_json(jobs) : to_text(jobs);
 }
 
 /// Alone, or under mpirun or srun, where rank 0 speaks.

@@ -191,10 +191,10 @@ class Run {
     team_.emplace(world_.split(layout().shard_of(world_.rank())));
     const auto count = static_cast<int64_t>(opened_.size());
     for (const auto& job : opened_)
-      jobs_.push_back({.session = {job.config, *job.model, world_, job.layout, *directory_,
-                                   environment.stop, environment.context, kind, timer_, progress_,
-                                   job.leaf_memory, start_, count},
-                       .number = static_cast<int64_t>(jobs_.size())});
+      jobs_.push_back(
+          {.session = {job.config, *job.model, world_, job.layout, *directory_, environment.stop,
+                       environment.context, kind, timer_, progress_, job.leaf_memory, count},
+           .number = static_cast<int64_t>(jobs_.size())});
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
               count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
@@ -371,7 +371,6 @@ class Run {
 
   const RunEnvironment& environment_;
   const Communicator& world_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   PhaseTimer timer_{
       [this](Phase phase) { world_.activity().enter(phase_names[static_cast<size_t>(phase)]); }};
   TimeAccount time_{timer_};

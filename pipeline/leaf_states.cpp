@@ -61,14 +61,12 @@ TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const
     work.team.all_reduce(accumulator.exponents(), ReduceOp::max);
   }
   MagnitudeAccumulator magnitudes(accumulator.exponents(), work.context);
-  states.for_each(tap.name, [&](const at::Tensor& x) {
-    accumulator.add(x);
-    if (with_magnitude) magnitudes.add(x);
+  agree(work.team, work.timer, [&] {
+    states.for_each(tap.name, [&](const at::Tensor& x) {
+      accumulator.add(x);
+      if (with_magnitude) magnitudes.add(x);
+    });
   });
-  {
-    const auto idle = work.timer.measure(Phase::idle);
-    work.team.barrier();
-  }
   {
     const auto reduce = work.timer.measure(Phase::reduce);
     work.team.all_reduce(accumulator.sums(), ReduceOp::sum);

@@ -3,7 +3,6 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include <span>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
 #include "stages/solve/method.hpp"
 
 namespace selfcal {
@@ -196,8 +196,7 @@ RankReport report_of_this_rank(int rank, const PhaseSeconds& seconds) {
   RankReport report;
   report.rank = rank;
   report.seconds = seconds;
-  std::array<char, 256> host{};
-  if (gethostname(host.data(), host.size() - 1) == 0) report.host = host.data();
+  report.host = host_name();
   rusage usage{};
   if (getrusage(RUSAGE_SELF, &usage) == 0)
     report.peak_memory = static_cast<int64_t>(usage.ru_maxrss) * 1024;

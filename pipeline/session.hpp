@@ -25,7 +25,6 @@ struct Session {
   PhaseTimer& timer;
   Progress& progress;
   LeafMemory leaf_memory;
-  std::chrono::steady_clock::time_point start;
   int64_t jobs = 1;  // of the run
 };
 

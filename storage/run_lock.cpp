@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
 #include "storage/dtype.hpp"
 
 namespace selfcal {
@@ -111,11 +112,9 @@ bool replace_stale(const fs::path& path, const LockOwner& owner, const std::stri
 }  // namespace
 
 LockOwner LockOwner::current() {
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
   const char* job = std::getenv("SLURM_JOB_ID");
   const char* restart = std::getenv("SLURM_RESTART_COUNT");
-  return {host.data(), ::getpid(), start_of_process(::getpid()), job ? job : "",
+  return {host_name(), ::getpid(), start_of_process(::getpid()), job ? job : "",
           restart ? number_or_zero(restart) : 0};
 }
 

@@ -57,6 +57,16 @@ Request post_chunks(int64_t bytes, Post post) {
   return Request(std::make_unique<ChunkedMessage>(std::move(requests)));
 }
 
+/// By MPI_Isend or one of its kind, named for messages.
+Request post_send(decltype(MPI_Isend) call, const char* name, std::span<const std::byte> data,
+                  int to, int tag, MPI_Comm handle) {
+  return post_chunks(static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
+    MPI_Request request;
+    check(call(data.data() + offset, length, MPI_BYTE, to, tag, handle, &request), name);
+    return request;
+  });
+}
+
 }  // namespace
 
 int launched_ranks() {
@@ -170,21 +180,11 @@ std::vector<std::vector<std::byte>> MpiBackend::all_gather(std::span<const std::
 }
 
 Request MpiBackend::send(std::span<const std::byte> data, int to, int tag) {
-  return post_chunks(static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
-    MPI_Request request;
-    check(MPI_Isend(data.data() + offset, length, MPI_BYTE, to, tag, handle_, &request),
-          "MPI_Isend");
-    return request;
-  });
+  return post_send(MPI_Isend, "MPI_Isend", data, to, tag, handle_);
 }
 
 Request MpiBackend::send_until_taken(std::span<const std::byte> data, int to, int tag) {
-  return post_chunks(static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
-    MPI_Request request;
-    check(MPI_Issend(data.data() + offset, length, MPI_BYTE, to, tag, handle_, &request),
-          "MPI_Issend");
-    return request;
-  });
+  return post_send(MPI_Issend, "MPI_Issend", data, to, tag, handle_);
 }
 
 Request MpiBackend::receive(std::span<std::byte> into, int from, int tag) {

@@ -1,9 +1,6 @@
 #include "comm/nccl/device_binding.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 
 #include "base/error.hpp"
 #include "comm/agreement.hpp"
@@ -38,12 +35,6 @@ void check_that_devices_differ(const std::vector<DeviceBinding>& bindings) {
 }
 
 }  // namespace
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
 
 std::vector<DeviceBinding> bind_devices(const Communicator& ranks, NcclCalls& calls,
                                         const std::string& host) {

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "base/host.hpp"
 #include "comm/communicator.hpp"
 #include "comm/nccl/nccl_calls.hpp"
 
@@ -14,9 +15,6 @@ struct DeviceBinding {
   std::string bus_id;  // PCI address
   std::string name;    // of the model
 };
-
-/// Name of this machine.
-std::string host_name();
 
 /// Collective over all ranks of the job. The n-th rank of a host takes its n-th GPU, or the only
 /// one that it sees (a launcher that deals the GPUs shows each rank its own). More ranks than GPUs

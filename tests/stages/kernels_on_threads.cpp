@@ -61,8 +61,8 @@ class KernelsOnThreads : public TileSolver {
  public:
   void solve(const Columns& columns, const TileArrays& arrays) override {
     std::vector<float> errors(static_cast<size_t>(arrays.tiles * columns.block * lanes::rows));
-    const TileMemory memory{arrays.weight, arrays.codes, arrays.kept,  errors.data(),
-                            arrays.scale,  arrays.zero,  arrays.groups};
+    TileArrays memory = arrays;
+    memory.errors = errors.data();
     const auto tiles = static_cast<unsigned>(arrays.tiles);
     for (int64_t first = 0; first < columns.count; first += columns.block) {
       const int64_t last = std::min(first + columns.block, columns.count);

@@ -15,8 +15,8 @@ class CpuTwin : public TileSolver {
  public:
   void solve(const Columns& columns, const TileArrays& arrays) override {
     std::vector<float> errors(static_cast<size_t>(arrays.tiles * columns.block * lanes::rows));
-    const TileMemory memory{arrays.weight, arrays.codes, arrays.kept,  errors.data(),
-                            arrays.scale,  arrays.zero,  arrays.groups};
+    TileArrays memory = arrays;
+    memory.errors = errors.data();
     for (int64_t first = 0; first < columns.count; first += columns.block) {
       const int64_t last = std::min(first + columns.block, columns.count);
       for (int64_t tile = 0; tile < arrays.tiles; ++tile) {
@@ -29,7 +29,7 @@ class CpuTwin : public TileSolver {
   }
 
  private:
-  void solve_block_of_row(const Columns& columns, const TileMemory& memory, int64_t tile,
+  void solve_block_of_row(const Columns& columns, const TileArrays& memory, int64_t tile,
                           int64_t row, int64_t first, int64_t last) {
     const float* upper = columns.upper + first * (columns.count + 1);
     staged_.resize(static_cast<size_t>(2 * columns.block * lanes::rows));
@@ -37,7 +37,7 @@ class CpuTwin : public TileSolver {
                       staged_.data(), staged_.data() + columns.block * lanes::rows);
   }
 
-  static void subtract_beyond(const Columns& columns, const TileMemory& memory, int64_t tile,
+  static void subtract_beyond(const Columns& columns, const TileArrays& memory, int64_t tile,
                               int64_t row, int64_t first, int64_t last) {
     float* weights = row_at(memory.weight, tile, columns.count, row);
     const float* errors = row_at(memory.errors, tile, columns.block, row);

@@ -10,7 +10,7 @@ namespace selfcal {
 namespace {
 
 using by_row::Columns;
-using by_row::TileMemory;
+using by_row::TileArrays;
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
@@ -78,8 +78,8 @@ class CudaTileSolver : public TileSolver {
     Columns columns = given;
     columns.upper = upper.data();
     columns.group = group.data();
-    const TileMemory on_device{weight.data(), codes.data(), kept.data(),  errors.data(),
-                               scale.data(),  zero.data(),  arrays.groups};
+    const TileArrays on_device{arrays.tiles, arrays.groups, weight.data(), codes.data(),
+                               kept.data(),  scale.data(),  zero.data(),   errors.data()};
     for (int64_t first = 0; first < columns.count; first += columns.block) {
       const int64_t last = std::min(first + columns.block, columns.count);
       check(by_row::launch_block(columns, on_device, arrays.tiles, first, last, nullptr),

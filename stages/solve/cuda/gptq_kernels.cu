@@ -9,7 +9,7 @@ constexpr size_t bytes(int64_t floats) { return static_cast<size_t>(floats) * si
 
 }  // namespace
 
-cudaError_t launch_block(const Columns& columns, const TileMemory& memory, int64_t tiles,
+cudaError_t launch_block(const Columns& columns, const TileArrays& memory, int64_t tiles,
                          int64_t first, int64_t last, cudaStream_t stream) {
   const size_t shared = bytes(shared_of_solve(last - first));
   if (const cudaError_t status =
@@ -22,7 +22,7 @@ cudaError_t launch_block(const Columns& columns, const TileMemory& memory, int64
   return cudaGetLastError();
 }
 
-cudaError_t launch_beyond(const Columns& columns, const TileMemory& memory, int64_t tiles,
+cudaError_t launch_beyond(const Columns& columns, const TileArrays& memory, int64_t tiles,
                           int64_t first, int64_t last, cudaStream_t stream) {
   if (last == columns.count) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(tiles),

@@ -15,7 +15,7 @@ constexpr int64_t shared_of_solve(int64_t columns) {
 }
 
 /// A warp a tile, a thread a row. Grid: tiles.
-__global__ void solve_block_kernel(Columns columns, TileMemory memory, int64_t first,
+__global__ void solve_block_kernel(Columns columns, TileArrays memory, int64_t first,
                                    int64_t last) {
   extern __shared__ float shared[];
   const int64_t count = last - first;
@@ -39,7 +39,7 @@ constexpr int64_t shared_of_subtract(int64_t depth) {
 
 /// weight[j] -= sum_k upper[first + k][j] * error[k] for the columns from `last` on. Threads: 32 x
 /// 8, each of one row and eight columns. Grid: tiles x groups of columns.
-__global__ void subtract_beyond_kernel(Columns columns, TileMemory memory, int64_t first,
+__global__ void subtract_beyond_kernel(Columns columns, TileArrays memory, int64_t first,
                                        int64_t last) {
   extern __shared__ float shared[];
   const int64_t depth = last - first, tile = blockIdx.x;

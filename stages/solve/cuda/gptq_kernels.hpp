@@ -8,11 +8,11 @@ namespace selfcal::by_row {
 
 /// Queues the solve of columns [first, last), up to 128, of all tiles; their errors stay in
 /// memory.errors. Pointers are to the device.
-cudaError_t launch_block(const Columns& columns, const TileMemory& memory, int64_t tiles,
+cudaError_t launch_block(const Columns& columns, const TileArrays& memory, int64_t tiles,
                          int64_t first, int64_t last, cudaStream_t stream);
 
 /// Queues what those errors take off the columns from `last` on.
-cudaError_t launch_beyond(const Columns& columns, const TileMemory& memory, int64_t tiles,
+cudaError_t launch_beyond(const Columns& columns, const TileArrays& memory, int64_t tiles,
                           int64_t first, int64_t last, cudaStream_t stream);
 
 }  // namespace selfcal::by_row

@@ -4,12 +4,16 @@
 
 namespace selfcal::by_row {
 
-/// Tiles one after the other, in the memory of whoever solves them; absent arrays are null.
-struct TileMemory {
-  float *weight, *codes, *kept;  // [tiles][columns][32]
-  float* errors;                 // [tiles][block][32]: of the running block
-  float *scale, *zero;           // [tiles][groups][32]
-  int64_t groups;
+/// Tiles [columns][32 rows] one after the other, in the memory of whoever solves them.
+struct TileArrays {
+  int64_t tiles = 0;
+  int64_t groups = 0;
+  float* weight = nullptr;  // [tiles][columns][32]; in: the weights, out: as they are stored
+  float* codes = nullptr;   // like weight, where weights are quantised
+  float* kept = nullptr;    // like weight, where weights are pruned: 1 stays, 0 goes
+  float* scale = nullptr;   // [tiles][groups][32], where weights are quantised
+  float* zero = nullptr;
+  float* errors = nullptr;  // [tiles][block][32]: of the running block
 };
 
 /// A row of a tile. The weights of the block that is solved lie apart, in faster memory.
@@ -44,7 +48,7 @@ constexpr float* row_at(float* array, int64_t tile, int64_t columns, int64_t row
 
 /// Row `row` of a tile through a block. `staged`, `errors`: room for the block's columns, 32 floats
 /// apart. The block's errors stay in memory.errors for the columns beyond it.
-constexpr void solve_row_of_tile(const Columns& columns, const TileMemory& memory, int64_t tile,
+constexpr void solve_row_of_tile(const Columns& columns, const TileArrays& memory, int64_t tile,
                                  int64_t row, const Block& block, float* staged, float* errors) {
   StagedRow staged_row{row_at(memory.weight, tile, columns.count, row),
                        row_at(memory.codes, tile, columns.count, row),

@@ -1,6 +1,7 @@
 // The inner product of tiled matrix products: a few rows by one panel, with all sums in registers
 // (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
 #include "stages/kernels/cpu/vector/kernels.hpp"
+#include "stages/kernels/cpu/vector/runs_of_rows.hpp"
 #include "stages/kernels/cpu/vector/vector.hpp"
 
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
@@ -29,27 +30,14 @@ void multiply_rows(int64_t depth, const float* a, int64_t a_stride, const float*
   }
 }
 
-/// The last rows, fewer than most_rows.
-template <int rows>
-void multiply_rest(int64_t left, int64_t depth, const float* a, int64_t a_stride,
-                   const float* panel, float* c, int64_t c_stride, bool accumulate) {
-  if constexpr (rows > 0) {
-    if (left == rows)
-      return multiply_rows<rows>(depth, a, a_stride, panel, c, c_stride, accumulate);
-    multiply_rest<rows - 1>(left, depth, a, a_stride, panel, c, c_stride, accumulate);
-  }
-}
-
 }  // namespace
 
 void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t a_stride,
                     const float* panel, float* c, int64_t c_stride, bool accumulate) {
-  int64_t row = 0;
-  for (; row + most_rows <= rows; row += most_rows)
-    multiply_rows<most_rows>(depth, a + row * a_stride, a_stride, panel, c + row * c_stride,
-                             c_stride, accumulate);
-  multiply_rest<most_rows - 1>(rows - row, depth, a + row * a_stride, a_stride, panel,
-                               c + row * c_stride, c_stride, accumulate);
+  for_runs_of_rows<most_rows>(rows, [&](auto count, int64_t row) {
+    multiply_rows<count>(depth, a + row * a_stride, a_stride, panel, c + row * c_stride, c_stride,
+                         accumulate);
+  });
 }
 
 void split(const Matrix& x, int64_t first, int64_t count, float* panels) {

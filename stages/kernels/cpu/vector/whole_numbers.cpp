@@ -4,6 +4,7 @@
 // (Cauchy-Schwarz).
 #include "stages/kernels/cpu/vector/kernels.hpp"
 #include "stages/kernels/cpu/vector/map.hpp"
+#include "stages/kernels/cpu/vector/runs_of_rows.hpp"
 
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
 namespace {
@@ -121,16 +122,6 @@ void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int3
   }
 }
 
-template <int rows>
-void multiply_rest(int64_t left, int64_t pairs, const int16_t* a, int64_t a_stride,
-                   const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate) {
-  if constexpr (rows > 0) {
-    if (left == rows)
-      return multiply_rows<rows>(pairs, a, a_stride, panel, c, c_stride, accumulate);
-    multiply_rest<rows - 1>(left, pairs, a, a_stride, panel, c, c_stride, accumulate);
-  }
-}
-
 /// Turns a square of `width` rows of pairs, `stride` and `result_stride` pairs apart.
 SELFCAL_INLINE void turn(const int32_t* from, int64_t stride, int32_t* to, int64_t result_stride) {
   Floats square[width];
@@ -164,12 +155,10 @@ void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pair
 
 void multiply_whole(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
                     const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate) {
-  int64_t row = 0;
-  for (; row + most_rows <= rows; row += most_rows)
-    multiply_rows<most_rows>(pairs, a + row * a_stride, a_stride, panel, c + row * c_stride,
-                             c_stride, accumulate);
-  multiply_rest<most_rows - 1>(rows - row, pairs, a + row * a_stride, a_stride, panel,
-                               c + row * c_stride, c_stride, accumulate);
+  for_runs_of_rows<most_rows>(rows, [&](auto count, int64_t row) {
+    multiply_rows<count>(pairs, a + row * a_stride, a_stride, panel, c + row * c_stride, c_stride,
+                         accumulate);
+  });
 }
 
 void narrow_whole(const int32_t* sums, float step, const float* steps, const void* bias,

@@ -1,0 +1,20 @@
+// The plan of a run of many jobs: each job's own, and what it adds to those before it.
+#pragma once
+#include <vector>
+
+#include "pipeline/plan.hpp"
+
+namespace selfcal {
+
+struct PlannedJob {
+  RunConfig config;
+  ModelSizes sizes;
+  Plan plan;
+};
+
+/// The first job in full, then, where there are more, a line of each and their sum.
+std::string to_text(const std::vector<PlannedJob>& jobs);
+/// Of one job as it is; of many a map by their names.
+std::string to_json(const std::vector<PlannedJob>& jobs);
+
+}  // namespace selfcal
