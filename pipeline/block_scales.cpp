@@ -53,7 +53,7 @@ at::Tensor losses_together(const LayerWork& work, const at::Tensor& weight,
                            const MethodSettings& settings) {
   const auto [first, last] = share_of(work.team, weight.size(0));
   std::map<std::string, at::Tensor> mine;
-  agree(work.team, [&] {
+  agree(work.team, [&, first = first, last = last] {
     mine["losses"] = losses_of_scales(weight.narrow(0, first, last - first), statistics.hessian,
                                       scales, settings, work.context);
   });

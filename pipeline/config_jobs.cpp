@@ -238,7 +238,7 @@ std::vector<NamedJob> spread(const std::vector<NamedJob>& jobs, const Axis& axis
 std::vector<Key<RunConfig>> many_jobs_keys(ManyJobs& many) {
   const auto keeps = [](std::optional<ManyJobs::Part>& part) {
     return [&part](RunConfig&, const YAML::Node& node, const MapReader& reader) {
-      part.emplace(node, reader);
+      part = ManyJobs::Part{node, reader};
     };
   };
   const auto none = [](const RunConfig&) { return std::string(); };

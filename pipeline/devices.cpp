@@ -1,9 +1,9 @@
 #include "pipeline/devices.hpp"
 
 #include <map>
-#include <ranges>
 
 #include "base/error.hpp"
+#include "base/names.hpp"
 
 namespace selfcal {
 namespace {
@@ -30,8 +30,7 @@ const std::map<std::string, DataSheet>& data_sheets() {
 Machine device_machine(const std::string& name, at::ScalarType dtype) {
   const auto found = data_sheets().find(name);
   if (found == data_sheets().end())
-    fail(ExitCode::usage, "--device: found {}, expected one of {}", name,
-         fmt::join(std::views::keys(data_sheets()), ", "));
+    fail(ExitCode::usage, "--device: found {}, expected one of {}", name, names_of(data_sheets()));
   const DataSheet& sheet = found->second;
   const double products = dtype == at::kBFloat16 ? sheet.bfloat16 : sheet.float32;
   Machine machine;

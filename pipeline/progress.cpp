@@ -156,7 +156,7 @@ void EventLog::write(std::string_view event, const Fields& fields) {
   line["rank"] = rank_;
   line["event"] = event;
   for (const auto& [name, value] : fields)
-    std::visit([&](const auto& held) { line[name] = held; }, value);
+    std::visit([&, &name = name](const auto& held) { line[name] = held; }, value);
   file_ << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
   file_.clear();  // a full disk may have room again later
 }

@@ -1,7 +1,7 @@
 #include <cmath>
-#include <ranges>
 
 #include "base/error.hpp"
+#include "base/names.hpp"
 #include "stages/model/family.hpp"
 #include "storage/dtype.hpp"
 
@@ -33,7 +33,7 @@ kernels::Activation read_activation(const ModelConfig& config, const std::string
   const auto found = names.find(name);
   if (found != names.end()) return found->second;
   fail(ExitCode::data, "{}: {}: '{}' is not supported ({} are)", config.where(), key,
-       printable(name), fmt::join(std::views::keys(names), ", "));
+       printable(name), names_of(names));
 }
 
 Attention read_attention(const ModelConfig& config, const ModelShape& shape) {

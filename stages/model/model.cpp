@@ -2,9 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include <ranges>
-
 #include "base/error.hpp"
+#include "base/names.hpp"
 #include "stages/model/family.hpp"
 #include "storage/dtype.hpp"
 
@@ -16,7 +15,7 @@ std::string read_architecture(const ModelConfig& config) {
   if (names.empty()) fail(ExitCode::data, "{}: no key 'architectures'", config.where());
   if (!families().contains(names.front()))
     fail(ExitCode::data, "{}: architecture '{}' is not supported (supported: {})", config.where(),
-         printable(names.front()), fmt::join(std::views::keys(families()), ", "));
+         printable(names.front()), names_of(families()));
   return names.front();
 }
 

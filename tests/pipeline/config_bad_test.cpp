@@ -6,11 +6,10 @@
 
 #include "base/error.hpp"
 #include "pipeline/config.hpp"
+#include "tests/pipeline/minimal_config.hpp"
 
 namespace selfcal {
 namespace {
-
-const std::string minimal = "model: {path: models/demo}\noutput: runs/demo\n";
 
 /// The error's text; empty when there is none.
 std::string error_of(const std::string& yaml, const std::vector<std::string>& settings = {}) {

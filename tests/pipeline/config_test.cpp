@@ -8,11 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
+#include "tests/pipeline/minimal_config.hpp"
 
 namespace selfcal {
 namespace {
-
-const std::string minimal = "model: {path: models/demo}\noutput: runs/demo\n";
 
 RunConfig parse(const std::string& more = "", const std::vector<std::string>& settings = {}) {
   return parse_config(minimal + more, "run.yaml", settings);

@@ -8,6 +8,7 @@
 
 #include "base/error.hpp"
 #include "stages/kernels/ops.hpp"
+#include "tests/stages/kernels_support.hpp"
 
 namespace selfcal::kernels {
 namespace {
@@ -20,12 +21,6 @@ class Kernels : public testing::Test {
   ThreadPool pool{3, use_one_library_thread};
   Context context{&pool};
 };
-
-constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16};
-
-at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
-  return at::randn(shape).to(dtype);
-}
 
 /// Largest difference, in units of the reference's largest entry.
 double distance(const at::Tensor& found, const at::Tensor& expected) {

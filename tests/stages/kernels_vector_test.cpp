@@ -6,11 +6,11 @@
 
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/tiled_linear.hpp"
+#include "tests/stages/kernels_support.hpp"
 
 namespace selfcal::kernels {
 namespace {
 
-constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16};
 constexpr int64_t lengths[] = {1, 7, 8, 31, 64, 100};
 
 void for_sets(const std::function<void(const VectorKernels&)>& body) {
@@ -20,10 +20,6 @@ void for_sets(const std::function<void(const VectorKernels&)>& body) {
     SCOPED_TRACE(vectors->name);
     body(*vectors);
   }
-}
-
-at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
-  return at::randn(shape).to(dtype);
 }
 
 void expect_near(const at::Tensor& found, const at::Tensor& expected) {

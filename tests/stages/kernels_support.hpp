@@ -1,0 +1,13 @@
+// What the tests of kernels draw.
+#pragma once
+#include <ATen/ATen.h>
+
+namespace selfcal::kernels {
+
+inline constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16};
+
+inline at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
+  return at::randn(shape).to(dtype);
+}
+
+}  // namespace selfcal::kernels
