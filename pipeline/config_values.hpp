@@ -66,7 +66,7 @@ struct Words {
 // owners too.
 
 template <class Owner, class Field>
-Key<Owner> integer_key(std::string path, Field field, IntegerRule rule, std::string help) {
+Key<Owner> integer_key(std::string path, Field field, const IntegerRule& rule, std::string help) {
   return {std::move(path), expectation(rule), std::move(help),
           [=](Owner& owner, const YAML::Node& node, const MapReader&) {
             auto& value = field(owner);
@@ -80,7 +80,7 @@ Key<Owner> integer_key(std::string path, Field field, IntegerRule rule, std::str
 }
 
 template <class Owner, class Field>
-Key<Owner> number_key(std::string path, Field field, NumberRule rule, std::string help) {
+Key<Owner> number_key(std::string path, Field field, const NumberRule& rule, std::string help) {
   return {std::move(path), expectation(rule), std::move(help),
           [=](Owner& owner, const YAML::Node& node, const MapReader&) {
             field(owner) = number(node, rule);

@@ -13,7 +13,8 @@ namespace {
 
 /// Of so many equal pieces, those of the busiest worker.
 double busiest(int64_t pieces, int64_t workers) {
-  return static_cast<double>((pieces + workers - 1) / std::max<int64_t>(1, workers));
+  const int64_t most = (pieces + workers - 1) / std::max<int64_t>(1, workers);
+  return static_cast<double>(most);
 }
 
 class CostModel {

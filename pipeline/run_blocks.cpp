@@ -6,7 +6,7 @@
 
 namespace selfcal {
 
-BlockSource compressed_blocks(const Model& model, JobDirectory job) {
+BlockSource compressed_blocks(const Model& model, const JobDirectory& job) {
   return [&model, job](int64_t layer) {
     BlockWeights weights = model.read_block(layer);
     const auto dtype = model.shape().compute_dtype;

@@ -7,6 +7,6 @@ namespace selfcal {
 
 /// Weights of block `layer` as compressed, in the model's compute dtype: with the run's dtype, what
 /// propagation used. A missing or damaged layer is ExitCode::data.
-BlockSource compressed_blocks(const Model& model, JobDirectory job);
+BlockSource compressed_blocks(const Model& model, const JobDirectory& job);
 
 }  // namespace selfcal

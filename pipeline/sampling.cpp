@@ -65,7 +65,7 @@ class Sampling {
         outbox_(world),
         batches_out_(world, batches_in_flight) {}
 
-  void finished(MicroBatch batch) {
+  void finished(const MicroBatch& batch) {
     sampled_ += batch.tokens.numel();
     if (world_.rank() == 0)
       hooks_.on_arrived(batch);

@@ -197,8 +197,8 @@ std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
 
     const auto scope = timer.measure(Phase::gather);
     std::vector<Tensors> solved_runs(runs.size());
-    const auto keep = [&](Tensors tensors) {
-      for (auto& [path, tensor] : tensors) {
+    const auto keep = [&](const Tensors& tensors) {
+      for (const auto& [path, tensor] : tensors) {
         const size_t slash = path.find('/');
         solved_runs[std::stoul(path.substr(0, slash))][path.substr(slash + 1)] = tensor;
       }

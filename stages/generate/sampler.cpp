@@ -100,7 +100,7 @@ Choice choose(float* logits, int64_t count, const Draw& draw, const SamplingRule
 
 }  // namespace
 
-std::vector<Choice> choose_tokens(const kernels::Context& context, at::Tensor logits,
+std::vector<Choice> choose_tokens(const kernels::Context& context, const at::Tensor& logits,
                                   const std::vector<Draw>& draws, const SamplingRule& rule) {
   kernels::require(
       logits.dim() == 2 && logits.is_contiguous() && logits.scalar_type() == at::kFloat,

@@ -34,7 +34,7 @@ struct Choice {
 /// Choice i belongs to draw i. logits: float32 [rows, vocabulary], overwritten where banned.
 /// Exponentials are float32, sums float64. Tokens more than 86 nats below the likeliest are never
 /// chosen. NaN, +infinity and rows without any possible token are ExitCode::data.
-std::vector<Choice> choose_tokens(const kernels::Context& context, at::Tensor logits,
+std::vector<Choice> choose_tokens(const kernels::Context& context, const at::Tensor& logits,
                                   const std::vector<Draw>& draws, const SamplingRule& rule);
 
 }  // namespace selfcal
