@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "stages/kernels/cpu/gemm.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
 // Of the BLAS inside the tensor library, which ships no header for it.
@@ -38,7 +39,8 @@ int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes:
 ProductCode product_code(at::ScalarType dtype) {
   if (dtype != at::kBFloat16) return ProductCode::lanes;
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512bf16")) return ProductCode::library;
+  if (kernels::library_is_tuned() && __builtin_cpu_supports("avx512bf16"))
+    return ProductCode::library;
 #endif
   return ProductCode::whole;
 }

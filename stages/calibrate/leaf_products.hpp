@@ -10,9 +10,9 @@
 
 namespace selfcal {
 
-/// Which code multiplies; part of the numeric kind. bfloat16: the library's product where the CPU
-/// has matrix or vector units for it, else whole numbers (whole_products.hpp). float32: the vector
-/// code of stages/lanes.
+/// Which code multiplies; part of the numeric kind. bfloat16: the library's product where it is
+/// tuned for the CPU's matrix or vector units, else whole numbers (whole_products.hpp). float32:
+/// the vector code of stages/lanes.
 enum class ProductCode { lanes, whole, library };
 ProductCode product_code(at::ScalarType dtype);
 

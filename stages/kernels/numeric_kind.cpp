@@ -6,12 +6,13 @@
 
 #include <cstring>
 
+#include "stages/kernels/cpu/gemm.hpp"
 #include "stages/kernels/cpu/vector_kernels.hpp"
 
 namespace selfcal::kernels {
 namespace {
 
-constexpr int arithmetic_version = 2;  // raised when our kernels' results change
+constexpr int arithmetic_version = 3;  // raised when our kernels' results change
 
 std::string processor_vendor() {
   unsigned eax = 0, words[3] = {};
@@ -39,8 +40,10 @@ std::string numeric_kind() {
   note(__builtin_cpu_supports("avx512f"), "avx512f");
   note(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
   note(has_tile_units(), "amx-bf16");
-  return fmt::format("cpu {}{}; vectors {}; libtorch {}; arithmetic {}", processor_vendor(),
-                     instructions, vector_kernels().name, TORCH_VERSION, arithmetic_version);
+  return fmt::format("cpu {}{}; vectors {}; products {}; libtorch {}; arithmetic {}",
+                     processor_vendor(), instructions, vector_kernels().name,
+                     library_is_tuned() ? "of the library" : "in panels and whole numbers",
+                     TORCH_VERSION, arithmetic_version);
 }
 
 }  // namespace selfcal::kernels

@@ -17,6 +17,14 @@ constexpr int row_major = 101, no_transpose = 111, transpose = 112;  // CBLAS's 
 
 }  // namespace
 
+bool library_is_tuned() {
+#ifdef __x86_64__
+  return __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
 // sgemm_ is column-major: it sees each row-major matrix transposed, so the operands change places.
 void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,
                          Rows<const float> b, Rows<float> c) {

@@ -14,6 +14,11 @@ struct Rows {
   int64_t stride;
 };
 
+/// Whether that BLAS was tuned for the wide units of this processor: Intel's with AVX-512 or AMX.
+/// On others our own products are faster; its product of bfloat16 by far, even where they have
+/// units for it.
+bool library_is_tuned();
+
 /// c[rows, columns] = a[rows, depth] b[columns, depth]^T. Products of bfloat16 are accumulated in
 /// float32.
 void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const float> a,

@@ -119,7 +119,7 @@ void compute_by_library(const Context& context, const Operands& operands) {
 }  // namespace
 
 Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result) {
-  static const bool tuned = __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
+  static const bool tuned = library_is_tuned();
   if (tuned) return Products::library;
   const bool narrow = operands == at::kBFloat16 && result == at::kBFloat16;
   return narrow && inputs <= 4096 ? Products::whole : Products::panels;

@@ -8,7 +8,7 @@ namespace selfcal::kernels {
 /// BLAS inside libtorch.
 enum class Products { panels, whole, library };
 
-/// The library on Intel's processors with AVX-512 or AMX, which it was tuned for. Elsewhere whole
+/// The library where it is tuned for the processor. Elsewhere whole
 /// numbers, which are multiplied almost twice as fast, where operands and `result` are bfloat16 and
 /// there are at most 4096 inputs; panels for the rest.
 Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result);

@@ -13,6 +13,9 @@ extern const VectorKernels kernels;
 namespace avx512 {
 extern const VectorKernels kernels;
 }
+namespace avx512vnni {
+extern const VectorKernels kernels;
+}
 
 #endif
 
@@ -20,6 +23,8 @@ const VectorKernels* supported_kernels(int rank) {
   const VectorKernels* found[4] = {};
   int count = 0;
 #ifdef SELFCAL_X86
+  if (__builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni"))
+    found[count++] = &avx512vnni::kernels;
   if (__builtin_cpu_supports("x86-64-v4")) found[count++] = &avx512::kernels;
   if (__builtin_cpu_supports("x86-64-v3")) found[count++] = &avx2::kernels;
 #endif

@@ -32,6 +32,17 @@ SELFCAL_INLINE Integers multiply_pairs(Integers a, Integers b) {
 #endif
 }
 
+/// sum + multiply_pairs(a, b).
+SELFCAL_INLINE Integers add_pairs(Integers sum, Integers a, Integers b) {
+#if defined(__AVX512VNNI__)
+  // (GCC 12 keeps sums in memory around the intrinsic.)
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+#else
+  return sum + multiply_pairs(a, b);
+#endif
+}
+
 /// To the nearest, ties to even; |value| < 2^22.
 SELFCAL_INLINE Integers nearest(Floats value) {
   const Floats magic = all(0x1.8p23f);
@@ -110,8 +121,8 @@ void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int3
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Integers pair = read<int32_t>(a + r * a_stride) - Integers{};
-      sums[r][0] += multiply_pairs(pair, left);
-      sums[r][1] += multiply_pairs(pair, right);
+      sums[r][0] = add_pairs(sums[r][0], pair, left);
+      sums[r][1] = add_pairs(sums[r][1], pair, right);
     }
   }
 #pragma GCC unroll 16
