@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "comm/mpi/mpi_backend.hpp"
@@ -49,12 +50,23 @@ std::unique_ptr<Model> open_for_plan(const RunConfig& config, kernels::Context c
                : open_model(config.model, config.dtype, context);
 }
 
+/// Ranks of the run that share a machine like this one.
+int ranks_together(const PlanOptions& options) {
+  if (options.ranks_a_node > 0) return options.ranks_a_node;
+  return options.scaling ? 1 : options.ranks;
+}
+
+int64_t widest_input(const Model& model) {
+  int64_t widest = 0;
+  for (const auto& tap : model.block(0).spec().taps) widest = std::max(widest, tap.columns);
+  return widest;
+}
+
 Machine machine_of(const PlanOptions& options, const Launched& launched, const RunConfig& config,
-                   at::ScalarType dtype, kernels::Context context) {
+                   at::ScalarType dtype, int64_t columns, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, dtype);
-  const int together = options.scaling ? 1 : options.ranks;
-  Machine machine = this_machine(options.ranks_a_node > 0 ? options.ranks_a_node : together);
-  machine.rates = measure_rates(context, dtype, config.calibration.micro_batch);
+  Machine machine = this_machine(ranks_together(options));
+  machine.rates = measure_rates(context, dtype, config.calibration.micro_batch, columns);
   if (launched.network) {
     machine.network = launched.network->bandwidth;
     machine.latency = launched.network->latency;
@@ -74,19 +86,23 @@ std::string scaling_of(const PlanOptions& options, const RunConfig& config, cons
 /// machine, which is measured. A model folder with nothing but config.json will do. Of many jobs
 /// the first is shown in full, then a line of each; the scaling is the first one's.
 std::string planned(const PlanOptions& options, const Launched& launched) {
-  const Compute compute(0, launched.sharing_ranks);
+  const auto all_given = load_jobs(options.config, options.settings);
+  // As many threads as a rank of the run has: two threads are not twice as fast as one.
+  const Compute compute(all_given.front().threads,
+                        std::max(launched.sharing_ranks, ranks_together(options)));
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
-  std::map<std::pair<at::ScalarType, int64_t>, Machine> machines;
+  std::map<std::tuple<at::ScalarType, int64_t, int64_t>, Machine> machines;
   std::vector<PlannedJob> jobs;
-  for (const auto& given : load_jobs(options.config, options.settings)) {
+  for (const auto& given : all_given) {
     auto& model = models[{given.model, given.dtype}];
     if (!model) model = open_for_plan(given, compute.context());
     const RunConfig config = resolve(given, model->shape());
     check_linears(config, all_linears(*model));
     const at::ScalarType dtype = model->shape().compute_dtype;
-    const auto kind = std::pair(dtype, config.calibration.micro_batch);
+    const int64_t columns = calibration_columns(widest_input(*model));
+    const std::tuple kind(dtype, config.calibration.micro_batch, columns);
     if (!machines.contains(kind))
-      machines[kind] = machine_of(options, launched, config, dtype, compute.context());
+      machines[kind] = machine_of(options, launched, config, dtype, columns, compute.context());
     const ModelSizes sizes = sizes_of(*model);
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
     jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});

@@ -25,20 +25,71 @@ double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool for
   return seconds;
 }
 
-std::string job_table(const std::vector<PlannedJob>& jobs) {
-  std::string text = "\njob                               memory  adds seconds\n";
-  double all_seconds = 0;
-  uint64_t memory = 0;
+double sampling_seconds(const Plan& plan) {
+  return plan.seconds[static_cast<size_t>(Phase::sample)];
+}
+
+/// When the last of many sequential jobs is through the last shard: a shard takes a job when it is
+/// done with the one before, and the shard before has handed the job over. A job's work is divided
+/// as its layers are.
+class Wavefront {
+ public:
+  void add(const Plan& plan, double seconds) {
+    const Layout& layout = plan.layout;
+    const int shards = layout.shards();
+    shard_is_free_.resize(std::max(shard_is_free_.size(), static_cast<size_t>(shards)));
+    double handed_over = 0;
+    for (int shard = 0; shard < shards; ++shard) {
+      const auto layers = layout.first_layer(shard + 1) - layout.first_layer(shard);
+      double& free = shard_is_free_[static_cast<size_t>(shard)];
+      free = std::max(free, handed_over) + seconds * static_cast<double>(layers) /
+                                               static_cast<double>(layout.first_layer(shards));
+      handed_over = free;
+    }
+  }
+  double seconds() const { return shard_is_free_.empty() ? 0 : std::ranges::max(shard_is_free_); }
+
+ private:
+  std::vector<double> shard_is_free_;  // seconds since the first job's first layer
+};
+
+}  // namespace
+
+std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
+  std::vector<double> seconds;
+  Wavefront wavefront;
   std::set<std::string> calibrations, forwards;
   for (const auto& job : jobs) {
     const std::string key = forward_key(job.config);
     const bool dense = job.config.propagation == Propagation::dense;
     const bool calibration_is_there = !calibrations.insert(key).second;
     const bool forward_is_there = dense && !forwards.insert(key).second;
-    const double seconds = seconds_beside(job, calibration_is_there, forward_is_there);
-    const uint64_t most = job.plan.largest_rank().memory;
-    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", job.config.name, memory_text(most), seconds);
-    all_seconds += seconds;
+    const double alone = seconds_beside(job, calibration_is_there, forward_is_there);
+    if (dense) {
+      seconds.push_back(alone);
+      continue;
+    }
+    // Calibration sets are prepared before the first layer: no shard works on one meanwhile.
+    const double sampling = calibration_is_there ? 0 : sampling_seconds(job.plan);
+    const double before = wavefront.seconds();
+    wavefront.add(job.plan, alone - sampling);
+    seconds.push_back(sampling + wavefront.seconds() - before);
+  }
+  return seconds;
+}
+
+namespace {
+
+std::string job_table(const std::vector<PlannedJob>& jobs) {
+  std::string text = "\njob                               memory  adds seconds\n";
+  double all_seconds = 0;
+  uint64_t memory = 0;
+  const std::vector<double> seconds = seconds_beside_others(jobs);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const uint64_t most = jobs[i].plan.largest_rank().memory;
+    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", jobs[i].config.name, memory_text(most),
+                        seconds[i]);
+    all_seconds += seconds[i];
     memory = std::max(memory, most);
   }
   return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",

@@ -12,6 +12,11 @@ struct PlannedJob {
   Plan plan;
 };
 
+/// What each job adds to those before it. Jobs of one calibration sample it once; with dense
+/// propagation they share its forward and statistics, except for those of AWQ; with sequential
+/// propagation they follow each other through the shards as a wavefront.
+std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs);
+
 /// The first job in full, then, where there are more, a line of each and their sum.
 std::string to_text(const std::vector<PlannedJob>& jobs);
 /// Of one job as it is; of many a map by their names.

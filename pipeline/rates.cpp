@@ -12,9 +12,8 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t columns = 1024;
 constexpr int64_t leaf_tokens = 2048;
-constexpr int64_t decode_rows = 32768;  // a weight far larger than the caches
+constexpr int64_t decode_weights = 1 << 25;  // a weight far larger than the caches
 constexpr int64_t solve_rows = 512;
 
 /// Work a second: the best of three, after one that does not count.
@@ -44,8 +43,12 @@ at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype) {
 
 }  // namespace
 
+int64_t calibration_columns(int64_t widest_input) {
+  return std::clamp<int64_t>(widest_input / 64 * 64, 64, 2048);
+}
+
 HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtype,
-                            int64_t micro_batch) {
+                            int64_t micro_batch, int64_t columns) {
   HardwareRates rates;
   rates.threads = context.threads->size();
   const at::Tensor leaf = values({leaf_tokens, columns}, dtype),
@@ -72,7 +75,7 @@ HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtyp
                      [&] { method->solve(rows, hessian, factor, dtype); });
 
   const at::Tensor batch = values({micro_batch, columns}, dtype);
-  const at::Tensor wide = weight.repeat({decode_rows / columns, 1});
+  const at::Tensor wide = weight.repeat({decode_weights / (columns * columns), 1});
   rates.decode =
       rate(static_cast<double>(wide.nbytes()), [&] { kernels::linear(context, batch, wide); });
   return rates;

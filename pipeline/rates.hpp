@@ -18,8 +18,13 @@ struct HardwareRates {
 };
 
 /// Takes about a second. `dtype`: what the model computes in; `micro_batch`: rows of a decoding
-/// step. Independent.
+/// step; `columns`: of the inputs, as wide as the model's but no wider than calibration_columns().
+/// Independent.
 HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtype,
-                            int64_t micro_batch);
+                            int64_t micro_batch, int64_t columns);
+
+/// The width to measure with for a model whose widest input is this: a product, a factor and a
+/// solve are slower where they are narrow.
+int64_t calibration_columns(int64_t widest_input);
 
 }  // namespace selfcal

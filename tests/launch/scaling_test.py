@@ -44,7 +44,17 @@ class Scaling(SelfcalCase):
             self.assertAlmostEqual(second[phase]["efficiency"], speed_up / 2)
             self.assertLess(first[phase]["seconds"], first["total"]["seconds"] + 1e-9)
         self.assertGreater(first["by_phase"]["sample"], 0)
-        self.assertGreater(first["predicted_seconds"], 0)
+        for row in (first, second):
+            plan = row["plan"]
+            self.assertGreater(plan["sample"], 0)
+            self.assertAlmostEqual(plan["sample"] + plan["compress"], plan["total"])
+            self.assertAlmostEqual(sum(plan["by_phase"].values()), plan["total"])
+            pairs = {"total s": (plan["total"], row["total"]["seconds"]),
+                     "memory MiB": (plan["memory"] / 2**20, row["peak_memory"] / 2**20)}
+            for what, (planned, measured) in pairs.items():
+                figures = rf" +{planned:.2f} \| +{measured:.2f} \| +{planned / measured:.2f}"
+                self.assertRegex(out, rf"{row['ranks']} \| +{what} \|{figures}")
+        self.assertNotEqual(first["plan"]["rates"]["network"], second["plan"]["rates"]["network"], "taken, not measured")
         self.assertTrue((self.folder / "strong/scaling.png").read_bytes().startswith(b"\x89PNG"))
         self.assertEqual(list((self.folder / "strong/runs").iterdir()), [], "run directories were to go")
         again, _ = self.study("strong", STUDY)

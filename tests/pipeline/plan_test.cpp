@@ -1,5 +1,5 @@
 // Plans of a model of the demo's size on a machine of known rates.
-#include "pipeline/plan.hpp"
+#include "pipeline/plan_jobs.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -232,13 +232,72 @@ TEST(PlanTest, MemoryIsReadable) {
 TEST(PlanTest, RatesOfThisMachineArePlausible) {
   ThreadPool pool(1, kernels::use_one_library_thread);
   kernels::use_one_library_thread();
-  const HardwareRates rates = measure_rates({&pool}, at::kFloat, 4);
+  const HardwareRates rates = measure_rates({&pool}, at::kFloat, 4, 256);
   EXPECT_EQ(rates.threads, 1);
   for (const double rate :
        {rates.forward, rates.decode, rates.statistics, rates.factorise, rates.solve}) {
     EXPECT_GT(rate, 1e7);
     EXPECT_LT(rate, 1e14);
   }
+}
+
+double sum_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
+/// Jobs of one text and different methods on two ranks.
+std::vector<PlannedJob> jobs_on_shards(size_t count, int shards,
+                                       const std::vector<std::string>& more = {}) {
+  std::vector<std::string> settings{"layout.mode=shared",
+                                    fmt::format("layout.compressors.shards={}", shards)};
+  settings.insert(settings.end(), more.begin(), more.end());
+  const RunConfig config = demo_config(settings);
+  const Plan plan = make_plan(config, demo_model(), 2, machine(2, 2));
+  return std::vector<PlannedJob>(count, {config, demo_model(), plan});
+}
+
+TEST(PlanTest, SequentialJobsFollowEachOtherThroughTheShards) {
+  const std::vector<PlannedJob> jobs = jobs_on_shards(5, 2);
+  const std::vector<double> seconds = seconds_beside_others(jobs);
+  const Plan& one = jobs.front().plan;
+  const double compression = one.total_seconds - seconds_of(one, Phase::sample);
+  EXPECT_NEAR(seconds.front(), one.total_seconds, 1e-9) << "the first passes through both shards";
+  for (size_t job = 1; job < seconds.size(); ++job)
+    EXPECT_NEAR(seconds[job], compression / 2, 1e-9) << "the other shard works on its neighbour";
+  // The closed form: shards + jobs - 1 turns of a shard.
+  EXPECT_NEAR(sum_of(seconds), seconds_of(one, Phase::sample) + 6 * compression / 2, 1e-9);
+}
+
+TEST(PlanTest, TheSlowestShardSetsThePaceOfAWavefront) {
+  ModelSizes model = demo_model();
+  model.layer_costs.assign(30, 1.0);
+  for (int layer = 0; layer < 10; ++layer) model.layer_costs[static_cast<size_t>(layer)] = 2.0;
+  const RunConfig config = demo_config({"layout.mode=shared", "layout.compressors.shards=2"});
+  const Plan plan = make_plan(config, model, 2, machine(2, 2));
+  const int64_t cut = plan.layout.first_layer(1), most = std::max(cut, 30 - cut);
+  ASSERT_NE(cut, 15);
+  const std::vector<double> seconds =
+      seconds_beside_others(std::vector<PlannedJob>(3, {config, model, plan}));
+  const double compression = plan.total_seconds - seconds_of(plan, Phase::sample);
+  for (const size_t job : {1, 2})
+    EXPECT_NEAR(seconds[job], compression * static_cast<double>(most) / 30, 1e-9);
+}
+
+TEST(PlanTest, OneShardTakesOneJobAfterTheOther) {
+  const std::vector<PlannedJob> jobs = jobs_on_shards(3, 1);
+  const Plan& one = jobs.front().plan;
+  EXPECT_NEAR(sum_of(seconds_beside_others(jobs)),
+              3 * one.total_seconds - 2 * seconds_of(one, Phase::sample), 1e-9);
+}
+
+TEST(PlanTest, DenseJobsOfOneTextShareItsForward) {
+  const std::vector<PlannedJob> jobs = jobs_on_shards(3, 1, {"method.propagation=dense"});
+  const Plan& one = jobs.front().plan;
+  double shared = 0;
+  for (const Phase phase :
+       {Phase::sample, Phase::read, Phase::forward, Phase::statistics, Phase::reduce})
+    shared += seconds_of(one, phase);
+  EXPECT_NEAR(sum_of(seconds_beside_others(jobs)), 3 * one.total_seconds - 2 * shared, 1e-9);
 }
 
 TEST(PlanTest, KnowsThisMachine) {
