@@ -10,6 +10,7 @@
 #include "pipeline/calibration.hpp"
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
+#include "pipeline/outliers.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/shard.hpp"
 #include "stages/kernels/numeric_kind.hpp"
@@ -297,8 +298,23 @@ class Run {
     if (flow.jobs.empty()) return;
     const bool needed =
         std::ranges::any_of(flow.jobs, [](const Job* job) { return !job->complete(); });
+    if (needed) weigh_blocks_of(flow);
     if (needed) dense.send_rest(front.calibration.tokens);
     flow.inbox = dense.take_inbox();
+  }
+
+  /// Jobs of later flows that are measured on the same tokens are weighed along.
+  void weigh_blocks_of(const Flow& flow) {
+    const Job& front = flow.front();
+    const std::string key = forward_key(front.session.config);
+    std::vector<Job*> weighed;
+    for (Job& job : jobs_) {
+      if (job.failure || job.finished || forward_key(job.session.config) != key) continue;
+      job.id = job_id(job.session, front.calibration.content_hash);
+      weighed.push_back(&job);
+    }
+    weigh_blocks(weighed, front.leaves, front.calibration.tokens);
+    time_.charge(flow.jobs);
   }
 
   /// What teams have agreed on becomes known to all; of several failures the first rank's counts.
