@@ -4,7 +4,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "base/hash.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
@@ -35,15 +34,6 @@ std::string agree_on_numeric_kind(const Communicator& world) {
            first);
   });
   return mine;
-}
-
-std::string job_id(const Session& session, const std::string& calibration_hash) {
-  return Hasher()
-      .text(session.model.checkpoint().identity())
-      .text(calibration_hash)
-      .text(identity(session.config))
-      .text(session.numeric_kind)
-      .digest();
 }
 
 /// Collective: rank 0 scans, all know.
@@ -298,23 +288,12 @@ class Run {
     if (flow.jobs.empty()) return;
     const bool needed =
         std::ranges::any_of(flow.jobs, [](const Job* job) { return !job->complete(); });
-    if (needed) weigh_blocks_of(flow);
-    if (needed) dense.send_rest(front.calibration.tokens);
-    flow.inbox = dense.take_inbox();
-  }
-
-  /// Jobs of later flows that are measured on the same tokens are weighed along.
-  void weigh_blocks_of(const Flow& flow) {
-    const Job& front = flow.front();
-    const std::string key = forward_key(front.session.config);
-    std::vector<Job*> weighed;
-    for (Job& job : jobs_) {
-      if (job.failure || job.finished || forward_key(job.session.config) != key) continue;
-      job.id = job_id(job.session, front.calibration.content_hash);
-      weighed.push_back(&job);
+    if (needed) {
+      weigh_blocks(jobs_, front);
+      time_.charge(flow.jobs);
+      dense.send_rest(front.calibration.tokens);
     }
-    weigh_blocks(weighed, front.leaves, front.calibration.tokens);
-    time_.charge(flow.jobs);
+    flow.inbox = dense.take_inbox();
   }
 
   /// What teams have agreed on becomes known to all; of several failures the first rank's counts.

@@ -41,6 +41,9 @@ struct Job {
   bool complete() const;
 };
 
+/// Of the job and the content of its calibration set: equal where results are.
+std::string job_id(const Session& session, const std::string& calibration_hash);
+
 /// Divides a rank's time among its jobs: all of it belongs to some job.
 class TimeAccount {
  public:

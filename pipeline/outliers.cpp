@@ -4,9 +4,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <optional>
 
 #include "base/log.hpp"
 #include "pipeline/block_reader.hpp"
@@ -227,33 +228,32 @@ bool asks(const Job& job) {
 
 }  // namespace
 
-void weigh_blocks(std::span<Job* const> jobs, const std::vector<Leaf>& leaves,
-                  const at::Tensor& tokens) {
-  std::map<int64_t, std::pair<Job*, Counts>> counted, open;  // by number, the same on all ranks
-  for (Job* job : jobs) {
-    if (!job->block_sparsity.empty() || !asks(*job)) continue;
-    if (auto counts = read_together(*job))
-      counted[job->number] = {job, std::move(*counts)};
+void weigh_blocks(std::deque<Job>& jobs, const Job& front) {
+  const std::string key = forward_key(front.session.config);
+  std::vector<std::pair<Job*, Counts>> counted, open;
+  for (Job& job : jobs) {
+    const bool waits = !job.failure && !job.finished && job.block_sparsity.empty();
+    if (!waits || forward_key(job.session.config) != key || !asks(job)) continue;
+    job.id = job_id(job.session, front.calibration.content_hash);
+    if (auto counts = read_together(job))
+      counted.emplace_back(&job, std::move(*counts));
     else
-      open[job->number] = {job, Counts(static_cast<size_t>(job->session.model.shape().layers))};
+      open.emplace_back(&job, Counts(static_cast<size_t>(job.session.model.shape().layers)));
   }
   if (!open.empty()) {
-    const Session& session = open.begin()->second.first->session;
     std::vector<std::pair<Job*, Counts*>> asking;
-    for (auto& [number, job] : open) asking.emplace_back(job.first, &job.second);
-    DensePass(session, leaves, tokens).run(asking);
+    for (auto& [job, counts] : open) asking.emplace_back(job, &counts);
+    DensePass(front.session, front.leaves, front.calibration.tokens).run(asking);
   }
-  const auto settle_job = [](Job& job, const Counts& counts) {
-    const Sparsity& sparsity = job.session.config.method.sparsity;
-    job.block_sparsity = owl_sparsity(counts, sparsity.share, sparsity.owl.lambda);
-  };
-  for (auto& [number, job] : counted) settle_job(*job.first, job.second);
-  for (auto& [number, job] : open) settle_job(*job.first, job.second);
+  for (auto* list : {&counted, &open})
+    for (auto& [job, counts] : *list) {
+      const Sparsity& sparsity = job->session.config.method.sparsity;
+      job->block_sparsity = owl_sparsity(counts, sparsity.share, sparsity.owl.lambda);
+    }
   if (open.empty()) return;
-  const Communicator& world = open.begin()->second.first->session.world;
-  agree(world, [&] {
-    if (world.rank() != 0) return;
-    for (const auto& [number, job] : open) write_counts(*job.first, job.second);
+  agree(front.session.world, [&] {
+    if (front.session.world.rank() != 0) return;
+    for (const auto& [job, counts] : open) write_counts(*job, counts);
   });
 }
 
