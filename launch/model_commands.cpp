@@ -130,7 +130,8 @@ void add_export(CLI::App& app) {
       app.add_subcommand("export", "a finished run as a directory that transformers and vLLM load");
   const auto options = std::make_shared<ExportOptions>();
   command->add_option("run", options->run, "output of a run")->required();
-  command->add_option("--format", options->format, "compressed-tensors, gptq, awq or dense");
+  command->add_option("--format", options->format,
+                      "compressed-tensors, gptq, gptq_v2, awq or dense");
   command->add_option("--out", options->out, "directory to make")->required();
   command->add_option("--job", options->job, "job of a run that has several");
   command->callback([options] { export_run(*options); });

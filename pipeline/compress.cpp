@@ -4,12 +4,12 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "base/hash.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
+#include "pipeline/outliers.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/shard.hpp"
 #include "stages/kernels/numeric_kind.hpp"
@@ -34,15 +34,6 @@ std::string agree_on_numeric_kind(const Communicator& world) {
            first);
   });
   return mine;
-}
-
-std::string job_id(const Session& session, const std::string& calibration_hash) {
-  return Hasher()
-      .text(session.model.checkpoint().identity())
-      .text(calibration_hash)
-      .text(identity(session.config))
-      .text(session.numeric_kind)
-      .digest();
 }
 
 /// Collective: rank 0 scans, all know.
@@ -297,7 +288,11 @@ class Run {
     if (flow.jobs.empty()) return;
     const bool needed =
         std::ranges::any_of(flow.jobs, [](const Job* job) { return !job->complete(); });
-    if (needed) dense.send_rest(front.calibration.tokens);
+    if (needed) {
+      weigh_blocks(jobs_, front);
+      time_.charge(flow.jobs);
+      dense.send_rest(front.calibration.tokens);
+    }
     flow.inbox = dense.take_inbox();
   }
 

@@ -69,11 +69,12 @@ void apply(RunConfig& config, const std::string& setting, const std::vector<Key<
 
 void check_method(const RunConfig& config, const std::string& name) {
   const MethodSettings method = settle(config.method);
-  const auto& [share, pattern] = method.sparsity;
+  const double share = method.sparsity.share;
+  const lanes::Pattern& pattern = method.sparsity.pattern;
   if (method.act_order == ActOrder::static_order && !method.static_groups)
     fail(ExitCode::config,
          "{}: method.static_groups: found false, expected true (method.act_order is static)", name);
-  if (method.act_order != ActOrder::none && method.prunes())
+  if (method.act_order != ActOrder::none && method.prunes() && method.name != MethodName::sparsegpt)
     fail(ExitCode::config,
          "{}: method.act_order: found {}, expected auto or none (method.name is {})", name,
          method.act_order == ActOrder::static_order ? "static" : "dynamic", to_text(method.name));
@@ -94,6 +95,10 @@ void check_method(const RunConfig& config, const std::string& name) {
     fail(ExitCode::config,
          "{}: method.{}: expected nothing unless a method prunes (method.name is {})", name,
          pattern.of > 0 ? "pattern" : "sparsity", to_text(method.name));
+  if (method.sparsity.by_outliers && share == 0)
+    fail(ExitCode::config,
+         "{}: method.layer_sparsity: found owl, expected uniform unless method.sparsity is set",
+         name);
   if (method.name == MethodName::sparsegpt && pattern.of > 0 && method.block_size % pattern.of != 0)
     fail(ExitCode::config, "{}: method.block_size: found {}, expected a multiple of {}", name,
          method.block_size, pattern.of);

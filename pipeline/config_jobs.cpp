@@ -84,6 +84,7 @@ std::string label(const RunConfig& config, const std::string& path) {
                                                               {"method.group_size", "g"},
                                                               {"method.damping", "d"},
                                                               {"method.sparsity", "p"},
+                                                              {"method.layer_sparsity", ""},
                                                               {"calibration.sampling.top_k", "k"}};
   const auto& calibration = config.calibration;
   if (path == "model.path") return letters_of_a_name(config.model.filename().string());

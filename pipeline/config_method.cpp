@@ -90,9 +90,9 @@ void check_exports(const RunConfig& config, const MethodSettings& settings,
                    const NamedLinear& linear) {
   if (!settings.quantises()) return;
   for (const auto& format : config.exports) {
-    const bool holds = format == "awq"
-                           ? settings.bits == 4
-                           : format != "gptq" || std::set{2, 3, 4, 8}.contains(settings.bits);
+    const bool holds = format == "awq" ? settings.bits == 4
+                                       : !format.starts_with("gptq") ||
+                                             std::set{2, 3, 4, 8}.contains(settings.bits);
     if (!holds)
       fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
            settings.bits, module_of(linear.name));

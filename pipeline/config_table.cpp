@@ -35,11 +35,13 @@ const Words<GroupParameters> group_parameters{
     {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
+const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
 const Words<bool> sequential_kinds{{{"true_sequential", true}, {"per_block", false}}};
 const Words<std::string> dtypes{
     {{"auto", "auto"}, {"float32", "float32"}, {"bfloat16", "bfloat16"}, {"float16", "float16"}}};
 const Words<std::string> formats{{{"compressed-tensors", "compressed-tensors"},
                                   {"gptq", "gptq"},
+                                  {"gptq_v2", "gptq_v2"},
                                   {"awq", "awq"},
                                   {"dense", "dense"}}};
 
@@ -232,8 +234,8 @@ const std::vector<Key<RunConfig>>& config_keys() {
       integer_key<C>("method.bits", FIELD(method.bits), bits_rule, "Bits of a weight; 16: only pruned; auto: 4, or 16 where the method prunes."),
       integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
       flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
-      word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups; auto: static for gptq with static groups, else none. Methods that prune take none."),
-      flag_key<C>("method.static_groups", FIELD(method.static_groups), "Scales of all groups are set before the first column; act_order static needs it."),
+      word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups; auto: static for gptq with static groups, else none. sparsegpt may take static too (an n:m pattern moves its runs of columns as a whole), and dynamic where bits are set; wanda and magnitude know no order."),
+      flag_key<C>("method.static_groups", FIELD(method.static_groups), "Scales of all groups are set before the first column; act_order static needs it. For sparsegpt with bits false is better: weights that make good for pruned ones may grow beyond a range set before."),
       flag_key<C>("method.mse", FIELD(method.mse), "Search the clipping range that has the least squared error."),
       number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
@@ -245,6 +247,9 @@ const std::vector<Key<RunConfig>>& config_keys() {
       {"method.pattern", pattern_expected, "n:m sparsity instead of a share: zeros of every so many columns of a row.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.method.sparsity.pattern = read_pattern(node); },
        [](const C& c) { return print_pattern(c.method.sparsity.pattern); }},
+      word_key<C>("method.layer_sparsity", FIELD(method.sparsity.by_outliers), layer_sparsities, "uniform: every layer has the share `sparsity`; owl: blocks of the model with more outliers keep more of their weights (outlier-weighed, arXiv 2310.05175), and `sparsity` is the mean. Layers whose override sets sparsity or pattern take no part."),
+      number_key<C>("method.owl.m", FIELD(method.sparsity.owl.m), {1.0, 1000.0}, "owl: an outlier's |weight| times the norm of its input is above so many times the mean of its block."),
+      number_key<C>("method.owl.lambda", FIELD(method.sparsity.owl.lambda), {0.0, 0.5}, "owl: the blocks' shares of zeros lie in a range of twice this."),
       word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
       word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones."),
 

@@ -33,9 +33,15 @@ class CostModel {
             cut_leaves(calibration_.sequences, calibration_.length, calibration_.micro_batch)
                 .size())) {}
 
+  PhaseSeconds outliers() {
+    add_outliers();
+    return seconds_;
+  }
+
   PhaseSeconds seconds() {
     if (calibration_.source == CalibrationSource::self) add_sampling();
     const bool dense = config_.propagation == Propagation::dense;
+    add_outliers();
     if (dense && layout_.shards() > 1) add_dense_boundaries();
     // With sequential propagation the shards take turns; with dense propagation they work at once.
     int slowest = 0;
@@ -92,6 +98,21 @@ class CostModel {
     add(Phase::forward, part * static_cast<double>(layout_.first_layer(later)) * forward_flops() /
                             (machine_.rates.forward * share_));
     add(Phase::send, part * later * hidden_bytes() / machine_.network);
+  }
+
+  /// Forward of all leaves, dealt over all ranks, through all layers; scores of the weights.
+  void add_outliers() {
+    if (!config_.method.sparsity.by_outliers) return;
+    const int64_t ranks = layout_.ranks();
+    const auto layers = static_cast<double>(model_.shape.layers);
+    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
+    add(Phase::forward, layers * busiest(leaves_, ranks) / static_cast<double>(leaves_) *
+                            forward_flops() / (machine_.rates.forward * share_));
+    // Weights are read from memory twice, as by a step of sampling.
+    add(Phase::statistics,
+        2 * layers * block_bytes / static_cast<double>(ranks) / (machine_.rates.decode * share_));
+    add(Phase::read, block_bytes / machine_.disk);
+    if (ranks > 1) add(Phase::gather, layers * block_bytes / machine_.network);
   }
 
   double hidden_bytes() const {
@@ -182,6 +203,12 @@ PhaseSeconds expected_seconds(const RunConfig& config, const ModelSizes& model,
                               const Layout& layout, const Machine& machine, int threads) {
   if (machine.rates.forward <= 0) return {};
   return CostModel(config, model, layout, machine, threads).seconds();
+}
+
+PhaseSeconds outlier_seconds(const RunConfig& config, const ModelSizes& model, const Layout& layout,
+                             const Machine& machine, int threads) {
+  if (machine.rates.forward <= 0) return {};
+  return CostModel(config, model, layout, machine, threads).outliers();
 }
 
 double sum(const PhaseSeconds& seconds) {

@@ -12,6 +12,11 @@ namespace selfcal {
 PhaseSeconds expected_seconds(const RunConfig& config, const ModelSizes& model,
                               const Layout& layout, const Machine& machine, int threads);
 
+/// What of them is the pass over the dense model before the first layer that counts outliers, where
+/// the job asks for it.
+PhaseSeconds outlier_seconds(const RunConfig& config, const ModelSizes& model, const Layout& layout,
+                             const Machine& machine, int threads);
+
 double sum(const PhaseSeconds& seconds);
 
 }  // namespace selfcal

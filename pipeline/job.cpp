@@ -1,5 +1,6 @@
 #include "pipeline/job.hpp"
 
+#include "base/hash.hpp"
 #include "storage/layer_scan.hpp"
 
 namespace selfcal {
@@ -11,6 +12,15 @@ bool Job::complete() const {
     if (sequential()) chain = header->chain;
   }
   return !committed.empty();
+}
+
+std::string job_id(const Session& session, const std::string& calibration_hash) {
+  return Hasher()
+      .text(session.model.checkpoint().identity())
+      .text(calibration_hash)
+      .text(identity(session.config))
+      .text(session.numeric_kind)
+      .digest();
 }
 
 void TimeAccount::charge(std::span<Job* const> jobs) {

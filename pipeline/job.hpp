@@ -28,10 +28,11 @@ struct Job {
   std::string id = {};
   std::vector<std::optional<LayerHeader>> committed =
       {};  // by layer: an intact file of this job, when the run started
-  std::vector<LayerReport> layers = {};  // of this rank's shard, on the team's first rank
-  PhaseSeconds seconds = {};             // of this rank
-  std::string shared = {};               // what it has in common with other jobs, for the report
-  bool finished = false;                 // by an earlier run: nothing is left to do
+  std::vector<double> block_sparsity = {};  // by layer, where the sparsity is weighed by outliers
+  std::vector<LayerReport> layers = {};     // of this rank's shard, on the team's first rank
+  PhaseSeconds seconds = {};                // of this rank
+  std::string shared = {};                  // what it has in common with other jobs, for the report
+  bool finished = false;                    // by an earlier run: nothing is left to do
   std::optional<JobFailure> failure = {};
 
   const std::string& name() const { return session.config.name; }
@@ -39,6 +40,9 @@ struct Job {
   /// Every layer is committed, each on the one before it where that matters.
   bool complete() const;
 };
+
+/// Of the job and the content of its calibration set: equal where results are.
+std::string job_id(const Session& session, const std::string& calibration_hash);
 
 /// Divides a rank's time among its jobs: all of it belongs to some job.
 class TimeAccount {

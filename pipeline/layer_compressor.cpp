@@ -26,8 +26,11 @@ Problems problems_of(const LayerWork& work, int64_t layer, int stage, const Bloc
   for (const auto& linear : work.model.block(layer).spec().linears) {
     if (linear.stage != stage) continue;
     const std::string name = prefix + linear.name + ".weight";
-    if (const auto settings = settings_for(work.config, name))
+    if (auto settings = settings_for(work.config, name)) {
+      if (settings->sparsity.by_outliers)
+        settings->sparsity = {work.block_sparsity[static_cast<size_t>(layer)], {}};
       problems[linear.tap].push_back({name, weights.at(linear.name + ".weight"), *settings});
+    }
   }
   return problems;
 }

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,8 @@ struct LayerWork {
   kernels::Context context;
   int64_t tokens = 0;  // of all leaves of all ranks
   LeafMemory memory = LeafMemory::keep;
-  std::function<void()> between_stages = {};  // for what must not wait for the end of a block
+  std::function<void()> between_stages = {};    // for what must not wait for the end of a block
+  std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
 };
 
 struct CompressedBlock {

@@ -43,10 +43,15 @@ class Planner {
     std::vector<Option> options = weigh(ranks);
     const auto taken = best(options);
     if (limited_ && !taken->fits) refuse(*taken);
-    Plan plan{taken->layout, threads_, taken->ranks,        {}, 0,
-              limit_,        machine_, taken->keeps_states, {}};
+    Plan plan{.layout = taken->layout,
+              .threads = threads_,
+              .ranks = taken->ranks,
+              .memory_limit = limit_,
+              .machine = machine_,
+              .keeps_states = taken->keeps_states};
     plan.seconds = seconds_of(taken->layout);
     plan.total_seconds = sum(plan.seconds);
+    plan.outlier_seconds = outlier_seconds(config_, model_, taken->layout, machine_, threads_);
     for (auto option = options.begin(); option != options.end(); ++option)
       if (option != taken)
         plan.rejected.push_back({option->layout.describe(), sum(seconds_of(option->layout)),
@@ -132,7 +137,8 @@ class Planner {
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
     if (plan.micro_batches > 0)
       plan.uses.push_back(memory_.sampling(place % layout.depth(), layout.depth()));
-    if (shard == 0) plan.uses.push_back(memory_.embedding(rows));
+    if (shard == 0 || config_.method.sparsity.by_outliers)
+      plan.uses.push_back(memory_.embedding(rows));
     plan.uses.push_back(
         memory_.compressing(rows, layout.team_of(shard).front() == rank, keeps_states));
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());

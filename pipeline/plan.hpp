@@ -36,7 +36,8 @@ struct Plan {
   std::vector<RankPlan> ranks;
   PhaseSeconds seconds{};  // of the whole run, by phase
   double total_seconds = 0;
-  uint64_t memory_limit = 0;  // bytes a rank may use; 0: not known
+  PhaseSeconds outlier_seconds{};  // of them, the pass that counts outliers
+  uint64_t memory_limit = 0;       // bytes a rank may use; 0: not known
   Machine machine;
   /// Whether the inputs of a stage are held while they are needed or computed again: a rank that
   /// would need too much recomputes.

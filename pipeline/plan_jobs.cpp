@@ -12,11 +12,16 @@ namespace selfcal {
 namespace {
 
 /// What a job adds to those before it: jobs of one calibration sample it once, and with dense
-/// propagation they share its forward and statistics, except for those of AWQ.
-double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there) {
-  double seconds = job.plan.total_seconds;
+/// propagation they share its forward and statistics, except for those of AWQ. Outliers are counted
+/// once for all.
+double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there,
+                      bool outliers_are_there) {
+  const PhaseSeconds& outliers = job.plan.outlier_seconds;
+  double seconds = job.plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
   const auto take = [&](std::initializer_list<Phase> phases) {
-    for (const Phase phase : phases) seconds -= job.plan.seconds[static_cast<size_t>(phase)];
+    for (const Phase phase : phases)
+      seconds -=
+          job.plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
   };
   if (calibration_is_there) take({Phase::sample});
   if (forward_is_there) take({Phase::read});
@@ -58,22 +63,26 @@ class Wavefront {
 std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
   std::vector<double> seconds;
   Wavefront wavefront;
-  std::set<std::string> calibrations, forwards;
+  std::set<std::string> calibrations, forwards, weighed;
   for (const auto& job : jobs) {
     const std::string key = forward_key(job.config);
     const bool dense = job.config.propagation == Propagation::dense;
     const bool calibration_is_there = !calibrations.insert(key).second;
     const bool forward_is_there = dense && !forwards.insert(key).second;
-    const double alone = seconds_beside(job, calibration_is_there, forward_is_there);
+    const bool weighs = job.config.method.sparsity.by_outliers;
+    const bool outliers_are_there = weighs && !weighed.insert(key).second;
+    const double alone =
+        seconds_beside(job, calibration_is_there, forward_is_there, outliers_are_there);
     if (dense) {
       seconds.push_back(alone);
       continue;
     }
-    // Calibration sets are prepared before the first layer: no shard works on one meanwhile.
-    const double sampling = calibration_is_there ? 0 : sampling_seconds(job.plan);
+    // Calibration sets and outliers come before the first layer: no shard works on one meanwhile.
+    double preparing = calibration_is_there ? 0 : sampling_seconds(job.plan);
+    if (weighs && !outliers_are_there) preparing += sum(job.plan.outlier_seconds);
     const double before = wavefront.seconds();
-    wavefront.add(job.plan, alone - sampling);
-    seconds.push_back(sampling + wavefront.seconds() - before);
+    wavefront.add(job.plan, alone - preparing);
+    seconds.push_back(preparing + wavefront.seconds() - before);
   }
   return seconds;
 }

@@ -80,7 +80,8 @@ Json linear_json(const LinearReport& linear) {
           {"loss", linear.loss},
           {"damping", linear.damping},
           {"damping_retries", linear.damping_retries},
-          {"dead_columns", linear.dead_columns}};
+          {"dead_columns", linear.dead_columns},
+          {"sparsity", linear.sparsity}};
 }
 
 LinearReport linear_from(const Json& object) {
@@ -96,6 +97,7 @@ LinearReport linear_from(const Json& object) {
   linear.damping = number_from(object, "damping");
   object.at("damping_retries").get_to(linear.damping_retries);
   object.at("dead_columns").get_to(linear.dead_columns);
+  linear.sparsity = object.value("sparsity", 0.0);
   return linear;
 }
 

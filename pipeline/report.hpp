@@ -26,6 +26,7 @@ struct LinearReport {
   double damping = 0;         // fraction of the mean diagonal that was added
   int damping_retries = 0;
   int64_t dead_columns = 0;
+  double sparsity = 0;  // share of the weights that were pruned
 };
 
 struct LayerReport {

@@ -228,16 +228,21 @@ std::string rank_table(const RunReport& report) {
 
 std::string layer_table(const RunReport& report) {
   std::string html = fmt::format(
-      "<table><tr><th>layer</th><th>weight</th><th>bits</th><th>group</th><th>relative error</th>"
+      "<table><tr><th>layer</th><th>weight</th><th>bits</th><th>group</th><th>zeros</"
+      "th><th>relative "
+      "error</th>"
       "<th>{}</th><th>loss</th><th>damping</th><th>dead inputs</th></tr>\n",
       control_of(report));
   for (const auto& layer : report.layers)
     for (const auto& linear : layer.linears)
       html += fmt::format(
           "<tr><td>{}</td><td>{} x "
-          "{}</td><td>{}</td><td>{}</td><td{}>{}</td><td>{}</td><td>{}</td><td{}>{:g}</td>"
+          "{}</td><td>{}</td><td>{}</td><td>{:.3g}</td><td{}>{}</td><td>{}</td><td>{}</"
+          "td><td{}>{:g}</"
+          "td>"
           "<td{}>{}</td></tr>\n",
           escaped(linear.name), linear.rows, linear.columns, linear.bits, linear.group_size,
+          linear.sparsity,
           linear.relative_error > linear.nearest_error * (1 + 1e-6) ? " class=\"worse\"" : "",
           small(linear.relative_error), small(linear.nearest_error), small(linear.loss),
           linear.damping_retries > 0 ? " class=\"worse\"" : "", linear.damping,

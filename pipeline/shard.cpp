@@ -182,7 +182,8 @@ class FlowRun {
             session_.context,
             job.calibration.tokens.numel(),
             session_.leaf_memory,
-            [this] { next_.poll(); }};
+            [this] { next_.poll(); },
+            job.block_sparsity};
   }
 
   void compress(int64_t layer, BlockWeights weights, const std::vector<Job*>& fresh) {
@@ -303,10 +304,10 @@ class FlowRun {
     report.seconds = job.seconds;
     for (size_t phase = 0; phase < before.size(); ++phase) report.seconds[phase] -= before[phase];
     for (const auto& [name, linear] : record.linears)
-      report.linears.push_back({name.substr(0, name.rfind(".weight")), linear.weight.size(0),
-                                linear.weight.size(1), linear.bits, linear.group_size,
-                                linear.relative_error, linear.nearest_error, linear.loss,
-                                linear.damping, linear.damping_retries, linear.dead_columns});
+      report.linears.push_back(
+          {name.substr(0, name.rfind(".weight")), linear.weight.size(0), linear.weight.size(1),
+           linear.bits, linear.group_size, linear.relative_error, linear.nearest_error, linear.loss,
+           linear.damping, linear.damping_retries, linear.dead_columns, linear.sparsity});
     job.layers.push_back(std::move(report));
   }
 

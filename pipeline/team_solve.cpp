@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <bit>
 #include <span>
 #include <tuple>
 
@@ -53,6 +54,15 @@ Tensors to_tensors(const SolvedRows& solved) {
   return tensors;
 }
 
+/// Share of the weights whose bit in the mask is 0.
+double pruned_share(const CompressedLinear& linear) {
+  if (!linear.mask.defined()) return 0;
+  int64_t kept = 0;
+  const auto* bytes = linear.mask.const_data_ptr<uint8_t>();
+  for (int64_t i = 0; i < linear.mask.numel(); ++i) kept += std::popcount(bytes[i]);
+  return 1 - static_cast<double>(kept) / static_cast<double>(linear.weight.numel());
+}
+
 /// A problem's rows from all its runs, put together in row order.
 CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& factor,
                           const MethodSettings& settings) {
@@ -80,6 +90,7 @@ CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& facto
   linear.loss = error;
   linear.relative_error = reference > 0 ? error / reference : 0;
   linear.nearest_error = reference > 0 ? joined("nearest").sum().item<double>() / reference : 0;
+  linear.sparsity = pruned_share(linear);
   linear.damping = factor.damping;
   linear.damping_retries = factor.retries;
   linear.dead_columns = factor.dead.defined() ? factor.dead.sum().item<int64_t>() : 0;
@@ -127,7 +138,9 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
 
 /// Problems whose settings lead to one and the same factor.
 auto factor_key(const MethodSettings& settings) {
-  return std::tuple(settings.name, settings.act_order, settings.damping);
+  const bool ordered = settings.act_order != ActOrder::none;
+  return std::tuple(settings.name, settings.act_order, settings.damping,
+                    ordered ? settings.sparsity.pattern.of : 0);
 }
 
 /// One problem's rows [first, first + rows): this rank's, by itself.

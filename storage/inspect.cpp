@@ -57,6 +57,8 @@ std::string linear_line(const std::string& name, const hdf5::Group& group) {
         group.integer("symmetric") != 0 ? "symmetric" : "asymmetric",
         dtype_name(group.info("scale").dtype), group.has("g_idx") ? ", column index" : "");
   if (group.has("mask")) text += " pruned";
+  if (group.has("mask") && group.has_attribute("sparsity"))
+    text += fmt::format(" ({:.4g} zeros)", group.real("sparsity"));
   text +=
       fmt::format(", {}; error {:.4g} (control {:.4g}), damping {:.4g}", size_text(bytes),
                   group.real("relative_error"), group.real("nearest_error"), group.real("damping"));

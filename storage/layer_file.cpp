@@ -74,6 +74,7 @@ void write_linear(const hdf5::Group& group, const CompressedLinear& linear) {
   group.set("damping", linear.damping);
   group.set("damping_retries", int64_t{linear.damping_retries});
   group.set("dead_columns", linear.dead_columns);
+  group.set("sparsity", linear.sparsity);
 }
 
 CompressedLinear read_linear(const hdf5::Group& group) {
@@ -89,6 +90,7 @@ CompressedLinear read_linear(const hdf5::Group& group) {
   linear.damping = group.real("damping");
   linear.damping_retries = static_cast<int>(group.integer("damping_retries"));
   linear.dead_columns = group.integer("dead_columns");
+  if (group.has_attribute("sparsity")) linear.sparsity = group.real("sparsity");
   const auto dtype = dtype_of_name(group.text("dtype"));
   if (!dtype)
     fail(ExitCode::data, "{}: '{}', expected one of {}", group.place("@dtype"),

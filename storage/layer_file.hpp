@@ -32,6 +32,7 @@ struct CompressedLinear {
   double damping = 0;         // fraction of mean(diag H) that was added
   int damping_retries = 0;
   int64_t dead_columns = 0;
+  double sparsity = 0;  // share of the weights that were pruned
 };
 
 /// One committed block.

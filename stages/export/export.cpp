@@ -34,13 +34,18 @@ struct PackedFormat {
 const PackedFormat* packed_format(ExportFormat format) {
   static const PackedFormat compressed{"compressed-tensors", compressed_tensors::pack,
                                        compressed_tensors::add_quantization},
-      gptq{"gptq", gptq_format::pack, gptq_format::add_quantization},
+      gptq{"gptq", gptq_format::pack<gptq_format::Version::v1>,
+           gptq_format::add_quantization<gptq_format::Version::v1>},
+      gptq_v2{"gptq_v2", gptq_format::pack<gptq_format::Version::v2>,
+              gptq_format::add_quantization<gptq_format::Version::v2>},
       awq{"awq", awq_format::pack, awq_format::add_quantization};
   switch (format) {
     case ExportFormat::compressed_tensors:
       return &compressed;
     case ExportFormat::gptq:
       return &gptq;
+    case ExportFormat::gptq_v2:
+      return &gptq_v2;
     case ExportFormat::awq:
       return &awq;
     case ExportFormat::dense:
@@ -213,10 +218,11 @@ void write_export(const ExportInputs& inputs, ExportFormat format, const fs::pat
 ExportFormat export_format_of(const std::string& name) {
   if (name == "compressed-tensors") return ExportFormat::compressed_tensors;
   if (name == "gptq") return ExportFormat::gptq;
+  if (name == "gptq_v2") return ExportFormat::gptq_v2;
   if (name == "awq") return ExportFormat::awq;
   if (name == "dense") return ExportFormat::dense;
-  fail(ExitCode::config, "export format '{}': expected compressed-tensors, gptq, awq or dense",
-       name);
+  fail(ExitCode::config,
+       "export format '{}': expected compressed-tensors, gptq, gptq_v2, awq or dense", name);
 }
 
 void export_model(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,

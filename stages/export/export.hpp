@@ -9,12 +9,12 @@
 namespace selfcal {
 
 /// compressed_tensors: packed codes that vLLM and transformers load (format pack-quantized).
-/// gptq, awq: the checkpoint formats of GPTQ (version 1) and AutoAWQ (gemm), with scales in
-/// float16. dense: the dequantised or pruned weights as an ordinary model.
-enum class ExportFormat { compressed_tensors, gptq, awq, dense };
+/// gptq, gptq_v2, awq: the checkpoint formats of GPTQ (versions 1 and 2) and AutoAWQ (gemm), with
+/// scales in float16. dense: the dequantised or pruned weights as an ordinary model.
+enum class ExportFormat { compressed_tensors, gptq, gptq_v2, awq, dense };
 
-/// "compressed-tensors", "gptq", "awq", "dense"; another name is ExitCode::config and lists those
-/// there are.
+/// "compressed-tensors", "gptq", "gptq_v2", "awq", "dense"; another name is ExitCode::config and
+/// lists those there are.
 ExportFormat export_format_of(const std::string& name);
 
 /// What an export reads.
@@ -28,7 +28,7 @@ struct ExportInputs {
 /// Writes `directory`: config.json, safetensors in shards of at most `shard_bytes` (a larger tensor
 /// stands alone), and every other file of the dense model's directory except weights. A layer is
 /// held in memory at a time. Loaded in the dtype that config.json names, every weight is bit for
-/// bit the one that propagation used (gptq, awq: but for the rounding of the loader's own
+/// bit the one that propagation used (gptq, gptq_v2, awq: but for the rounding of the loader's own
 /// arithmetic, which is float16's in most). Complete or absent: written beside `directory`, synced
 /// and renamed. One rank calls it.
 ///

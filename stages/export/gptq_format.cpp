@@ -19,7 +19,7 @@ at::Tensor words_of(const at::Tensor& codes, int bits) {
   return pack_codes(codes.contiguous(), bits).view(at::kInt);
 }
 
-void check(const std::string& name, const CompressedLinear& linear) {
+void check(const std::string& name, const CompressedLinear& linear, Version version) {
   const int bits = linear.bits;
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
     fail(ExitCode::config, "{}: {} bits, the gptq format has 2, 3, 4 and 8", name, bits);
@@ -27,10 +27,10 @@ void check(const std::string& name, const CompressedLinear& linear) {
   if (rows * bits % 32 != 0 || columns * bits % 32 != 0)
     fail(ExitCode::config, "{}: {}x{} weights of {} bits do not fill words of 32 bits", name, rows,
          columns, bits);
-  if (linear.zero.defined() && linear.zero.eq(0).any().item<bool>())
+  if (version == Version::v1 && linear.zero.defined() && linear.zero.eq(0).any().item<bool>())
     fail(ExitCode::config,
          "{}: a zero point is 0, which version 1 of the gptq format cannot hold; compress with "
-         "symmetric: true, or export compressed-tensors or awq",
+         "symmetric: true, or export gptq_v2, compressed-tensors or awq",
          name);
 }
 
@@ -50,13 +50,15 @@ std::string exactly(const std::string& module) {
 
 }  // namespace
 
+template <Version version>
 NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
-  check(name, linear);
+  check(name, linear, version);
   const std::string module = compressed_tensors::module_of(name);
   const int64_t columns = linear.weight.size(1), groups = linear.scale.size(1);
   NamedTensors tensors;
   tensors[module + ".qweight"] = linear.codes.contiguous().view(at::kInt).t().contiguous();
-  tensors[module + ".qzeros"] = words_of((zero_points(linear) - 1).t(), linear.bits);
+  tensors[module + ".qzeros"] =
+      words_of((zero_points(linear) - (version == Version::v1 ? 1 : 0)).t(), linear.bits);
   tensors[module + ".scales"] = half_scales(linear, name);
   tensors[module + ".g_idx"] = linear.g_idx.defined()
                                    ? linear.g_idx
@@ -66,6 +68,7 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   return tensors;
 }
 
+template <Version version>
 std::string add_quantization(const std::string& config_text,
                              const std::map<std::string, Scheme>& modules,
                              const std::vector<std::string>& plain) {
@@ -83,7 +86,7 @@ std::string add_quantization(const std::string& config_text,
 
   Json quantization = settings_of(common);
   quantization["quant_method"] = "gptq";
-  quantization["checkpoint_format"] = "gptq";
+  quantization["checkpoint_format"] = version == Version::v1 ? "gptq" : "gptq_v2";
   quantization["pack_dtype"] = "int32";
   quantization["lm_head"] = false;
   if (!dynamic.empty()) quantization["dynamic"] = dynamic;
@@ -91,5 +94,14 @@ std::string add_quantization(const std::string& config_text,
   config["quantization_config"] = quantization;
   return config.dump(2) + "\n";
 }
+
+template NamedTensors pack<Version::v1>(const std::string&, const CompressedLinear&);
+template NamedTensors pack<Version::v2>(const std::string&, const CompressedLinear&);
+template std::string add_quantization<Version::v1>(const std::string&,
+                                                   const std::map<std::string, Scheme>&,
+                                                   const std::vector<std::string>&);
+template std::string add_quantization<Version::v2>(const std::string&,
+                                                   const std::map<std::string, Scheme>&,
+                                                   const std::vector<std::string>&);
 
 }  // namespace selfcal::gptq_format

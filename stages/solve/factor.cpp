@@ -44,13 +44,19 @@ Diagonal diagonal_of(const at::Tensor& hessian) {
   return diagonal;
 }
 
-at::Tensor order_of(const Diagonal& diagonal, bool by_diagonal) {
-  at::Tensor permutation = at::arange(int64_t(diagonal.values.size()), at::kLong);
-  if (by_diagonal) {
-    auto* first = permutation.mutable_data_ptr<int64_t>();
-    std::stable_sort(first, first + permutation.numel(),
-                     [&](int64_t a, int64_t b) { return diagonal.values[a] > diagonal.values[b]; });
-  }
+/// Runs of `run` columns, the columns of a run in order.
+at::Tensor order_of(const Diagonal& diagonal, int64_t run) {
+  const auto columns = int64_t(diagonal.values.size());
+  if (run == 0) return at::arange(columns, at::kLong);
+  std::vector<int64_t> runs(kernels::ceil_divide(columns, run));
+  std::iota(runs.begin(), runs.end(), 0);
+  std::vector<double> sums(runs.size());
+  for (int64_t i = 0; i < columns; ++i) sums[i / run] += diagonal.values[i];
+  std::ranges::stable_sort(runs, [&](int64_t a, int64_t b) { return sums[a] > sums[b]; });
+  at::Tensor permutation = at::empty({columns}, at::kLong);
+  auto* position = permutation.mutable_data_ptr<int64_t>();
+  for (const int64_t first : runs)
+    for (int64_t i = first * run; i < std::min((first + 1) * run, columns); ++i) *position++ = i;
   return permutation;
 }
 
@@ -84,14 +90,14 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
 
 }  // namespace
 
-Factor factorise_inverse(const at::Tensor& hessian, double damping, bool by_diagonal,
+Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
                          const kernels::Context& context) {
   check_hessian(hessian);
   if (!kernels::all_finite(context, hessian)) fail(ExitCode::data, "Hessian not finite");
   const Diagonal diagonal = diagonal_of(hessian);
   Factor factor;
   factor.dead = hessian.diagonal().eq(0).to(at::kByte);
-  factor.permutation = order_of(diagonal, by_diagonal);
+  factor.permutation = order_of(diagonal, ordered_run);
   if (diagonal.live_mean > 0) {
     for (double fraction = damping;; ++factor.retries) {
       factor.damping = fraction;

@@ -41,8 +41,10 @@ class ErrorFeedback : public Method {
       : settings_(settings), context_(context) {}
 
   Factor factorise(const at::Tensor& hessian) const override {
-    return factorise_inverse(hessian, settings_.damping, settings_.act_order != ActOrder::none,
-                             context_);
+    const bool ordered = settings_.act_order != ActOrder::none;
+    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
+    const int64_t run = std::max(1, settings_.sparsity.pattern.of);
+    return factorise_inverse(hessian, settings_.damping, ordered ? run : 0, context_);
   }
 
   bool rows_meet() const override { return settings_.sparsity.share > 0; }

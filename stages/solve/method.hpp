@@ -39,9 +39,15 @@ enum class GroupParameters { published, current };
 
 /// What a pruner takes away: a share of the weights, or some of every run of columns of a row.
 struct Sparsity {
-  double share = 0;        // 0 <= share < 1; SparseGPT: of 128 columns of the matrix at a time;
-                           // Wanda, magnitude: of each row
-  lanes::Pattern pattern;  // instead of a share
+  double share = 0;          // 0 <= share < 1; SparseGPT: of 128 columns of the matrix at a time;
+                             // Wanda, magnitude: of each row
+  lanes::Pattern pattern;    // instead of a share
+  bool by_outliers = false;  // the share is the mean, and each block's depends on its outliers
+  struct Owl {
+    double m = 5;          // outliers are so many times as large as the mean
+    double lambda = 0.08;  // shares lie in a range of twice this
+    bool operator==(const Owl&) const = default;
+  } owl = {};
   bool any() const { return share > 0 || pattern.of > 0; }
   bool operator==(const Sparsity&) const = default;
 };

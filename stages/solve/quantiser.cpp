@@ -21,7 +21,8 @@ bool is_valid(const lanes::Pattern& pattern) {
 }
 
 void check_sparsity(const MethodSettings& settings) {
-  const auto& [share, pattern] = settings.sparsity;
+  const double share = settings.sparsity.share;
+  const lanes::Pattern& pattern = settings.sparsity.pattern;
   const std::string name = to_text(settings.name);
   if (!settings.prunes()) {
     if (settings.sparsity.any())
@@ -35,6 +36,16 @@ void check_sparsity(const MethodSettings& settings) {
     fail(ExitCode::config, "{} needs sparsity, as in 0.5, or pattern, as in 2:4", name);
   if (!(share >= 0 && share < 1))
     fail(ExitCode::config, "sparsity is {}, expected 0 up to 1, without 1", share);
+  if (settings.sparsity.by_outliers) {
+    if (share == 0)
+      fail(ExitCode::config, "layer_sparsity is owl, expected a share of zeros (sparsity)");
+    const double range = 2 * settings.sparsity.owl.lambda;
+    if (!(share - range > 0 && share + range < 1))
+      fail(ExitCode::config,
+           "sparsity is {} and owl.lambda {}: a block could get {:.3g} or {:.3g}, expected more "
+           "than 0 and less than 1",
+           share, settings.sparsity.owl.lambda, share - range, share + range);
+  }
   if (pattern == lanes::Pattern{}) return;
   if (share > 0) fail(ExitCode::config, "sparsity and pattern are both set, expected one of them");
   if (!is_valid(pattern))
@@ -79,9 +90,13 @@ void check_settings(const MethodSettings& settings) {
          settings.prunes() ? " or 16" : "");
   if (settings.act_order == ActOrder::automatic)
     fail(ExitCode::internal, "act_order is automatic, expected settled settings");
-  if (settings.prunes() && settings.act_order != ActOrder::none)
+  if (settings.act_order != ActOrder::none && settings.prunes() &&
+      settings.name != MethodName::sparsegpt)
     fail(ExitCode::config, "{} takes the columns in their order: expected act_order auto or none",
          to_text(settings.name));
+  if (settings.act_order == ActOrder::dynamic_order && only_prunes)
+    fail(ExitCode::config,
+         "act_order is dynamic, expected static or none where nothing is quantised in groups");
   check_sparsity(settings);
   if (settings.group_size != -1 && settings.group_size < 1) {
     fail(ExitCode::config, "group_size is {}, expected -1 or at least 1", settings.group_size);

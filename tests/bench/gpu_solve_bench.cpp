@@ -20,7 +20,7 @@ void solve_on_gpu(benchmark::State& state, MethodSettings settings) {
   at::manual_seed(0);
   const at::Tensor x = at::randn({2 * columns, columns}) + at::randn({2 * columns, 1});
   const at::Tensor h = x.t().mm(x) / (2.0 * double(columns));
-  const Factor factor = factorise_inverse(((h + h.t()) / 2).contiguous(), 0.01, false, context);
+  const Factor factor = factorise_inverse(((h + h.t()) / 2).contiguous(), 0.01, 0, context);
   settings.act_order = ActOrder::none;
   const GptqTiles solver(settings, at::kFloat, factor, lanes::kernels(), context);
   const at::Tensor tiles = load_tiles(at::randn({rows, columns}) * 0.05, 0, rows);

@@ -43,7 +43,7 @@ const Problem& problem(int64_t rows, int64_t columns) {
     const at::Tensor h = x.t().mm(x) / (2.0 * double(columns));
     at->second.weight = at::randn({rows, columns}) * 0.05;
     at->second.hessian = ((h + h.t()) / 2).contiguous();
-    at->second.factor = factorise_inverse(at->second.hessian, 0.01, false, threads.context());
+    at->second.factor = factorise_inverse(at->second.hessian, 0.01, 0, threads.context());
   }
   return at->second;
 }
@@ -215,7 +215,7 @@ void factor(benchmark::State& state) {
   const Problem& p = problem(64, state.range(0));
   Threads threads(state.range(1));
   for (auto _ : state)
-    benchmark::DoNotOptimize(factorise_inverse(p.hessian, 0.01, false, threads.context()).upper);
+    benchmark::DoNotOptimize(factorise_inverse(p.hessian, 0.01, 0, threads.context()).upper);
   count_products(state, double(state.range(0)) * state.range(0) * state.range(0) / 3);
 }
 

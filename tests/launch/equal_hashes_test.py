@@ -44,6 +44,7 @@ LAYOUTS = {
 DENSE = ["1 + team 2", "1 + 2 shards", "3 shards", "3 + 1", "1 + 3 shards", "2 shards x team 2", "1 of depth 2 + 2 shards",
          "4 as planned"]
 PRUNER = {"method__act_order": "auto", "method__bits": "auto"}
+OWL = {"method__sparsity": 0.5, "method__layer_sparsity": "owl", "method__owl__m": 3, "method__owl__lambda": 0.2}
 # name: (settings of the job, layouts)
 OTHER_JOBS = {
     "sparsegpt 2:4": ({**PRUNER, "method__name": "sparsegpt", "method__pattern": "2:4"},
@@ -58,6 +59,14 @@ OTHER_JOBS = {
             ["1 of depth 2 + 1", "3 + 1", "4 shared"]),
     "awq, dense": ({"method__name": "awq", "method__propagation": "dense", "method__act_order": "auto", "method__bits": 3},
                    ["1 + 2 shards", "3 shards", "2 replicas of depth 2"]),
+    "sparsegpt, ordered and quantised": (
+        {**PRUNER, "method__name": "sparsegpt", "method__pattern": "2:4", "method__bits": 4, "method__act_order": "static"},
+        ["2 shared, 2 threads", "2 + 1"]),
+    "sparsegpt, weighed by outliers": (
+        {**PRUNER, **OWL, "method__name": "sparsegpt"}, ["1 rank, 3 threads", "1 + 3 shards", "4 as planned"]),
+    "wanda, weighed by outliers, dense": (
+        {**PRUNER, **OWL, "method__name": "wanda", "method__propagation": "dense"},
+        ["3 shared, depth 3", "1 of depth 2 + 2 shards", "2 shards x team 2"]),
     "wanda": ({**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
               ["3 shared, depth 3", "1 + 3 shards", "4 shared"]),
     "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),

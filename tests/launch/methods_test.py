@@ -55,6 +55,56 @@ class Methods(SelfcalCase):
                 self.compress(output, **settings)
                 self.assertEqual(self.hashes(output), expected)
 
+    def shares(self, output):
+        """Share of zeros by layer, and which of them are of weighed linear layers."""
+        return {layer["layer"]: [linear["sparsity"] for linear in layer["linears"] if "v_proj" not in linear["name"]]
+                for layer in self.report(output)["layers"]}
+
+    def test_blocks_with_outliers_keep_more(self):
+        settings = {"method__name": "wanda", "method__act_order": "auto", "method__bits": "auto", "method__sparsity": 0.5,
+                    "method__layer_sparsity": "owl", "method__owl__m": 3, "method__owl__lambda": 0.2, "export": "[dense]",
+                    "overrides": "[{match: v_proj, sparsity: 0.25}]"}
+        self.compress("owl", **settings)
+        counts = json.loads((self.folder / "owl/jobs/default/outliers.json").read_text())["layers"]
+        ratios = [layer["outliers"] / layer["entries"] for layer in counts]
+        wanted = [layer["sparsity"] for layer in counts]
+        self.assertGreater(max(ratios), min(ratios))
+        self.assertAlmostEqual(max(wanted) - min(wanted), 0.4)
+        self.assertAlmostEqual(sum(wanted) / len(wanted), 0.5)
+        self.assertEqual(sorted(range(len(wanted)), key=lambda i: -wanted[i]), sorted(range(len(ratios)), key=ratios.__getitem__))
+        for layer, shares in self.shares("owl").items():
+            for share in shares:  # whole columns of a row
+                self.assertAlmostEqual(share, wanted[layer], delta=1 / 32)
+        for layer in self.report("owl")["layers"]:
+            for linear in layer["linears"]:
+                if "v_proj" in linear["name"]:
+                    self.assertEqual(linear["sparsity"], 0.25)
+
+        # Going on does not count again, but neither would it matter.
+        expected, file = self.hashes("owl"), self.folder / "owl/jobs/default/outliers.json"
+        kept = file.read_text()
+        for damage in (lambda: None, file.unlink, lambda: file.write_text(kept[:100])):
+            damage()
+            for layer in self.layer_files("owl")[2:]:
+                layer.unlink()
+            self.compress("owl", 2, **settings)
+            self.assertEqual(self.hashes("owl"), expected)
+            self.assertEqual(file.read_text(), kept)
+
+    def test_outliers_are_counted_once_for_all_jobs(self):
+        self.compress("many", method__act_order="auto", method__bits="auto", method__sparsity=0.5, export="[]",
+                      sweep="{method.name: [wanda, sparsegpt], method.layer_sparsity: [uniform, owl]}")
+        log = (self.folder / "many/logs/rank-0000.jsonl").read_text()
+        self.assertEqual(sum('"outliers"' in line and '"start"' in line for line in log.splitlines()), 1, log[:2000])
+        counts = [(self.folder / f"many/jobs/{name}-owl/outliers.json").read_text() for name in ("wanda", "sparsegpt")]
+        self.assertEqual(json.loads(counts[0])["layers"], json.loads(counts[1])["layers"])
+        self.assertFalse((self.folder / "many/jobs/wanda-uniform/outliers.json").exists())
+
+    def test_gptq_version_2(self):
+        self.compress("v2", method__symmetric="false", method__bits=4, export="[gptq_v2]")
+        config = json.loads((self.folder / "v2/jobs/default/export/gptq_v2/config.json").read_text())
+        self.assertEqual(config["quantization_config"]["checkpoint_format"], "gptq_v2")
+
     def test_what_does_not_go_together_is_refused_at_once(self):
         for settings, text in [({"method__name": "wanda", "method__sparsity": 0.5, "method__act_order": "auto",
                                  "method__bits": "auto", "export": "[awq]"}, "no layer is quantised"),

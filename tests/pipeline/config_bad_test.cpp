@@ -141,8 +141,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"skip: ['a(']\n",
              "run.yaml:3: skip: found \"a(\", expected list of regular expressions"},
         Case{"export: [gguf]\n",
-             "run.yaml:3: export: found gguf, expected list of compressed-tensors | gptq | awq | "
-             "dense"},
+             "run.yaml:3: export: found gguf, expected list of compressed-tensors | gptq | gptq_v2 "
+             "| "
+             "awq | dense"},
         Case{"name: ../up\n",
              "run.yaml:3: name: found ../up, expected letters, digits, dot, dash, underscore"},
         Case{"name: \"a\\nb\"\n",
@@ -187,9 +188,17 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"method: {act_order: static, static_groups: false}\n",
              "run.yaml: method.static_groups: found false, expected true (method.act_order is "
              "static)"},
-        Case{"method: {name: sparsegpt, pattern: 2:4, act_order: static}\n",
+        Case{"method: {name: wanda, sparsity: 0.5, layer_sparsity: owl, owl: {lambda: 0.6}}\n",
+             "run.yaml:3: method.owl.lambda: found 0.6, expected number from 0.0 to 0.5"},
+        Case{"method: {name: wanda, pattern: 2:4, layer_sparsity: owl}\n",
+             "run.yaml: method.layer_sparsity: found owl, expected uniform unless method.sparsity "
+             "is set"},
+        Case{"method: {layer_sparsity: owl}\n",
+             "run.yaml: method.layer_sparsity: found owl, expected uniform unless method.sparsity "
+             "is set"},
+        Case{"method: {name: wanda, pattern: 2:4, act_order: static}\n",
              "run.yaml: method.act_order: found static, expected auto or none (method.name is "
-             "sparsegpt)"},
+             "wanda)"},
         Case{"method: {bits: 16}\n",
              "run.yaml: method.bits: found 16, expected auto or 2 to 8 (method.name is gptq)"},
         Case{"method: {name: wanda}\n",

@@ -247,8 +247,8 @@ TEST(Config, PruningMustSuitTheLayersAndTheExports) {
       "method.pattern: 5:10 does not divide the 576 inputs of model.layers.0.self_attn.q_proj");
   EXPECT_EQ(
       found("method: {act_order: static, group_size: -1}\noverrides: [{match: up_proj, method: "
-            "sparsegpt, sparsity: 0.5}]\n"),
-      "method: model.layers.0.mlp.up_proj: sparsegpt takes the columns in their order: "
+            "wanda, sparsity: 0.5}]\n"),
+      "method: model.layers.0.mlp.up_proj: wanda takes the columns in their order: "
       "expected act_order auto or none");
   EXPECT_EQ(found("method: {group_size: -1}\noverrides: [{match: up_proj, bits: 16}]\n"),
             "method: model.layers.0.mlp.up_proj: bits is 16, expected 2 to 8");

@@ -229,6 +229,25 @@ TEST(PlanTest, MemoryIsReadable) {
   EXPECT_EQ(memory_text(uint64_t{40} << 30), "40.0 GiB");
 }
 
+TEST(PlanTest, CountsThePassThatWeighsBlocksByOutliers) {
+  const std::vector<std::string> uniform{"method={name: wanda, sparsity: 0.5}", "export=[]",
+                                         "layout.mode=shared"};
+  std::vector<std::string> owl = uniform;
+  owl.push_back("method.layer_sparsity=owl");
+  for (const int ranks : {1, 4}) {
+    const Plan without = plan_of(ranks, uniform), with = plan_of(ranks, owl);
+    EXPECT_EQ(sum(without.outlier_seconds), 0);
+    EXPECT_GT(sum(with.outlier_seconds), 0);
+    EXPECT_NEAR(with.total_seconds - without.total_seconds, sum(with.outlier_seconds), 1e-9);
+    // A forward more than the one that compresses.
+    EXPECT_NEAR(seconds_of(with, Phase::forward), 2 * seconds_of(without, Phase::forward), 1e-9);
+  }
+  // The pass is dealt over all ranks, whatever the shards.
+  owl.push_back("layout.compressors={shards: 4, team: 1}");
+  EXPECT_NEAR(sum(plan_of(4, owl).outlier_seconds),
+              sum(plan_of(4, {owl.begin(), owl.end() - 1}).outlier_seconds), 1e-9);
+}
+
 TEST(PlanTest, RatesOfThisMachineArePlausible) {
   ThreadPool pool(1, kernels::use_one_library_thread);
   kernels::use_one_library_thread();

@@ -15,8 +15,9 @@ using export_example::Compress;
 using Json = nlohmann::json;
 using ExportFormats = ExportFixture;
 
-/// Reads the gptq format (version 1) from its definition: AutoGPTQ, qlinear_cuda_old.
-at::Tensor unpack_gptq(const Checkpoint& exported, const std::string& module, int bits) {
+/// Reads the gptq format from its definition: AutoGPTQ, qlinear_cuda_old (version 1, whose stored
+/// zeros are `added` = 1 too small); GPTQModel, checkpoint format gptq_v2 (as they are).
+at::Tensor unpack_gptq(const Checkpoint& exported, const std::string& module, int bits, int added) {
   const auto read = [&](const std::string& field) {
     const std::string name = module + "." + field;
     return exported.read(name, exported.entry(name).shape);
@@ -28,7 +29,7 @@ at::Tensor unpack_gptq(const Checkpoint& exported, const std::string& module, in
   const at::Tensor codes =
       packed_values(read("qweight").t(), columns, bits) + offset;  // [rows, columns]
   const at::Tensor zeros =
-      packed_values(read("qzeros"), rows, bits) + offset + 1;  // [groups, rows]
+      packed_values(read("qzeros"), rows, bits) + offset + added;  // [groups, rows]
   EXPECT_EQ(zeros.size(0), groups);
   return (codes - zeros.t().index_select(1, group)).to(at::kFloat) *
          scales.to(at::kFloat).t().index_select(1, group);
@@ -61,13 +62,15 @@ at::Tensor unpack_awq(const Checkpoint& exported, const std::string& module) {
 }
 
 /// Scales and zeros that every format can hold.
-Compress suited(int bits, int64_t group_size, bool symmetric, bool by_index = false) {
+Compress suited(int bits, int64_t group_size, bool symmetric, bool by_index = false,
+                int64_t lowest_zero = 1) {
   return [=](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
     if (layer == 1 && name == "self_attn.o_proj") return CompressedLinear();
     CompressedLinear linear =
         example_quantised(rows, columns, bits, group_size < 0 ? columns : group_size, symmetric,
                           layer, at::kBFloat16);
-    linear.zero = linear.zero.clamp_min(1);
+    linear.zero = linear.zero.clamp_min(lowest_zero);
+    if (!symmetric && lowest_zero == 0) linear.zero.select(0, 0).fill_(0);
     if (by_index)
       linear.g_idx = at::arange(columns, at::kInt).remainder(columns / group_size).to(at::kInt);
     linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
@@ -96,6 +99,7 @@ TEST_F(ExportFormats, GptqFormatHoldsTheSameWeights) {
     const Checkpoint exported(out);
     const Json config = Json::parse(exported.config_text())["quantization_config"];
     EXPECT_EQ(config["quant_method"], "gptq");
+    EXPECT_EQ(config["checkpoint_format"], "gptq");
     EXPECT_EQ(config["bits"], form.bits);
     EXPECT_EQ(config["group_size"], form.group_size);
     EXPECT_EQ(config["desc_act"], form.by_index);
@@ -104,10 +108,40 @@ TEST_F(ExportFormats, GptqFormatHoldsTheSameWeights) {
     for (int64_t layer = 0; layer < export_example::layers; ++layer)
       for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
         const at::Tensor weight =
-            unpack_gptq(exported, compressed_tensors::module_of(name), form.bits);
+            unpack_gptq(exported, compressed_tensors::module_of(name), form.bits, 1);
         EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
             << name;
       }
+  }
+}
+
+TEST_F(ExportFormats, GptqVersion2HoldsZerosOf0) {
+  int number = 0;
+  for (const int bits : {2, 4, 8}) {
+    for (const bool by_index : {false, true}) {
+      const JobDirectory job(folder_ / fmt::format("job{}", ++number));
+      const fs::path model = folder_ / fmt::format("model{}", number),
+                     out = folder_ / fmt::format("gptq{}", number);
+      export_example::write(model, job, at::kBFloat16, false,
+                            suited(bits, 16, false, by_index, /*lowest_zero=*/0));
+      const Checkpoint dense(model);
+      export_model({dense, job, export_example::layers, export_example::job_id},
+                   ExportFormat::gptq_v2, out);
+      const Checkpoint exported(out);
+      const Json config = Json::parse(exported.config_text())["quantization_config"];
+      EXPECT_EQ(config["quant_method"], "gptq");
+      EXPECT_EQ(config["checkpoint_format"], "gptq_v2");
+      EXPECT_EQ(config["desc_act"], by_index);
+      for (int64_t layer = 0; layer < export_example::layers; ++layer)
+        for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
+          if (!linear.codes.defined()) continue;
+          EXPECT_TRUE(linear.zero.eq(0).any().item<bool>());
+          const at::Tensor weight =
+              unpack_gptq(exported, compressed_tensors::module_of(name), bits, 0);
+          EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
+              << name;
+        }
+    }
   }
 }
 

@@ -267,7 +267,7 @@ TEST_F(Export, FullDiskLeavesNothing) {
 TEST(ExportFormat, NamesAreListed) {
   EXPECT_EQ(export_format_of("dense"), ExportFormat::dense);
   EXPECT_EQ(export_format_of("compressed-tensors"), ExportFormat::compressed_tensors);
-  expect_error(ExitCode::config, "expected compressed-tensors, gptq, awq or dense",
+  expect_error(ExitCode::config, "expected compressed-tensors, gptq, gptq_v2, awq or dense",
                [] { export_format_of("gguf"); });
 }
 

@@ -72,7 +72,10 @@ std::vector<Case> cases() {
   add("two_of_four", pruner(2, 4));
   add("four_of_eight_bfloat16", pruner(4, 8), 256, at::kBFloat16);
   add("runs_longer_than_a_step", pruner(20, 32));
-  add("joint", pruner(2, 4, 4));
+  s = pruner(2, 4, 4);
+  add("joint", s);
+  s.act_order = ActOrder::static_order;
+  add("joint_ordered", s);
   s = pruner(2, 4, 3);
   s.static_groups = false;
   s.symmetric = false;
@@ -87,7 +90,9 @@ class ByRow : public testing::TestWithParam<Case> {
       : threads_(1),
         problem_(random_problem(7, GetParam().rows, GetParam().columns)),
         factor_(factorise_inverse(problem_.hessian, 0.01,
-                                  GetParam().settings.act_order != ActOrder::none,
+                                  GetParam().settings.act_order == ActOrder::none
+                                      ? 0
+                                      : std::max(1, GetParam().settings.sparsity.pattern.of),
                                   threads_.context())),
         tiles_(load_tiles(problem_.weight, 0, GetParam().rows)) {}
 
@@ -170,7 +175,7 @@ INSTANTIATE_TEST_SUITE_P(Settings, ByRow, testing::ValuesIn(cases()),
 TEST(ByRowSolver, RefusesRowsThatMeet) {
   Threads threads(1);
   const Problem problem = random_problem(1, 32, 64);
-  const Factor factor = factorise_inverse(problem.hessian, 0.01, false, threads.context());
+  const Factor factor = factorise_inverse(problem.hessian, 0.01, 0, threads.context());
   MethodSettings settings = pruner(2, 4);
   settings.sparsity = {.share = 0.5, .pattern = {}};
   const GptqTiles tiles(settings, at::kFloat, factor, lanes::kernels(), threads.context());

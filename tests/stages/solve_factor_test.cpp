@@ -29,7 +29,7 @@ TEST(Factor, IsTheFactorOfTheInverse) {
   for (const int64_t columns : {1, 7, 64, 128, 129, 300, 500}) {
     Threads threads(2);
     const at::Tensor hessian = random_problem(1, 1, columns).hessian;
-    const Factor factor = factorise_inverse(hessian, 0.01, false, threads.context());
+    const Factor factor = factorise_inverse(hessian, 0.01, 0, threads.context());
     EXPECT_LT(residual(factor, hessian), 2e-3) << columns;
     EXPECT_EQ(factor.upper.tril(-1).abs().max().item<float>(), 0);
     EXPECT_GT(factor.upper.diag().min().item<float>(), 0);
@@ -41,11 +41,11 @@ TEST(Factor, IsTheFactorOfTheInverse) {
 TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
   const at::Tensor hessian = random_problem(2, 1, 700).hessian;
   Threads one(1);
-  const Factor expected = factorise_inverse(hessian, 0.01, true, one.context());
+  const Factor expected = factorise_inverse(hessian, 0.01, 1, one.context());
   for (const int count : {2, 3, 4}) {
     Threads threads(count);
     EXPECT_TRUE(
-        same_bits(factorise_inverse(hessian, 0.01, true, threads.context()).upper, expected.upper))
+        same_bits(factorise_inverse(hessian, 0.01, 1, threads.context()).upper, expected.upper))
         << count;
   }
 }
@@ -54,7 +54,7 @@ TEST(Factor, OrdersByDiagonalWithTiesByColumn) {
   Threads threads(1);
   const at::Tensor hessian =
       at::diag(at::tensor({1.0f, 3.0f, 2.0f, 3.0f, 0.0f, 2.0f})).contiguous();
-  const Factor factor = factorise_inverse(hessian, 0.01, true, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0.01, 1, threads.context());
   EXPECT_TRUE(factor.permutation.equal(at::tensor({1, 3, 2, 5, 0, 4}, at::kLong)));
   EXPECT_TRUE(factor.dead.equal(at::tensor({0, 0, 0, 0, 1, 0}, at::kByte)));
 }
@@ -62,10 +62,9 @@ TEST(Factor, OrdersByDiagonalWithTiesByColumn) {
 TEST(Factor, DoesNotDependOnTheUnitOfTheHessian) {
   Threads threads(1);
   const at::Tensor hessian = random_problem(3, 1, 100).hessian;
-  const Factor expected = factorise_inverse(hessian, 0.01, false, threads.context());
+  const Factor expected = factorise_inverse(hessian, 0.01, 0, threads.context());
   for (const int power : {-60, 60}) {
-    const Factor scaled =
-        factorise_inverse(hessian * std::exp2(power), 0.01, false, threads.context());
+    const Factor scaled = factorise_inverse(hessian * std::exp2(power), 0.01, 0, threads.context());
     EXPECT_TRUE(same_bits(scaled.upper * std::exp2(power / 2.0), expected.upper)) << power;
   }
 }
@@ -75,11 +74,11 @@ TEST(Factor, RaisesTheDampingStepByStepAndSaysSo) {
   // A matrix whose least eigenvalue is -0.1 of its mean diagonal.
   at::Tensor hessian = at::eye(50) + 0.0f;
   hessian[0][1] = hessian[1][0] = 1.1f;
-  const Factor factor = factorise_inverse(hessian, 0.01, false, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0.01, 0, threads.context());
   EXPECT_EQ(factor.retries, 4);
   EXPECT_DOUBLE_EQ(factor.damping, 0.16);
   EXPECT_LT(residual(factor, hessian), 1e-3);
-  const Factor from_none = factorise_inverse(hessian, 0, false, threads.context());
+  const Factor from_none = factorise_inverse(hessian, 0, 0, threads.context());
   EXPECT_EQ(from_none.retries, 5);
   EXPECT_DOUBLE_EQ(from_none.damping, 0.16);
 }
@@ -89,7 +88,7 @@ TEST(Factor, TriesFloat64BeforeMoreDamping) {
   // Positive definite, but not to float32: two columns that differ by 1e-5 of themselves.
   at::Tensor hessian = at::eye(4) + 0.0f;
   hessian[0][1] = hessian[1][0] = 1 - 0x1p-23f;
-  const Factor factor = factorise_inverse(hessian, 0, false, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0, 0, threads.context());
   EXPECT_EQ(factor.retries, 0);
   EXPECT_LT(residual(factor, hessian), 1e-3);
 }
@@ -97,11 +96,11 @@ TEST(Factor, TriesFloat64BeforeMoreDamping) {
 TEST(Factor, RefusesWhatNoDampingCures) {
   Threads threads(1);
   expect_failure(ExitCode::data, "not positive definite",
-                 [&] { factorise_inverse(-at::eye(8), 0.01, false, threads.context()); });
+                 [&] { factorise_inverse(-at::eye(8), 0.01, 0, threads.context()); });
   at::Tensor infinite = at::eye(8) + 0.0f;
   infinite[2][3] = INFINITY;
   expect_failure(ExitCode::data, "not finite",
-                 [&] { factorise_inverse(infinite, 0.01, false, threads.context()); });
+                 [&] { factorise_inverse(infinite, 0.01, 0, threads.context()); });
 }
 
 TEST(QuadraticForm, AgreesWithFloat64OnEveryInstructionSet) {

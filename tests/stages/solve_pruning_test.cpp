@@ -39,7 +39,8 @@ at::Tensor reference_weights(const Problem& problem, const MethodSettings& setti
   h.diagonal().add_(settings.damping * h.diag().mean().item<double>());
   const at::Tensor u = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true);
   at::Tensor w = problem.weight.to(at::kDouble).clone();
-  const auto [share, pattern] = settings.sparsity;
+  const double share = settings.sparsity.share;
+  const lanes::Pattern pattern = settings.sparsity.pattern;
   at::Tensor kept = at::ones({rows, columns}, at::kBool);
   const auto scores = [&](int64_t first, int64_t count) {
     return w.narrow(1, first, count).square() / u.diag().narrow(0, first, count).square();
@@ -95,6 +96,46 @@ TEST(SparseGpt, AgreesWithFloat64) {
   }
 }
 
+/// The problem with columns order[i] at i.
+Problem ordered(const Problem& problem, const at::Tensor& order) {
+  return {problem.weight.index_select(1, order).contiguous(),
+          problem.hessian.index_select(0, order).index_select(1, order).contiguous()};
+}
+
+/// Ordered by falling diagonal, a problem is solved as the reordered problem is in its order; the
+/// runs of a pattern stay together, so that the pattern is one of the stored columns.
+TEST(SparseGpt, OrdersColumnsByDiagonal) {
+  const Problem problem = random_problem(6, 70, 96);
+  for (const Sparsity& sparsity : {Sparsity{0.5, {}}, Sparsity{0, {2, 4}}, Sparsity{0, {5, 8}}})
+    for (const int bits : {unquantised_bits, 3}) {
+      MethodSettings settings = pruner(MethodName::sparsegpt, sparsity, bits);
+      settings.group_size = -1;  // groups of the stored columns are others in the reordered problem
+      const int64_t run = std::max(1, sparsity.pattern.of);
+      const at::Tensor runs = at::arange(96).view({-1, run});
+      const at::Tensor sums = problem.hessian.diag().to(at::kDouble).view({-1, run}).sum(1);
+      const at::Tensor order =
+          runs.index_select(0, std::get<1>(at::sort(sums, /*stable=*/true, 0, true))).flatten();
+      const SolvedRows expected = solve(ordered(problem, order), settings);
+      settings.act_order = ActOrder::static_order;
+      const SolvedRows solved = solve(problem, settings, 2);
+      EXPECT_TRUE(same_bits(solved.linear.weight.index_select(1, order), expected.linear.weight));
+      EXPECT_TRUE(mask_of(solved).index_select(1, order).eq(mask_of(expected)).all().item<bool>());
+      if (sparsity.pattern.of > 0) {
+        const at::Tensor kept = mask_of(solved).to(at::kLong).view({70, -1, run}).sum(2);
+        EXPECT_TRUE(kept.eq(run - sparsity.pattern.zeros).all().item<bool>());
+      }
+    }
+  // Groups of the stored columns, in the same pass.
+  MethodSettings joint = pruner(MethodName::sparsegpt, {0, {2, 4}}, 4);
+  for (const auto order : {ActOrder::static_order, ActOrder::dynamic_order}) {
+    joint.act_order = order;
+    const SolvedRows solved = solve(problem, joint);
+    EXPECT_TRUE(same_bits(dequantise(solved.linear, 96, at::kFloat, "w"), solved.linear.weight));
+    EXPECT_EQ(solved.linear.g_idx.defined(), order == ActOrder::dynamic_order);
+    EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
+  }
+}
+
 /// One matrix whose rows are cut in `ranks` parts, each solved in a thread of its own.
 std::vector<SolvedRows> solve_apart(const Problem& problem, const MethodSettings& settings,
                                     int ranks) {
@@ -135,7 +176,8 @@ TEST(SparseGpt, IsTheSameForAnyRowsOnAnyRanks) {
   const Problem problem = random_problem(3, 150, 80);
   for (const int bits : {unquantised_bits, 3}) {
     for (const Sparsity& sparsity : {Sparsity{0.5, {}}, Sparsity{0, {2, 4}}}) {
-      const MethodSettings settings = pruner(MethodName::sparsegpt, sparsity, bits);
+      MethodSettings settings = pruner(MethodName::sparsegpt, sparsity, bits);
+      settings.act_order = bits == 3 ? ActOrder::static_order : ActOrder::none;
       const SolvedRows whole = solve(problem, settings);
       EXPECT_TRUE(same_bits(solve(problem, settings, 4).linear.weight, whole.linear.weight));
       for (const int ranks : {2, 3, 4}) {
@@ -258,7 +300,20 @@ TEST(Pruning, BadInputsAreRefused) {
   no_method("pattern is 4:4", [](auto& s) { s.sparsity = {0, {4, 4}}; });
   no_method("needs sparsity", [](auto& s) { s.sparsity = {}; });
   no_method("a multiple of 6", [](auto& s) { s.sparsity = {0, {3, 6}}; });
-  no_method("expected act_order", [](auto& s) { s.act_order = ActOrder::static_order; });
+  no_method("expected act_order", [](auto& s) {
+    s.name = MethodName::wanda;
+    s.act_order = ActOrder::static_order;
+  });
+  no_method("act_order is dynamic", [](auto& s) { s.act_order = ActOrder::dynamic_order; });
+  no_method("could get -0.1 or 0.3", [](auto& s) {
+    s.sparsity.share = 0.1;
+    s.sparsity.by_outliers = true;
+    s.sparsity.owl.lambda = 0.1;
+  });
+  no_method("expected a share", [](auto& s) {
+    s.sparsity = {0, {2, 4}};
+    s.sparsity.by_outliers = true;
+  });
   no_method("does not prune", [](auto& s) {
     s.name = MethodName::gptq;
     s.bits = 4;
