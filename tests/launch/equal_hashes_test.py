@@ -58,6 +58,9 @@ OTHER_JOBS = {
             ["1 of depth 2 + 1", "3 + 1", "4 shared"]),
     "awq, dense": ({"method__name": "awq", "method__propagation": "dense", "method__act_order": "auto", "method__bits": 3},
                    ["1 + 2 shards", "3 shards", "2 replicas of depth 2"]),
+    "awq, per block, beside gptq": (
+        {"method__name": "awq", "method__sequential": "per_block", "method__act_order": "auto",
+         "overrides": "[{match: o_proj, method: gptq}]"}, ["2 shared, 2 threads", "4 shared"]),
     "wanda": ({**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
               ["3 shared, depth 3", "1 + 3 shards", "4 shared"]),
     "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),
