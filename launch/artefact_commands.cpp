@@ -40,8 +40,10 @@ void add_solve(CLI::App& app) {
       ->required();
   command->add_option("--out", options->out, "safetensors to write")->required();
   command
-      ->add_option("--method", method.name,
-                   "gptq, sparsegpt, awq (its clip search alone), wanda, magnitude or nearest")
+      ->add_option(
+          "--method", method.name,
+          "gptq, sparsegpt, awq (its scales too: input_scale in the output), wanda, magnitude "
+          "or nearest")
       ->transform(
           CLI::CheckedTransformer(Words<MethodName>(method_names.begin(), method_names.end())));
   command->add_option("--bits", method.bits, "2 to 8, or 16: only prune");
@@ -59,6 +61,8 @@ void add_solve(CLI::App& app) {
                                                           {"dynamic", ActOrder::dynamic_order}}));
   command->add_option("--static-groups", method.static_groups,
                       "group parameters from the original weight");
+  command->add_option("--duo-scaling", method.duo_scaling,
+                      "awq: scales from the sizes of the weights too");
   command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");
   command->add_option("--mse", method.mse, "search the clipping range");
   command->add_option("--damping", method.damping, "fraction of the mean of diag(H)")

@@ -70,46 +70,86 @@ at::Tensor best_scale(const LayerWork& work, const std::string& prefix, const Sc
   const auto scope = work.timer.measure(Phase::solve);
   std::vector<at::Tensor> consumers;
   for (const auto& name : pair.consumers) consumers.push_back(weights.at(name + ".weight"));
-  const at::Tensor scales = candidate_scales(consumers, statistics.magnitude, settings);
-  at::Tensor losses;
-  for (size_t i = 0; i < consumers.size(); ++i) {
-    const auto own = settings_for(work.config, prefix + pair.consumers[i] + ".weight");
-    const at::Tensor more = losses_together(work, consumers[i], statistics, scales, *own);
-    losses = losses.defined() ? losses + more : more;
-  }
-  const double* loss = losses.const_data_ptr<double>();
-  return scales[std::min_element(loss, loss + losses.numel()) - loss];  // of equal ones the first
+  return search_scale(
+      candidate_scales(consumers, statistics.magnitude, settings), rows_of(consumers),
+      [&](const at::Tensor& scales, int64_t row_step) {
+        at::Tensor losses;
+        for (size_t i = 0; i < consumers.size(); ++i) {
+          const auto own = settings_for(work.config, prefix + pair.consumers[i] + ".weight");
+          const at::Tensor rows = consumers[i].slice(0, 0, consumers[i].size(0), row_step);
+          const at::Tensor more = losses_together(work, rows, statistics, scales, *own);
+          losses = losses.defined() ? losses + more : more;
+        }
+        return losses;
+      });
+}
+
+struct AwqPair {
+  ScalePair pair;
+  MethodSettings settings;
+};
+
+/// By tap, the pair that scales it: a tap has one at most, since it must have all of the tap's
+/// layers.
+std::map<int, AwqPair> awq_pairs(const LayerWork& work, const BlockSpec& spec,
+                                 const std::string& prefix) {
+  std::map<int, AwqPair> pairs;
+  for (const auto& pair : spec.scale_pairs)
+    if (const auto settings = settings_of(work, spec, prefix, pair))
+      pairs[find_linear(spec, pair.consumers.front()).tap] = {pair, *settings};
+  return pairs;
+}
+
+std::set<int> compressed_taps(const LayerWork& work, const BlockSpec& spec,
+                              const std::string& prefix) {
+  std::set<int> taps;
+  for (const auto& linear : spec.linears)
+    if (settings_for(work.config, prefix + linear.name + ".weight")) taps.insert(linear.tap);
+  return taps;
 }
 
 }  // namespace
 
-std::vector<std::string> scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
-                                     const std::vector<at::Tensor>& hidden) {
+ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
+                        const std::vector<at::Tensor>& hidden, Measured measured) {
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   const std::string prefix = work.model.block_prefix(layer);
-  std::map<int, std::vector<std::pair<ScalePair, MethodSettings>>> pairs;  // by stage
-  for (const auto& pair : spec.scale_pairs)
-    if (const auto settings = settings_of(work, spec, prefix, pair))
-      pairs[find_linear(spec, pair.consumers.front()).stage].emplace_back(pair, *settings);
+  const auto pairs = awq_pairs(work, spec, prefix);
   if (pairs.empty()) return {};
+  std::set<int> taps;
+  for (const auto& [tap, pair] : pairs) taps.insert(tap);
+  if (measured == Measured::every) taps = compressed_taps(work, spec, prefix);
+  int last_stage = 0;
+  for (const int tap : taps) last_stage = std::max(last_stage, spec.taps[size_t(tap)].stage);
 
+  ScaledBlock scaled;
   std::set<std::string> rewritten;
   const BlockWeights dense = weights;
   LeafStates states(work, block, hidden, dense);
-  for (int stage = 0; stage <= pairs.rbegin()->first; ++stage) {
-    for (const auto& [pair, settings] : pairs[stage]) {
+  for (int stage = 0; stage <= last_stage; ++stage) {
+    for (const int index : taps) {
+      const Tap& tap = spec.taps[size_t(index)];
+      if (tap.stage != stage) continue;
       if (any(work.team, work.stop.requested())) throw Stopped();
-      const Tap& tap =
-          spec.taps.at(static_cast<size_t>(find_linear(spec, pair.consumers.front()).tap));
-      const TapStatistics statistics = measure_tap(work, states, tap, /*with_magnitude=*/true);
+      const auto found = pairs.find(index);
+      const TapStatistics statistics = measure_tap(work, states, tap, found != pairs.end());
+      scaled.hessians[index] = statistics.hessian;
+      if (found == pairs.end()) continue;
+      const auto& [pair, settings] = found->second;
       const at::Tensor scale = best_scale(work, prefix, pair, weights, statistics, settings);
       fold_scale(weights, pair, scale);
+      scaled.hessians[index] = hessian_of_scaled(statistics.hessian, scale);
       for (const auto& name : folded_tensors(weights, pair)) rewritten.insert(name);
     }
-    if (stage < pairs.rbegin()->first) states.advance(stage);
+    if (stage < last_stage) states.advance(stage);
   }
-  return {rewritten.begin(), rewritten.end()};
+  if (measured == Measured::every) {
+    for (int stage = last_stage; stage < spec.stages; ++stage) states.advance(stage);
+    scaled.outputs = states.finish();
+  }
+  scaled.rewritten = {rewritten.begin(), rewritten.end()};
+  return scaled;
 }
 
 }  // namespace selfcal

@@ -5,11 +5,25 @@
 
 namespace selfcal {
 
+/// Which inputs of linear layers a pass over the dense block measures.
+enum class Measured {
+  scaled,  // those that scales were found for
+  every    // those of all layers that are compressed; the pass then ends with the block's outputs
+};
+
+struct ScaledBlock {
+  std::vector<std::string> rewritten;  // names within the block of the tensors that were folded
+  std::map<int, at::Tensor> hessians;  // by tap, of the inputs that the folded block gives
+  std::vector<at::Tensor> outputs;     // of the dense block, a leaf each, with Measured::every
+};
+
 /// Finds a scale for every pair of the block all of whose consumers are AWQ's, the one with the
 /// least tr(E H E^T) of the consumers' outputs once they are rounded, and folds it into `weights`.
-/// Returns the names within the block of the tensors that it rewrote; none where nothing is AWQ's.
-/// Collective over the team; every rank comes to the same.
-std::vector<std::string> scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
-                                     const std::vector<at::Tensor>& hidden);
+/// The Hessian of x / s is D^-1 H D^-1, D = diag(s), but for the rounding of the producer to the
+/// model's dtype: the published code divides the inputs that it kept in the same way. Nothing is
+/// measured or rewritten where no pair is AWQ's. Collective over the team; every rank comes to the
+/// same.
+ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
+                        const std::vector<at::Tensor>& hidden, Measured measured);
 
 }  // namespace selfcal

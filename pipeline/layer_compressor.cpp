@@ -51,44 +51,47 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   // True-sequential: a stage's outputs come from its compressed weights, so later stages see what
   // will really be there.
   const bool replace_at_once = !dense && work.config.true_sequential;
-  const BlockWeights original = weights;
-  const auto rewritten = scale_block(work, layer, weights, hidden);
+  const ScaledBlock scales = scale_block(work, layer, weights, hidden,
+                                         replace_at_once ? Measured::scaled : Measured::every);
   const BlockWeights scaled = weights;
+  std::map<int, at::Tensor> hessians = scales.hessians;  // by tap: layers of several stages may
+                                                         // read one
+  const bool measured = !replace_at_once && !scales.rewritten.empty();
 
   CompressedBlock compressed;
-  LeafStates states(work, block, hidden, weights);
-  std::map<int, at::Tensor> hessians;  // by tap: layers of several stages may read one
+  std::optional<LeafStates> states;
+  if (!measured) states.emplace(work, block, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, scaled)) {
       if (!hessians.contains(tap))
-        hessians[tap] = measure_tap(work, states, spec.taps.at(static_cast<size_t>(tap))).hessian;
+        hessians[tap] = measure_tap(work, *states, spec.taps.at(static_cast<size_t>(tap))).hessian;
       for (auto& [name, linear] :
            solve_together(work.team, group, hessians.at(tap), work.timer, work.context)) {
         if (replace_at_once) weights.at(name.substr(prefix.size())) = linear.weight;
         compressed.linears.emplace(name, std::move(linear));
       }
     }
-    states.advance(stage);
+    if (states) states->advance(stage);
     std::erase_if(hessians, [&](const auto& item) {
       return std::ranges::none_of(spec.linears, [&](const Linear& linear) {
         return linear.tap == item.first && linear.stage > stage;
       });
     });
   }
-  for (const auto& name : rewritten)
+  for (const auto& name : scales.rewritten)
     if (!compressed.linears.contains(prefix + name))
       compressed.changed.emplace(prefix + name, scaled.at(name));
 
-  if (replace_at_once || (dense && rewritten.empty())) {
-    hidden = states.finish();
+  if (dense && measured) {
+    hidden = scales.outputs;
+  } else if (replace_at_once || dense) {
+    hidden = states->finish();
   } else {
     // The published two-pass loop: statistics of the dense block, then its outputs once compressed.
-    // With dense propagation and AWQ's scales, the outputs of the block as it was.
-    weights = dense ? original : scaled;
-    if (!dense)
-      for (const auto& [name, linear] : compressed.linears)
-        weights.at(name.substr(prefix.size())) = linear.weight;
+    weights = scaled;
+    for (const auto& [name, linear] : compressed.linears)
+      weights.at(name.substr(prefix.size())) = linear.weight;
     const auto scope = work.timer.measure(Phase::forward);
     forward_leaves(block, weights, hidden);
   }

@@ -13,6 +13,9 @@ namespace selfcal {
 namespace {
 
 constexpr int scale_ratios = 20;
+// Of the search: rows of a sample are every eighth at the most, and no fewer than fill two tiles.
+constexpr int64_t largest_row_step = 8, fewest_sampled_rows = 2 * lanes::rows;
+constexpr int64_t tried_on_all_rows = 4;
 
 /// Mean over all rows of |w| / (the largest |w| of its group): float32 [columns].
 at::Tensor relative_size(const std::vector<at::Tensor>& weights, const MethodSettings& settings) {
@@ -75,6 +78,30 @@ at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
         }
       });
   return losses;
+}
+
+int64_t rows_of(const std::vector<at::Tensor>& weights) {
+  int64_t rows = weights.front().size(0);
+  for (const auto& weight : weights) rows = std::min(rows, weight.size(0));
+  return rows;
+}
+
+at::Tensor search_scale(const at::Tensor& candidates, int64_t rows, const LossesOf& losses) {
+  const int64_t row_step = std::clamp<int64_t>(rows / fewest_sampled_rows, 1, largest_row_step);
+  at::Tensor tried = candidates;
+  if (row_step > 1 && candidates.size(0) > tried_on_all_rows) {
+    const at::Tensor order = losses(candidates, row_step).argsort(/*stable=*/true);
+    const at::Tensor best = std::get<0>(order.narrow(0, 0, tried_on_all_rows).sort());
+    tried = candidates.index_select(0, best);
+  }
+  const at::Tensor all = losses(tried, 1);
+  const double* loss = all.const_data_ptr<double>();
+  return tried[std::min_element(loss, loss + all.numel()) - loss];
+}
+
+at::Tensor hessian_of_scaled(const at::Tensor& hessian, const at::Tensor& scale) {
+  const at::Tensor inverse = scale.reciprocal();
+  return at::outer(inverse, inverse).mul_(hessian);
 }
 
 std::vector<std::string> folded_tensors(const BlockWeights& weights, const ScalePair& pair) {

@@ -2,6 +2,7 @@
 // acceleration", 2024): inputs that matter are scaled down in the operation before and up in the
 // weights that read them, so that rounding spares them.
 #pragma once
+#include <functional>
 #include <map>
 #include <string>
 
@@ -23,6 +24,26 @@ at::Tensor candidate_scales(const std::vector<at::Tensor>& weights, const at::Te
 at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
                             const at::Tensor& scales, const MethodSettings& settings,
                             const kernels::Context& context);
+
+/// Loss of each candidate, float64 [candidates], over the rows 0, row_step, 2 row_step ... of every
+/// matrix that reads the input.
+using LossesOf = std::function<at::Tensor(const at::Tensor& scales, int64_t row_step)>;
+
+/// The candidate of the least loss over all rows, of equal ones the first. In large matrices all
+/// candidates are tried on a sample of the rows, those that do best there on all of them. rows: of
+/// the smallest matrix.
+///
+/// The published code compares outputs of a whole module where several layers read the input (q, k,
+/// v: attention; gate, up: the MLP), and those of the layer itself where one does. The loss here is
+/// that of the layers' own outputs: for one layer the same, mean |(W' - W) x|^2 = tr(E H E^T), over
+/// all tokens and not a sample of them.
+at::Tensor search_scale(const at::Tensor& candidates, int64_t rows, const LossesOf& losses);
+
+/// Rows of the smallest matrix.
+int64_t rows_of(const std::vector<at::Tensor>& weights);
+
+/// Of x / scale, given that of x: D^-1 H D^-1, exactly symmetric.
+at::Tensor hessian_of_scaled(const at::Tensor& hessian, const at::Tensor& scale);
 
 /// Moves the scale [columns] from the producer (its weight and bias divided by it) into its
 /// consumers (multiplied by it); what the block computes stays the same but for the rounding of the

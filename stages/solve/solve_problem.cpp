@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
+#include "stages/solve/awq.hpp"
 #include "storage/packing.hpp"
 #include "storage/tensor_file.hpp"
 
@@ -56,6 +57,75 @@ NamedTensors tensors_of(const CompressedLinear& linear, int64_t columns) {
   return tensors;
 }
 
+/// Mean |x| of each column, or what stands for it: the root of the mean square, which differs where
+/// columns are distributed differently. A common factor of all columns changes next to nothing.
+at::Tensor read_magnitude(const TensorFile& file, const at::Tensor& hessian) {
+  static const std::string name = "mean_magnitude";
+  if (!file.contains(name)) return hessian.diagonal().clamp_min(0).sqrt();
+  const TensorEntry& entry = file.entries().at(name);
+  if (entry.shape != std::vector<int64_t>{hessian.size(0)} || !at::isFloatingType(entry.dtype)) {
+    fail(ExitCode::data, "{}: tensor '{}' is {} [{}], expected floating-point [{}]",
+         file.path().string(), name, toString(entry.dtype), fmt::join(entry.shape, ", "),
+         hessian.size(0));
+  }
+  return file.read(name).to(at::kFloat);
+}
+
+/// AWQ's scale of the columns, for one layer by itself.
+at::Tensor find_scale(const at::Tensor& weight, const at::Tensor& hessian,
+                      const at::Tensor& magnitude, const MethodSettings& settings,
+                      const kernels::Context& context) {
+  const int64_t columns = weight.size(1);
+  if (settings.group_size > 0 && columns % settings.group_size != 0) {
+    fail(ExitCode::data, "group size {} does not divide the {} columns of tensor 'weight'",
+         settings.group_size, columns);
+  }
+  return search_scale(candidate_scales({weight}, magnitude, settings), weight.size(0),
+                      [&](const at::Tensor& scales, int64_t row_step) {
+                        const at::Tensor rows = weight.slice(0, 0, weight.size(0), row_step);
+                        return losses_of_scales(rows, hessian, scales, settings, context).sum(0);
+                      });
+}
+
+struct Outcome {
+  Factor factor;
+  SolvedRows solved;
+  at::Tensor input_scale;  // AWQ
+  double factor_seconds = 0, seconds = 0;
+};
+
+Outcome solve_layer(const Method& method, const at::Tensor& weight, const at::Tensor& hessian,
+                    at::ScalarType weight_dtype) {
+  Outcome outcome;
+  const auto start = Clock::now();
+  outcome.factor = method.factorise(hessian);
+  outcome.factor_seconds = seconds_since(start);
+  outcome.solved = method.solve(weight, hessian, outcome.factor, weight_dtype);
+  outcome.seconds = seconds_since(start);
+  return outcome;
+}
+
+/// The weight that is solved is weight * scale, behind x / scale; the one that is returned, and all
+/// errors, are of x itself.
+Outcome solve_scaled(const Method& method, const SolveProblem& options, const at::Tensor& weight,
+                     const at::Tensor& hessian, const at::Tensor& magnitude,
+                     const kernels::Context& context) {
+  const MethodSettings& settings = options.method;
+  const auto start = Clock::now();
+  const at::Tensor scale = find_scale(weight, hessian, magnitude, settings, context);
+  const at::Tensor unscaled = at::ones({1, weight.size(1)}, at::kFloat);
+  Outcome outcome = solve_layer(method, weight.to(at::kFloat) * scale,
+                                hessian_of_scaled(hessian, scale), options.weight_dtype);
+  SolvedRows& solved = outcome.solved;
+  solved.linear.weight =
+      (solved.linear.weight.to(at::kFloat) / scale).to(solved.linear.weight.scalar_type());
+  solved.nearest_error =
+      losses_of_scales(weight, hessian, unscaled, settings, context).select(1, 0);
+  outcome.input_scale = scale;
+  outcome.seconds = seconds_since(start);
+  return outcome;
+}
+
 }  // namespace
 
 std::string solve_problem(const SolveProblem& options, const kernels::Context& context) try {
@@ -63,12 +133,13 @@ std::string solve_problem(const SolveProblem& options, const kernels::Context& c
   const TensorFile file(options.problem);
   const at::Tensor weight = read_matrix(file, "weight"),
                    hessian = read_hessian(file, weight.size(1));
-  const auto start = Clock::now();
-  const Factor factor = method->factorise(hessian);
-  const double factor_seconds = seconds_since(start);
-  const SolvedRows solved = method->solve(weight, hessian, factor, options.weight_dtype);
-  const double seconds = seconds_since(start);
-  write_tensor_file(options.out, tensors_of(solved.linear, weight.size(1)));
+  const auto [factor, solved, input_scale, factor_seconds, seconds] =
+      options.method.name == MethodName::awq
+          ? solve_scaled(*method, options, weight, hessian, read_magnitude(file, hessian), context)
+          : solve_layer(*method, weight, hessian, options.weight_dtype);
+  NamedTensors tensors = tensors_of(solved.linear, weight.size(1));
+  if (input_scale.defined()) tensors["input_scale"] = input_scale;
+  write_tensor_file(options.out, tensors);
 
   const double error = solved.error.sum().item<double>(),
                reference = solved.reference.sum().item<double>(),

@@ -9,9 +9,12 @@
 namespace selfcal {
 
 struct SolveProblem {
-  fs::path problem;  // safetensors: weight float32 [out, in], hessian float32 [in, in]
+  fs::path problem;  // safetensors: weight float32 [out, in], hessian float32 [in, in];
+                     // awq: mean_magnitude float32 [in], mean |x|, where the file has it
   fs::path out;      // safetensors: weight; codes (uint8 [out, in], not packed), scales, zeros
-                     // [out, groups], g_idx and mask (uint8 [out, in], 0: pruned) where they apply
+                     // [out, groups], g_idx and mask (uint8 [out, in], 0: pruned) where they apply.
+                     // awq: codes and scales are those of weight * input_scale, input_scale float32
+                     // [in]; weight is divided by it again, so that it is for the input as it is
   MethodSettings method;
   at::ScalarType weight_dtype = at::kFloat;  // of the weight that is written
 };

@@ -67,6 +67,9 @@ OTHER_JOBS = {
     "wanda, weighed by outliers, dense": (
         {**PRUNER, **OWL, "method__name": "wanda", "method__propagation": "dense"},
         ["3 shared, depth 3", "1 of depth 2 + 2 shards", "2 shards x team 2"]),
+    "awq, per block, beside gptq": (
+        {"method__name": "awq", "method__sequential": "per_block", "method__act_order": "auto",
+         "overrides": "[{match: o_proj, method: gptq}]"}, ["2 shared, 2 threads", "4 shared"]),
     "wanda": ({**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
               ["3 shared, depth 3", "1 + 3 shards", "4 shared"]),
     "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A tiny model of every family: generate, GPTQ and SparseGPT, checkpoint, export, and back into transformers; the same
+"""A tiny model of every family: generate, GPTQ, AWQ and SparseGPT, checkpoint, export, and back into transformers; the same
 hashes from one rank and from four."""
 import os
 import shutil
@@ -28,6 +28,12 @@ export: [compressed-tensors, dense]
 """
 
 PRUNED = [word for setting in ["name=sparsegpt", "bits=16", "sparsity=0.5", "act_order=none"]
+          for word in ("--set", f"method.{setting}")] + ["--set", "export=[dense]"]
+
+# AWQ moves scales through norms and layers: a wrong pair would change far more than 8 bits do. One family for each kind of
+# pair: Llama's; norms with an offset; biases, and a plain MLP with relu; one norm for attention and MLP.
+SCALED_FAMILIES = ["llama3", "gemma", "opt", "phi"]
+SCALED = [word for setting in ["name=awq", "bits=8", "symmetric=false", "act_order=none"]
           for word in ("--set", f"method.{setting}")] + ["--set", "export=[dense]"]
 
 torch.set_num_threads(1)
@@ -70,7 +76,7 @@ class Families(unittest.TestCase):
         self.assertEqual(self.hashes(f"{run}-4"), hashes)
         return self.folder / f"{run}-1" / "jobs" / "default" / "export"
 
-    def load_and_compare(self, name, folder):
+    def load_and_compare(self, name, folder, least=0.01, most=float("inf")):
         """transformers' model of a dense export, whose logits are ours, and are not the original's."""
         reference = load_file(MODELS / name / "reference.safetensors")
         tokens, dense = reference["input_ids"], reference["logits"]
@@ -84,7 +90,8 @@ class Families(unittest.TestCase):
         changed = ((ours - dense).abs().max() / dense.std()).item()
         print(f"{name}: selfcal and transformers differ by {difference:.1e}, compressing changed {changed:.1e}")
         self.assertLess(difference, 1e-4)
-        self.assertGreater(changed, 0.01)
+        self.assertGreater(changed, least)
+        self.assertLess(changed, most)
         return model, tokens
 
     def check(self, name):
@@ -93,6 +100,10 @@ class Families(unittest.TestCase):
         unpacked = unpacked_weights(exports / "compressed-tensors", tokens)
         for weight_name, weight in model.state_dict().items():
             self.assertTrue(torch.equal(unpacked[weight_name], weight), weight_name)
+
+        if name in SCALED_FAMILIES:
+            exports = self.compress(name, "scaled", *SCALED)
+            self.load_and_compare(name, exports / "dense", least=1e-4, most=0.5)
 
         exports = self.compress(name, "pruned", *PRUNED)
         model, _ = self.load_and_compare(name, exports / "dense")

@@ -2,10 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "stages/calibrate/hessian.hpp"
 #include "stages/calibrate/magnitudes.hpp"
 #include "stages/solve/awq.hpp"
+#include "stages/solve/solve_problem.hpp"
+#include "storage/tensor_file.hpp"
 #include "tests/stages/solve_support.hpp"
 
 namespace selfcal {
@@ -93,6 +97,113 @@ TEST(Awq, DeadAndHugeInputsGiveUsableScales) {
     const at::Tensor scales =
         candidate_scales({problem.weight, at::zeros({3, 64})}, magnitude, settings);
     EXPECT_TRUE(scales.isfinite().logical_and(scales.gt(0)).all().item<bool>());
+  }
+}
+
+TEST(Awq, SearchTriesFewCandidatesOnAllRowsAndFindsTheBest) {
+  const Problem problem = uneven_problem(6, 1024, 64);
+  Threads threads(2);
+  const at::Tensor candidates =
+      candidate_scales({problem.weight}, problem.hessian.diag().sqrt(), awq());
+  int64_t rows_tried = 0;
+  const auto losses = [&](const at::Tensor& scales, int64_t row_step) {
+    const at::Tensor rows = problem.weight.slice(0, 0, 1024, row_step);
+    rows_tried += rows.size(0) * scales.size(0);
+    return losses_of_scales(rows, problem.hessian, scales, awq(), threads.context()).sum(0);
+  };
+  const at::Tensor all = losses(candidates, 1);
+  const at::Tensor best = candidates[all.argmin().item<int64_t>()];
+  rows_tried = 0;
+  EXPECT_TRUE(same_bits(search_scale(candidates, 1024, losses), best));
+  EXPECT_LT(rows_tried, 1024 * candidates.size(0) / 2);
+  EXPECT_TRUE(same_bits(search_scale(candidates, 100, losses), best));  // no rows to spare
+}
+
+TEST(Awq, HessianOfScaledInputsIsThatOfTheInputsScaled) {
+  at::manual_seed(4);
+  const at::Tensor x = at::randn({300, 40}, at::kDouble), scale = at::exp2(at::randn({40}));
+  const at::Tensor y = x / scale;
+  const at::Tensor scaled = hessian_of_scaled(x.t().mm(x).to(at::kFloat), scale);
+  EXPECT_TRUE(at::allclose(scaled.to(at::kDouble), y.t().mm(y), 1e-4, 1e-3));
+  EXPECT_TRUE(same_bits(scaled, scaled.t().contiguous()));
+}
+
+/// The published quantiser of AWQ: asymmetric groups of `size` columns, in float64.
+at::Tensor published_rounding(const at::Tensor& weight, int bits, int64_t size) {
+  const at::Tensor groups = weight.reshape({-1, size});
+  const double largest = (1 << bits) - 1;
+  const at::Tensor high = groups.amax(1, true), low = groups.amin(1, true);
+  const at::Tensor step = (high - low).clamp_min(1e-5) / largest;
+  const at::Tensor zero = (-(low / step).round()).clamp(0, largest);
+  return (((groups / step).round() + zero).clamp(0, largest) - zero).mul(step).view(weight.sizes());
+}
+
+/// The least loss of the published search over x^r (llm-awq) and x^r / w^(1 - r) (AutoAWQ), without
+/// clipping.
+double published_loss(const Problem& problem, int bits, int64_t size) {
+  const at::Tensor weight = problem.weight.to(at::kDouble),
+                   hessian = problem.hessian.to(at::kDouble), x = hessian.diag().sqrt();
+  const at::Tensor groups = weight.abs().view({weight.size(0), -1, size});
+  const at::Tensor w = (groups / (groups.amax(2, true) + 1e-6)).view(weight.sizes()).mean(0);
+  double best = std::numeric_limits<double>::infinity();
+  for (const bool duo : {false, true}) {
+    for (int i = 0; i < 20; ++i) {
+      const double r = i / 20.0;
+      at::Tensor s = duo ? x.pow(r) / (w.pow(1 - r) + 1e-4) : x.pow(r);
+      s = s.clamp_min(1e-4);
+      s = s / (s.max() * s.min()).sqrt();
+      const at::Tensor error = published_rounding(weight * s, bits, size) / s - weight;
+      best = std::min(best, error.mm(hessian).mul(error).sum().item<double>());
+    }
+  }
+  return best;
+}
+
+TEST(Awq, SolveFindsScalesNoWorseThanThePublishedSearch) {
+  namespace fs = std::filesystem;
+  const fs::path problem_path = SELFCAL_TEST_DATA "/solvers/k_proj.safetensors",
+                 out = fs::path(testing::TempDir()) / "awq_solved.safetensors";
+  const TensorFile file(problem_path);
+  const Problem problem{file.read("weight"), file.read("hessian")};
+  Threads threads(2);
+  for (const int bits : {3, 4}) {
+    SolveProblem options{problem_path, out, awq(bits), at::kFloat};
+    options.method.group_size = 64;
+    const auto loss = [&](bool clip) {
+      options.method.clip = clip;
+      const auto line = nlohmann::json::parse(solve_problem(options, threads.context()));
+      const TensorFile solved(out);
+      const at::Tensor weight = solved.read("weight"), scale = solved.read("input_scale");
+      // The weight that is written is the codes' behind the scale, and the errors are its own.
+      const at::Tensor group = at::arange(weight.size(1), at::kLong).floor_divide(64);
+      const at::Tensor step = solved.read("scales").to(at::kFloat).index_select(1, group),
+                       zero = solved.read("zeros").to(at::kFloat).index_select(1, group);
+      const at::Tensor rounded = (solved.read("codes").to(at::kFloat) - zero) * step / scale;
+      EXPECT_TRUE(at::allclose(weight, rounded, 1e-5, 1e-7));
+      EXPECT_NEAR(line["relative_error"].get<double>() / relative_error(problem, weight), 1, 1e-3);
+      EXPECT_LT(line["relative_error"], line["nearest_relative_error"]);
+      return line["loss"].get<double>();
+    };
+    const double plain = loss(false), published = published_loss(problem, bits, 64);
+    EXPECT_LE(plain, published * 1.001);
+    EXPECT_LT(loss(true), plain);
+    RecordProperty("loss_over_published_" + std::to_string(bits),
+                   std::to_string(plain / published));
+  }
+  fs::remove(out);
+}
+
+TEST(Awq, SolveRefusesWhatDoesNotFit) {
+  Threads threads(1);
+  SolveProblem options{SELFCAL_TEST_DATA "/solvers/k_proj.safetensors",
+                       testing::TempDir() + "/awq_refused.safetensors", awq(), at::kFloat};
+  options.method.group_size = 100;
+  try {
+    solve_problem(options, threads.context());
+    FAIL() << "576 columns in groups of 100";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::data);
+    EXPECT_NE(std::string(error.what()).find("100 does not divide the 576"), std::string::npos);
   }
 }
 
