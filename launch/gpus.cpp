@@ -10,6 +10,7 @@
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "comm/nccl/device_binding.hpp"
+#include "comm/nccl/nccl_group.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 
 namespace selfcal {
@@ -63,6 +64,10 @@ RunDevice take_gpu(const Communicator& world) {
          &kernels::library_operations},
         fmt::format("{}; {}; cuBLAS {}", kernels::library_arithmetic, mine.name, blas_version())};
   });
+  NcclOptions options;
+  options.device = mine.device;
+  options.peers_alive = [] { return true; };  // the watchdog ends what is silent
+  chosen.ranks = Communicator::nccl(world, calls, options);
   return chosen;
 }
 

@@ -1,5 +1,6 @@
 // The device of a run.
 #pragma once
+#include <optional>
 #include <string>
 
 #include "comm/communicator.hpp"
@@ -9,7 +10,8 @@ namespace selfcal {
 
 struct RunDevice {
   kernels::Device device = {};
-  std::string kind = {};  // of a GPU: model and libraries, which decide the bits
+  std::string kind = {};                   // of a GPU: model and libraries, which decide the bits
+  std::optional<Communicator> ranks = {};  // all ranks, over NCCL, where they have GPUs
 };
 
 /// Collective. cuda: loads what GPUs need, takes this rank's and logs who has which; where a rank

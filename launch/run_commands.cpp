@@ -55,7 +55,8 @@ void run_on_ranks(
                                                   : std::nullopt);
       const RunDevice chosen = choose_device(world, jobs.front().device);
       const Compute compute(jobs.front().threads, ranks_sharing_cores(world), chosen.device);
-      run(jobs, {world, stop, compute.context(), chosen.kind});
+      const Communicator& ranks = chosen.ranks ? *chosen.ranks : world;
+      run(jobs, {ranks, stop, compute.context(), chosen.kind});
     } catch (const AgreedError& error) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
       failure = error.code();

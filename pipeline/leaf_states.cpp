@@ -2,11 +2,24 @@
 
 #include <ATen/ATen.h>
 
+#include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/hessian.hpp"
 #include "stages/calibrate/magnitudes.hpp"
 
 namespace selfcal {
+namespace {
+
+/// Over the team: by NCCL where the sums lie on GPUs and it is there, else through host memory.
+void add_up(const Communicator& team, HessianAccumulator& accumulator) {
+  const auto on_device = accumulator.device_sums();
+  if (on_device.empty() || !team.moves_device_memory())
+    return team.all_reduce(accumulator.sums(), ReduceOp::sum);
+  for (const at::Tensor& part : on_device)
+    team.all_reduce(device_bytes_of(part), Element::int64, ReduceOp::sum).wait();
+}
+
+}  // namespace
 
 const BlockWeights& PlacedWeights::current() {
   for (const auto& [name, tensor] : source_) {
@@ -79,7 +92,7 @@ TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const
   });
   {
     const auto reduce = work.timer.measure(Phase::reduce);
-    work.team.all_reduce(accumulator.sums(), ReduceOp::sum);
+    add_up(work.team, accumulator);
     if (with_magnitude) work.team.all_reduce(magnitudes.sums(), ReduceOp::sum);
   }
   TapStatistics statistics;

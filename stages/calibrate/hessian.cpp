@@ -79,7 +79,9 @@ HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context
       context_(context),
       exponents_(columns, empty_column),
       sums_(offset_of(strips_of(columns) - 1, columns) +
-            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {}
+            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {
+  if (context.device.uses_library()) on_device_.emplace(columns, context.device.memory);
+}
 
 void HessianAccumulator::observe(const at::Tensor& x) {
   check_leaf(x, columns_);

@@ -42,6 +42,10 @@ class HessianAccumulator {
   /// on, lies at
   /// [(j - 32 s) * 32 + r] of strip s. Every rank's has the same length and meaning.
   std::span<int64_t> sums();
+  /// Those that are still in the device's memory: reduced in place there, sums() then has them.
+  std::span<const at::Tensor> device_sums() const {
+    return on_device_ ? on_device_->blocks() : std::span<const at::Tensor>();
+  }
   /// H = sum / tokens, float32 [columns, columns], symmetric. `tokens`: of all leaves of all ranks.
   at::Tensor finish(int64_t tokens);
 

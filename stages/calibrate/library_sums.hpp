@@ -19,12 +19,16 @@ class LibrarySums {
   /// 2^(h_i + h_j - bits), h the exponents. x: [tokens, columns], contiguous.
   void add(const at::Tensor& x, std::span<const int32_t> exponents, int bits);
 
+  /// The sums as they are now, int64: for reductions in place. Every rank's have the same shapes.
+  std::span<const at::Tensor> blocks() const { return blocks_; }
+
   /// Adds the entries (first + r, j), r below `rows`, j from `first` on, to into[(j - first) * rows
   /// + r].
   void read(int64_t first, int64_t rows, int64_t* into) const;
 
  private:
-  at::Tensor sums_;  // int64 [columns, columns]; on and above the blocks' diagonal
+  int64_t columns_;
+  std::vector<at::Tensor> blocks_;  // of rows, each from its first column on
 };
 
 }  // namespace selfcal

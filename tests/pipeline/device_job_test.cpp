@@ -3,12 +3,15 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "base/error.hpp"
+#include "comm/nccl/nccl_group.hpp"
 #include "pipeline/compress.hpp"
 #include "storage/layer_file.hpp"
 #include "storage/run_directory.hpp"
+#include "tests/comm/nccl_double.hpp"
 
 namespace selfcal {
 namespace {
@@ -20,7 +23,9 @@ class DeviceJob : public testing::Test {
   void SetUp() override {
     kernels::use_one_library_thread();
     std::string name = (fs::temp_directory_path() / "selfcal-device-XXXXXX").string();
-    if (world.rank() == 0) ASSERT_NE(mkdtemp(name.data()), nullptr);
+    if (world.rank() == 0) {
+      ASSERT_NE(mkdtemp(name.data()), nullptr);
+    }
     world.broadcast(std::as_writable_bytes(std::span(name)), 0);
     folder = name;
   }
@@ -72,6 +77,22 @@ TEST_F(DeviceJob, ContentHashesDoNotDependOnRanks) {
     EXPECT_EQ(ours.size(), one.size());
     EXPECT_NE(ours, one);
   }
+}
+
+TEST_F(DeviceJob, StatisticsMeetByNccl) {
+  const std::string method =
+      "method: {name: gptq, bits: 4, group_size: 16}\nlayout: {mode: shared}\n";
+  const auto vendor = std::make_shared<testing_support::NcclDouble>();
+  NcclOptions options;
+  options.device = 0;  // what host memory counts as
+  const auto found = run(Communicator::nccl(world, vendor, options), "nccl", method, library);
+  EXPECT_EQ(found, run(world, "mpi", method, library));
+  EXPECT_TRUE(vendor->violations.empty()) << vendor->violations.front();
+  // Two layers, each with the inputs of q k v, o, gate up, and down; of one block of columns each.
+  const auto reductions = std::ranges::count_if(vendor->calls, [](const std::string& call) {
+    return call.find("all_reduce") != std::string::npos;
+  });
+  EXPECT_EQ(reductions, 8);
 }
 
 TEST_F(DeviceJob, AwqComesToTheSameOnAllRanks) {
