@@ -33,6 +33,11 @@ VisibleGpus visible_gpus() {
   return {devices, devices > 0 ? "" : "no GPU is visible"};
 }
 
+void load_cuda_tensors() {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr)
+    fail(ExitCode::config, "the tensor library's CUDA part was not loaded: {}", dlerror());
+}
+
 GpuModule GpuModule::load(const std::string& path) {
   const VisibleGpus visible = visible_gpus();
   if (visible.count > 0) return open(path);

@@ -16,6 +16,11 @@ struct VisibleGpus {
 };
 VisibleGpus visible_gpus();
 
+/// Loads the tensor library's CUDA part, which lies beside its CPU part, so that its operations
+/// take tensors in the memory of GPUs. To be called before the library is first asked for CUDA: it
+/// remembers the answer. ExitCode::config where it or what it needs is missing.
+void load_cuda_tensors();
+
 class GpuModule {
  public:
   /// Loads the module if a GPU is visible. What is missing is told by absence().

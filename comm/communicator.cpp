@@ -109,6 +109,8 @@ void Communicator::wait_until(const Wait& wait, const std::function<bool()>& rea
 
 Activity& Communicator::activity() const { return *backend_->activity(); }
 
+bool Communicator::moves_device_memory() const { return backend_->moves_device_memory(); }
+
 Request Communicator::broadcast(const DeviceBuffer& data, int root) const {
   if (rank() == root && size() > 1) activity().count_sent(static_cast<size_t>(data.bytes));
   return watched(backend_->broadcast(data, root), "broadcast by NCCL", root, Wait::none);

@@ -106,6 +106,9 @@ class Communicator {
   /// What this rank does: shared by all communicators that come from one.
   Activity& activity() const;
 
+  /// Whether the calls below work: the communicator is over NCCL.
+  bool moves_device_memory() const;
+
   // Device memory (ExitCode::internal where the communicator is not over NCCL). Calls return when
   // the work is queued; the Request is done when the device is. They must be made in the same order
   // by all ranks that take part.
@@ -155,6 +158,7 @@ class Communicator::Backend {
   virtual Request receive(std::span<std::byte> into, int from, int tag) = 0;
   virtual std::optional<Envelope> probe(int tag) = 0;
   // Of host memory alone unless a backend says otherwise.
+  virtual bool moves_device_memory() const { return false; }
   virtual Request broadcast(const DeviceBuffer& data, int root);
   virtual Request all_reduce(const DeviceBuffer& data, Element element, ReduceOp op);
   virtual Request exchange(std::span<const DeviceMessage> messages);

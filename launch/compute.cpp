@@ -45,7 +45,7 @@ int usable_cores() {
   return std::max(1, CPU_COUNT(&mask));
 }
 
-Compute::Compute(int threads, int sharing_ranks) {
+Compute::Compute(int threads, int sharing_ranks, kernels::Device device) : device_(device) {
   if (threads == 0) threads = std::max(1, usable_cores() / sharing_ranks);
   keep_freed_memory();
   kernels::use_one_library_thread();

@@ -14,15 +14,16 @@ int ranks_sharing_cores(const Communicator& world);
 /// Cores that this process may use (its affinity mask).
 int usable_cores();
 
-/// Owns the pool that all computing of the process runs on.
+/// Owns the pool that all computing of the process in host memory runs on.
 class Compute {
  public:
   /// `threads` 0: the usable cores divided by the ranks that share them, at least 1.
-  explicit Compute(int threads, int sharing_ranks = 1);
-  kernels::Context context() const { return {pool_.get()}; }
+  explicit Compute(int threads, int sharing_ranks = 1, kernels::Device device = {});
+  kernels::Context context() const { return {pool_.get(), device_}; }
 
  private:
   std::unique_ptr<ThreadPool> pool_;
+  kernels::Device device_;
 };
 
 }  // namespace selfcal

@@ -1,11 +1,22 @@
-// GPUs of a run.
+// The device of a run.
 #pragma once
+#include <optional>
+#include <string>
+
 #include "comm/communicator.hpp"
+#include "pipeline/config.hpp"
 
 namespace selfcal {
 
-/// Collective. Where GPUs are visible: loads the GPU module and logs which rank has which GPU, or
-/// why none can be used. Says nothing on machines without.
-void report_gpus(const Communicator& world);
+struct RunDevice {
+  kernels::Device device = {};
+  std::string kind = {};                   // of a GPU: model and libraries, which decide the bits
+  std::optional<Communicator> ranks = {};  // all ranks, over NCCL, where they have GPUs
+};
+
+/// Collective. cuda: loads what GPUs need, takes this rank's and logs who has which; where a rank
+/// has none, or shares it, or something is missing: an error on all ranks. automatic: the same,
+/// or the CPU, and why, where that does not do. cpu: says so where GPUs stand idle.
+RunDevice choose_device(const Communicator& world, DeviceChoice wanted);
 
 }  // namespace selfcal

@@ -53,9 +53,10 @@ void run_on_ranks(
       const Watchdog watchdog(world, static_cast<double>(jobs.front().layout.timeout));
       const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
                                                   : std::nullopt);
-      report_gpus(world);
-      const Compute compute(jobs.front().threads, ranks_sharing_cores(world));
-      run(jobs, {world, stop, compute.context()});
+      const RunDevice chosen = choose_device(world, jobs.front().device);
+      const Compute compute(jobs.front().threads, ranks_sharing_cores(world), chosen.device);
+      const Communicator& ranks = chosen.ranks ? *chosen.ranks : world;
+      run(jobs, {ranks, stop, compute.context(), chosen.kind});
     } catch (const AgreedError& error) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
       failure = error.code();

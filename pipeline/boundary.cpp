@@ -15,10 +15,11 @@ int boundary_tag(int64_t leaf, int64_t leaves, int shard) {
 
 }  // namespace
 
-void BoundaryOutbox::send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard,
+void BoundaryOutbox::send(const at::Tensor& given, int64_t leaf, int64_t leaves, int shard,
                           int to) {
   wait_for_room(limit_ - 1);
   const int tag = boundary_tag(leaf, leaves, shard);
+  const at::Tensor hidden = given.to(at::kCPU);
   parcels_.push_back({hidden, world_.send_until_taken(bytes_of(hidden), to, tag),
                       Wait{"boundary taken", to, tag}});
 }
@@ -72,7 +73,7 @@ void send_dense_boundaries(const Model& model, const OuterWeights& outer,
   int64_t layer = 0;
   for (int shard = 1; shard < layout.shards(); ++shard) {
     for (; layer < layout.first_layer(shard); ++layer) {
-      const BlockWeights weights = block_weights(layer);
+      const BlockWeights weights = place(block_weights(layer), model.device());
       for (auto& leaf : hidden) leaf = forward(model.block(layer), leaf, weights);
     }
     for (size_t i = 0; i < leaves.size(); ++i)

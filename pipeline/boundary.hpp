@@ -21,7 +21,8 @@ class BoundaryOutbox {
   /// `limit`: leaves on their way at most, at least 1.
   BoundaryOutbox(const Communicator& world, const StopSignal& stop, size_t limit = 8)
       : world_(world), stop_(stop), limit_(limit) {}
-  /// Sends the input of shard `shard`'s first layer for one leaf, once there is room for it.
+  /// Sends the input of shard `shard`'s first layer for one leaf, in any memory, once there is room
+  /// for it.
   void send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard, int to);
   /// Waits until all are taken.
   void finish();
@@ -49,7 +50,8 @@ class BoundaryInbox {
   BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned, int64_t leaves,
                 int shard, const std::function<int(const Leaf&)>& source, int64_t length,
                 int64_t hidden, at::ScalarType dtype);
-  /// The leaves, in order, when all are there; throws Stopped when the wait ends by the signal.
+  /// The leaves, in order and in host memory, when all are there; throws Stopped when the wait ends
+  /// by the signal.
   std::vector<at::Tensor> take(const StopSignal& stop);
 
  private:

@@ -21,8 +21,9 @@ namespace selfcal {
 namespace {
 
 /// All ranks must compute the same bits.
-std::string agree_on_numeric_kind(const Communicator& world) {
-  const std::string mine = kernels::numeric_kind();
+std::string agree_on_numeric_kind(const Communicator& world, const std::string& device_kind) {
+  std::string mine = kernels::numeric_kind();
+  if (!device_kind.empty()) mine += "; " + device_kind;
   std::string first = mine;
   int64_t size = static_cast<int64_t>(first.size());
   world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
@@ -164,7 +165,7 @@ class Run {
   Run(const std::vector<RunConfig>& given, const RunEnvironment& environment)
       : environment_(environment), world_(environment.world), progress_(world_.rank() == 0) {
     agree(world_, [&] { opened_ = open_jobs(given, world_.size(), environment.context); });
-    const std::string kind = agree_on_numeric_kind(world_);
+    const std::string kind = agree_on_numeric_kind(world_, environment.device_kind);
     std::vector<RunConfig> configs;
     for (const auto& job : opened_) configs.push_back(job.config);
     const RunConfig& first = configs.front();

@@ -17,6 +17,7 @@ struct RunEnvironment {
   const Communicator& world;
   const StopSignal& stop;
   kernels::Context context;
+  std::string device_kind = {};  // what decides the bits of a device that is not the CPU
 };
 
 /// Collective over the world. Continues what the run directory holds of the same configuration.

@@ -25,6 +25,9 @@ struct LayoutSettings {
   int timeout = 300;    // seconds of silence that end the job
 };
 
+/// Where forward passes and statistics compute.
+enum class DeviceChoice { automatic, cpu, cuda };
+
 /// What the next layer's statistics are measured on: outputs of the compressed layers or of the
 /// dense model.
 enum class Propagation { sequential, dense };
@@ -48,7 +51,8 @@ struct EvaluateSettings {
   int64_t stride = 2048;
 };
 
-/// What one job is. A run is a list of them; output, threads and layout are the same in all.
+/// What one job is. A run is a list of them; output, device, threads and layout are the same in
+/// all.
 struct RunConfig {
   RunConfig() {
     method.scale_dtype = at::ScalarType::Undefined;
@@ -61,6 +65,7 @@ struct RunConfig {
   fs::path output;
   std::string name = "default";  // of the job
   int64_t seed = 0;
+  DeviceChoice device = DeviceChoice::cpu;
   int threads = 0;  // 0: the cores this rank may use
   LayoutSettings layout;
   CalibrationSettings calibration;

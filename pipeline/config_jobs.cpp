@@ -17,7 +17,7 @@ using namespace values;
 constexpr size_t most_jobs = 1000;
 
 bool is_of_the_run(const std::string& path) {
-  return path == "output" || path == "threads" || path.starts_with("layout.");
+  return path == "output" || path == "device" || path == "threads" || path.starts_with("layout.");
 }
 
 /// The keys that one job may set for itself.
@@ -243,14 +243,15 @@ std::vector<Key<RunConfig>> many_jobs_keys(ManyJobs& many) {
     };
   };
   const auto none = [](const RunConfig&) { return std::string(); };
-  return {{"jobs", "list of maps of keys",
-           "Many jobs in one run: each entry is a job that changes some keys (any but output, "
-           "threads and layout) of what stands outside; `name` calls it something of your own.",
-           keeps(many.jobs), none},
-          {"sweep", "map of keys, or sections, to lists of values",
-           "A job at every point of the grid, as in {method.bits: [3, 4], seed: [0, 1]}, for "
-           "every entry of jobs; named by the values, as in gptq-t0.8-s1.",
-           keeps(many.sweep), none}};
+  return {
+      {"jobs", "list of maps of keys",
+       "Many jobs in one run: each entry is a job that changes some keys (any but output, "
+       "device, threads and layout) of what stands outside; `name` calls it something of your own.",
+       keeps(many.jobs), none},
+      {"sweep", "map of keys, or sections, to lists of values",
+       "A job at every point of the grid, as in {method.bits: [3, 4], seed: [0, 1]}, for "
+       "every entry of jobs; named by the values, as in gptq-t0.8-s1.",
+       keeps(many.sweep), none}};
 }
 
 std::vector<RunConfig> make_jobs(const RunConfig& common, const ManyJobs& many) {

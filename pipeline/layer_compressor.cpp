@@ -93,7 +93,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
     for (const auto& [name, linear] : compressed.linears)
       weights.at(name.substr(prefix.size())) = linear.weight;
     const auto scope = work.timer.measure(Phase::forward);
-    forward_leaves(block, weights, hidden);
+    forward_leaves(block, place(weights, work.context.device), hidden);
   }
   return compressed;
 }

@@ -66,7 +66,7 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                                   const BlockStatistics& statistics);
 
-/// Leaves through a block with the given weights. Independent.
+/// Leaves through a block with the given weights, all in the device's memory. Independent.
 void forward_leaves(const Block& block, const BlockWeights& weights,
                     std::vector<at::Tensor>& hidden);
 

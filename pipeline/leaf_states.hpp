@@ -8,7 +8,21 @@
 
 namespace selfcal {
 
-/// Borrows everything it is given.
+/// A block's weights in the device's memory, renewed where a tensor of `source` was replaced.
+class PlacedWeights {
+ public:
+  /// `source` is borrowed.
+  PlacedWeights(const BlockWeights& source, const kernels::Device& device)
+      : source_(source), device_(device) {}
+  const BlockWeights& current();
+
+ private:
+  const BlockWeights& source_;
+  kernels::Device device_;
+  BlockWeights taken_, placed_;
+};
+
+/// Borrows everything it is given: leaves in the device's memory, weights in the host's.
 class LeafStates {
  public:
   LeafStates(const LayerWork& work, const Block& block, const std::vector<at::Tensor>& hidden,
@@ -27,7 +41,7 @@ class LeafStates {
   const LayerWork& work_;
   const Block& block_;
   const std::vector<at::Tensor>& hidden_;
-  const BlockWeights& weights_;
+  mutable PlacedWeights weights_;
   std::vector<State> states_;
   int stage_ = 0;  // stages that the states have been through
 };

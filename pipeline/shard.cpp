@@ -135,6 +135,7 @@ class FlowRun {
     } else {
       hidden_ = flow_.inbox ? flow_.inbox->take(session_.stop)
                             : ShardBefore(session_.world, session_.stop).take(job, owned_);
+      for (auto& leaf : hidden_) leaf = leaf.to(session_.model.device().memory);
     }
   }
 
@@ -166,7 +167,7 @@ class FlowRun {
   void forward(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& jobs) {
     {
       const auto scope = session_.timer.measure(Phase::forward);
-      forward_leaves(session_.model.block(layer), weights, hidden_);
+      forward_leaves(session_.model.block(layer), place(weights, session_.model.device()), hidden_);
     }
     next_.poll();
     if (any(team_, session_.stop.requested())) throw Stopped();

@@ -50,6 +50,12 @@ std::span<std::byte> bytes_of(const at::Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()};
 }
 
+DeviceBuffer device_bytes_of(const at::Tensor& tensor) {
+  TORCH_INTERNAL_ASSERT(tensor.is_contiguous());
+  return {tensor.data_ptr(), static_cast<int64_t>(tensor.nbytes()),
+          tensor.is_cpu() ? 0 : tensor.device().index(), nullptr};
+}
+
 std::vector<std::byte> pack_tensors(const std::map<std::string, at::Tensor>& tensors) {
   std::vector<std::byte> message;
   Writer writer(message);

@@ -8,10 +8,16 @@
 #include <string>
 #include <vector>
 
+#include "comm/device_buffer.hpp"
+
 namespace selfcal {
 
 /// The bytes of a contiguous CPU tensor (which must outlive the view).
 std::span<std::byte> bytes_of(const at::Tensor& tensor);
+
+/// The same of a contiguous tensor in a device's memory, behind what is queued on the default
+/// stream: nothing here computes on another.
+DeviceBuffer device_bytes_of(const at::Tensor& tensor);
 
 /// Names, dtypes, shapes and contents in one run of bytes. Both sides run the same binary on the
 /// same kind of machine.

@@ -38,6 +38,7 @@ class NcclBackend : public Communicator::Backend {
     return host_->receive(into, from, tag);
   }
   std::optional<Envelope> probe(int tag) override { return host_->probe(tag); }
+  bool moves_device_memory() const override { return true; }
   Request broadcast(const DeviceBuffer& data, int root) override;
   Request all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) override;
   Request exchange(std::span<const DeviceMessage> messages) override;

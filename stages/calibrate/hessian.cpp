@@ -18,7 +18,7 @@ constexpr int32_t empty_column = -160;    // below the exponent of any float32 t
 constexpr int32_t largest_exponent = 63;  // products of larger columns could overflow float32
 
 void check_leaf(const at::Tensor& x, int64_t columns) {
-  if (x.dim() != 2 || x.size(1) != columns || !x.is_contiguous() || !x.is_cpu() ||
+  if (x.dim() != 2 || x.size(1) != columns || !x.is_contiguous() ||
       (x.scalar_type() != at::kFloat && x.scalar_type() != at::kBFloat16)) {
     fail(ExitCode::internal,
          "statistics: a leaf is {} {}, expected contiguous [tokens, {}] float32 or bfloat16",
@@ -79,10 +79,18 @@ HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context
       context_(context),
       exponents_(columns, empty_column),
       sums_(offset_of(strips_of(columns) - 1, columns) +
-            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {}
+            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {
+  if (context.device.uses_library()) on_device_.emplace(columns, context.device.memory);
+}
 
 void HessianAccumulator::observe(const at::Tensor& x) {
   check_leaf(x, columns_);
+  if (context_.device.uses_library()) {
+    const std::vector<double> squares = LibrarySums::squares_of_columns(x);
+    for (int64_t i = 0; i < columns_; ++i)
+      exponents_[i] = std::max(exponents_[i], norm_exponent(squares[i]));
+    return;
+  }
   const kernels::Matrix leaf = kernels::matrix_of(x);
   kernels::for_ranges(context_, columns_, strip_columns, [&](int64_t first, int64_t count) {
     double sums[strip_columns];
@@ -95,12 +103,24 @@ void HessianAccumulator::observe(const at::Tensor& x) {
 void HessianAccumulator::add(const at::Tensor& x) {
   check_leaf(x, columns_);
   if (x.size(0) == 0) return;
+  if (context_.device.uses_library()) {
+    if (!on_device_) on_device_.emplace(columns_, x.device());
+    return on_device_->add(x, exponents_, entry_bits);
+  }
   const ProductCode code = product_code(x.scalar_type());
   if (code == ProductCode::whole) return add_whole(x);
   const LeafProducts products(x, code, context_);
   for_tasks(products.strips_of_a_task(), [&](int64_t first_strip, int64_t strips, int64_t column) {
     add_task(products, first_strip, strips, column);
   });
+}
+
+std::span<int64_t> HessianAccumulator::sums() {
+  if (!on_device_) return sums_;
+  for (int64_t strip = 0; strip < strips_of(columns_); ++strip)
+    on_device_->read(strip * lanes::rows, lanes::rows, sums_.data() + offset_of(strip, columns_));
+  on_device_.reset();
+  return sums_;
 }
 
 void HessianAccumulator::for_tasks(int64_t strips_of_a_task,
@@ -161,7 +181,8 @@ void HessianAccumulator::add_task(const LeafProducts& products, int64_t first_st
   }
 }
 
-at::Tensor HessianAccumulator::finish(int64_t tokens) const {
+at::Tensor HessianAccumulator::finish(int64_t tokens) {
+  sums();
   if (tokens < 1) fail(ExitCode::internal, "statistics: no tokens were seen");
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();

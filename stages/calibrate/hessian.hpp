@@ -5,10 +5,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "stages/calibrate/leaf_products.hpp"
+#include "stages/calibrate/library_sums.hpp"
 
 namespace selfcal {
 
@@ -16,7 +18,8 @@ namespace selfcal {
 /// reduce(sum) sums(); finish() on the owner. A leaf's product is float32; each entry is then
 /// rounded to an integer that is scaled by its two columns' exponents, so that sums are exact and
 /// order does not matter. Of bfloat16 leaves the entries of x are rounded to such integers already
-/// where the processor has no units for bfloat16 (whole_products.hpp).
+/// where the processor has no units for bfloat16 (whole_products.hpp). On a device the sums grow in
+/// its memory (library_sums.hpp) until sums() asks for them.
 ///
 /// Bounds. With exponent h_i the norm of column i over any leaf is at most 2^h_i, so a leaf's entry
 /// is at most 2^(h_i + h_j) (Cauchy-Schwarz); it is kept to a unit of 2^(h_i + h_j - 45). A sum of
@@ -27,7 +30,8 @@ class HessianAccumulator {
   /// columns >= 1; the context's pool outlives the accumulator.
   HessianAccumulator(int64_t columns, kernels::Context context);
 
-  /// x: [tokens, columns], float32 or bfloat16, contiguous: a whole leaf. Independent. Not finite,
+  /// x: [tokens, columns], float32 or bfloat16, contiguous, in the device's memory: a whole leaf.
+  /// Independent. Not finite,
   /// or too large for float32 products: ExitCode::data.
   void observe(const at::Tensor& x);
   /// One a column; -160 where no leaf had an entry that is not zero.
@@ -37,9 +41,13 @@ class HessianAccumulator {
   /// The upper triangle by strips of 32 rows, one after the other: entry (32 s + r, j), j from 32 s
   /// on, lies at
   /// [(j - 32 s) * 32 + r] of strip s. Every rank's has the same length and meaning.
-  std::span<int64_t> sums() { return sums_; }
+  std::span<int64_t> sums();
+  /// Those that are still in the device's memory: reduced in place there, sums() then has them.
+  std::span<const at::Tensor> device_sums() const {
+    return on_device_ ? on_device_->blocks() : std::span<const at::Tensor>();
+  }
   /// H = sum / tokens, float32 [columns, columns], symmetric. `tokens`: of all leaves of all ranks.
-  at::Tensor finish(int64_t tokens) const;
+  at::Tensor finish(int64_t tokens);
 
  private:
   /// Calls task(first_strip, strips, column) for runs of strips with runs of columns that cover the
@@ -53,6 +61,7 @@ class HessianAccumulator {
   kernels::Context context_;
   std::vector<int32_t> exponents_;
   std::vector<int64_t> sums_;
+  std::optional<LibrarySums> on_device_;  // what sums_ still lacks
 };
 
 }  // namespace selfcal

@@ -63,7 +63,9 @@ void add_losses(const Model& model, const at::Tensor& text, const Window& window
   const at::Tensor targets = text.slice(0, window.scored, window.end);
   for_logits(model, predicting, outer, [&](const at::Tensor& logits, int64_t first) {
     const at::Tensor losses =
-        kernels::cross_entropy(context, logits, targets.slice(0, first, first + logits.size(0)));
+        kernels::cross_entropy(context, logits,
+                               targets.slice(0, first, first + logits.size(0)).to(logits.device()))
+            .to(at::kCPU);
     const float* loss = losses.const_data_ptr<float>();
     for (int64_t i = 0; i < losses.numel(); ++i) sum.loss += loss[i];
   });

@@ -28,7 +28,7 @@ std::vector<at::Tensor> streamed_forward(const Model& model, const std::vector<a
   }
   const int64_t layers = model.shape().layers;
   for (int64_t layer = 0; layer < layers; ++layer) {
-    const BlockWeights weights = blocks(layer);
+    const BlockWeights weights = place(blocks(layer), model.device());
     for (at::Tensor& leaf : hidden) leaf = forward(model.block(layer), leaf, weights);
     if (on_block) on_block(layer + 1, layers);
   }

@@ -9,7 +9,7 @@ Decoder::Decoder(const Model& model, const CalibrationSettings& settings, LayerR
     : model_(model), layers_(layers) {
   if (begins() || ends()) outer_ = model.read_outer();
   for (int64_t layer = layers.first; layer < layers.end; ++layer)
-    blocks_.push_back(model.read_block(layer));
+    blocks_.push_back(place(model.read_block(layer), model.device()));
   caches_.resize(static_cast<size_t>(slots));
   for (auto& slot : caches_)
     for (int64_t layer = layers.first; layer < layers.end; ++layer)
@@ -22,12 +22,16 @@ at::Tensor Decoder::embed(const StepInput& input) const {
 
 at::Tensor Decoder::step(at::Tensor hidden, const at::Tensor& positions, int64_t slot) {
   auto& caches = caches_.at(static_cast<size_t>(slot));
+  hidden = hidden.to(model_.device().memory);
+  const at::Tensor places = positions.to(model_.device().memory);
   for (size_t i = 0; i < blocks_.size(); ++i)
     hidden = model_.block(layers_.first + static_cast<int64_t>(i))
-                 .step(hidden, positions, caches[i], blocks_[i]);
+                 .step(hidden, places, caches[i], blocks_[i]);
   return hidden;
 }
 
-at::Tensor Decoder::logits(const at::Tensor& hidden) const { return model_.logits(hidden, outer_); }
+at::Tensor Decoder::logits(const at::Tensor& hidden) const {
+  return model_.logits(hidden, outer_).to(at::kCPU);
+}
 
 }  // namespace selfcal

@@ -28,9 +28,10 @@ class Decoder {
 
   /// Of a run that begins the model: hidden [micro_batch, hidden].
   at::Tensor embed(const StepInput& input) const;
-  /// Through the layers of this run; the step enters the caches of slot `slot` at `positions`.
+  /// Through the layers of this run, from any memory into the device's; the step enters the caches
+  /// of slot `slot` at `positions`.
   at::Tensor step(at::Tensor hidden, const at::Tensor& positions, int64_t slot = 0);
-  /// Of a run that ends the model: float32 [micro_batch, vocabulary].
+  /// Of a run that ends the model: float32 [micro_batch, vocabulary], in host memory.
   at::Tensor logits(const at::Tensor& hidden) const;
 
   const BlockWeights& block_weights(int64_t layer) const {

@@ -9,4 +9,7 @@ namespace selfcal::kernels {
 /// who computed what.
 std::string numeric_kind();
 
+/// The version of the arithmetic of library_operations.
+inline constexpr const char* library_arithmetic = "library operations 1";
+
 }  // namespace selfcal::kernels

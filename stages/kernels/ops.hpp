@@ -1,4 +1,6 @@
-// The arithmetic of the models. Every operation is cut into fixed tiles by shape; a tile is
+// The arithmetic of the models, by the code that the context's device is worked on with
+// (operations.hpp): our kernels on CPUs, the tensor library's operations elsewhere. On CPUs every
+// operation is cut into fixed tiles by shape; a tile is
 // computed by one thread with one-thread library calls, so results do not depend on the number of
 // threads (design: the numerical contract). Tensors are contiguous, float32 or bfloat16; bfloat16
 // is accumulated in float32 and rounded once, at the end.
@@ -12,9 +14,24 @@
 
 namespace selfcal::kernels {
 
-/// Where operations run: a borrowed pool that outlives every user.
+struct Operations;
+extern const Operations cpu_operations;      // our kernels; host memory only
+extern const Operations library_operations;  // the tensor library's; memory of any kind
+
+/// Where the tensors of forward passes live, and the code that works on them. Library operations on
+/// host memory are the double of a GPU that tests use.
+struct Device {
+  at::Device memory{at::kCPU};
+  const Operations* operations = &cpu_operations;
+
+  bool uses_library() const { return operations == &library_operations; }
+};
+
+/// Where operations run: a borrowed pool that outlives every user, for what is in host memory; the
+/// device.
 struct Context {
   ThreadPool* threads = nullptr;
+  Device device = {};
 };
 
 /// Call once in each thread before tensor work (also ThreadPool's on_start): library calls stay on
@@ -42,7 +59,8 @@ void soft_cap(const Context& context, at::Tensor& x, double cap);
 /// a + b, rounded to their dtype.
 at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b);
 
-/// Whether no entry is NaN or infinite. x: float32, bfloat16 or float16, contiguous.
+/// Whether no entry is NaN or infinite. x: float32, bfloat16 or float16, contiguous, in host
+/// memory whatever the device.
 bool all_finite(const Context& context, const at::Tensor& x);
 
 /// Negative log-likelihood of each row's target, float32 [n]: log(sum(exp(row))) - row[target].
@@ -73,5 +91,11 @@ at::Tensor decode_attention(const Context& context, const at::Tensor& q,
                             const at::Tensor& positions, const at::Tensor& keys,
                             const at::Tensor& values, double scale,
                             const AttentionLimits& limits = {});
+
+/// Entry positions[s] of each sequence's cache becomes rows[s]. cache: [sequences, kv_heads,
+/// capacity, head_dim]; positions: int64 [sequences]; rows: [sequences, kv_heads, head_dim];
+/// contiguous.
+void append(const Context& context, at::Tensor& cache, const at::Tensor& positions,
+            const at::Tensor& rows);
 
 }  // namespace selfcal::kernels

@@ -56,9 +56,9 @@ using BlockWeights = std::map<std::string, at::Tensor>;
 /// All that survives between the stages of one leaf, by name. Taps are among them.
 using State = std::map<std::string, at::Tensor>;
 
-/// Structure without weights: each call is given the weights to use, so that a stage can be run
-/// dense or compressed. Independent (no communication); results depend on the arguments' values and
-/// shapes only, not on threads.
+/// Structure without weights, for tensors in the device's memory: each call is given the weights to
+/// use, so that a stage can be run dense or compressed. Independent (no communication); results
+/// depend on the arguments' values and shapes only, not on threads.
 class Block {
  public:
   virtual ~Block() = default;
@@ -77,6 +77,9 @@ class Block {
   virtual at::Tensor step(const at::Tensor& hidden, const at::Tensor& positions,
                           KeyValueCache& cache, const BlockWeights& weights) const = 0;
 };
+
+/// The weights in the device's memory; tensors that are there already are not copied.
+BlockWeights place(const BlockWeights& weights, const kernels::Device& device);
 
 /// begin, every stage, finish.
 at::Tensor forward(const Block& block, const at::Tensor& hidden, const BlockWeights& weights);

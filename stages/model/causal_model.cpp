@@ -53,7 +53,7 @@ std::map<std::string, std::vector<int64_t>> CausalModel::outer_parameters() cons
 OuterWeights CausalModel::read_outer() const {
   OuterWeights outer;
   for (const auto& [name, shape] : outer_parameters()) outer[name] = read_weight(name, shape);
-  return outer;
+  return place(outer, device());
 }
 
 bool CausalModel::is_buffer(const std::string& name) const {
@@ -86,14 +86,16 @@ at::Tensor CausalModel::position_embeddings(const at::Tensor& tokens, const Oute
     places = at::arange(tokens.size(1), at::kLong).repeat({tokens.size(0)});
   }
   check_range(places, table.count - table.offset, "positions");
-  return find_weight(outer, table.name + ".weight").index_select(0, places + table.offset);
+  return find_weight(outer, table.name + ".weight")
+      .index_select(0, (places + table.offset).to(device().memory));
 }
 
 at::Tensor CausalModel::embed(const at::Tensor& tokens, const OuterWeights& outer,
                               const at::Tensor& positions) const {
   const at::Tensor ids = tokens.reshape({-1}).to(at::kLong);
   check_range(ids, shape_.vocabulary, "token ids");
-  at::Tensor hidden = find_weight(outer, parts_.embedding + ".weight").index_select(0, ids);
+  at::Tensor hidden =
+      find_weight(outer, parts_.embedding + ".weight").index_select(0, ids.to(device().memory));
   if (parts_.embedding_scale != 1)
     hidden = hidden * at::scalar_tensor(parts_.embedding_scale, hidden.options());
   if (!parts_.project_in.empty()) hidden = apply_linear(context_, hidden, outer, parts_.project_in);

@@ -132,7 +132,7 @@ BlockWeights Model::read_block(int64_t layer) const {
 KeyValueCache Model::make_cache(int64_t sequences, int64_t capacity) const {
   const auto zeros = [&] {
     return at::zeros({sequences, shape_.key_value_heads, capacity, shape_.head_dim},
-                     shape_.compute_dtype);
+                     at::device(device().memory).dtype(shape_.compute_dtype));
   };
   return {zeros(), zeros()};
 }

@@ -40,20 +40,23 @@ class Model {
   const ModelShape& shape() const { return shape_; }
   bool has_weights() const { return checkpoint_ != nullptr; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
+  /// Where embed, blocks and logits compute.
+  const kernels::Device& device() const { return context_.device; }
   virtual const Block& block(int64_t layer) const = 0;
   /// "model.layers.7." : prefix of the block's tensor names in the checkpoint.
   virtual std::string block_prefix(int64_t layer) const = 0;
 
   /// Reads and checks a block's weights, converted to the compute dtype (no copy where it is the
   /// stored one). NaN or infinite entries, wrong shapes and missing tensors are ExitCode::data
-  /// naming file and tensor.
+  /// naming file and tensor. In host memory: place() brings them to the device.
   BlockWeights read_block(int64_t layer) const;
   /// Tensors outside the blocks, by name, with their shapes.
   virtual std::map<std::string, std::vector<int64_t>> outer_parameters() const = 0;
+  /// In the device's memory.
   virtual OuterWeights read_outer() const = 0;
 
   /// tokens int32/int64 [sequences, tokens], or [sequences] with positions int64 [sequences] for
-  /// one step -> hidden [.., hidden].
+  /// one step, in any memory -> hidden [.., hidden] in the device's.
   virtual at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer,
                            const at::Tensor& positions = {}) const = 0;
   /// Final norm and head: hidden [n, hidden] -> float32 logits [n, vocabulary].

@@ -2,31 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include <cstring>
-
 #include "base/error.hpp"
 
 namespace selfcal {
-namespace {
-
-/// Entry positions[s] of each sequence's cache becomes rows[s]. rows: [sequences, key_value_heads,
-/// head_dim], contiguous like the cache.
-void append(at::Tensor& cache, const at::Tensor& positions, const at::Tensor& rows) {
-  const int64_t heads = cache.size(1), capacity = cache.size(2);
-  const auto bytes = static_cast<size_t>(cache.size(3)) * cache.element_size();
-  const auto* position = positions.const_data_ptr<int64_t>();
-  const auto* from = static_cast<const char*>(rows.const_data_ptr());
-  auto* to = static_cast<char*>(cache.mutable_data_ptr());
-  for (int64_t s = 0; s < rows.size(0); ++s) {
-    if (position[s] < 0 || position[s] >= capacity)
-      fail(ExitCode::internal, "position {} in a cache of {}", position[s], capacity);
-    for (int64_t head = s * heads; head < (s + 1) * heads; ++head)
-      std::memcpy(to + (head * capacity + position[s]) * bytes, from + head * bytes, bytes);
-  }
-}
-
-}  // namespace
-
 const at::Tensor& find_weight(const BlockWeights& weights, const std::string& name) {
   const auto found = weights.find(name);
   if (found == weights.end())
@@ -107,7 +85,7 @@ Attention::Heads Attention::project(const kernels::Context& context, const at::T
 at::Tensor Attention::mix(const kernels::Context& context, const at::Tensor& x, int64_t sequences,
                           const BlockWeights& weights) const {
   const int64_t n = x.size(0), tokens = n / std::max<int64_t>(1, sequences);
-  const at::Tensor positions = at::arange(tokens, at::kLong).repeat({sequences});
+  const at::Tensor positions = at::arange(tokens, x.options().dtype(at::kLong)).repeat({sequences});
   const auto [q, k, v] = project(context, x, positions, tokens, weights);
   return kernels::causal_attention(context, q.view({sequences, tokens, heads, head_dim}),
                                    k.view({sequences, tokens, key_value_heads, head_dim}),
@@ -120,8 +98,8 @@ at::Tensor Attention::mix_step(const kernels::Context& context, const at::Tensor
                                const at::Tensor& positions, KeyValueCache& cache,
                                const BlockWeights& weights) const {
   const auto [q, k, v] = project(context, x, positions, cache.keys.size(2), weights);
-  append(cache.keys, positions, k);
-  append(cache.values, positions, v);
+  kernels::append(context, cache.keys, positions, k);
+  kernels::append(context, cache.values, positions, v);
   return kernels::decode_attention(context, q, positions, cache.keys, cache.values, scale, limits)
       .view({x.size(0), heads * head_dim});
 }

@@ -125,11 +125,11 @@ RotaryAngles rotary_angles(const ModelConfig& config, int64_t dim, double defaul
 
 void Rotary::apply(const kernels::Context& context, at::Tensor& x, const at::Tensor& positions,
                    int64_t length) const {
-  grow(length);
+  grow(length, context.device);
   kernels::rotate(context, x, positions, cosine_, sine_);
 }
 
-void Rotary::grow(int64_t length) const {
+void Rotary::grow(int64_t length, const kernels::Device& device) const {
   const int64_t have = cosine_.defined() ? cosine_.size(0) : 0;
   if (length <= have) return;
   length = std::max(length, 2 * have);
@@ -146,6 +146,8 @@ void Rotary::grow(int64_t length) const {
       *cosine++ = static_cast<float>(std::cos(angle)) * magnitude;
       *sine++ = static_cast<float>(std::sin(angle)) * magnitude;
     }
+  cosine_ = cosine_.to(device.memory);
+  sine_ = sine_.to(device.memory);
 }
 
 }  // namespace selfcal

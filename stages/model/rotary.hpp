@@ -41,7 +41,7 @@ class Rotary {
              int64_t length) const;
 
  private:
-  void grow(int64_t length) const;
+  void grow(int64_t length, const kernels::Device& device) const;
 
   RotaryAngles angles_;
   mutable at::Tensor cosine_, sine_;  // float32 [positions, dim / 2]

@@ -136,6 +136,15 @@ class BadInput(SelfcalCase):
                     self.check(self.compress_in(folder, ranks), code, words, ranks)
             self.assertFalse((folder / "run").exists(), f"{name}: a run directory was made")
 
+    def test_a_gpu_where_none_is(self):
+        folder = self.fresh("no gpu")
+        (folder / "config.yaml").write_text(CONFIG + "device: cuda\n")
+        for ranks in (None, 3):
+            result = self.compress_in(folder, ranks, environment={"CUDA_VISIBLE_DEVICES": ""})
+            self.check(result, BAD_CONFIG, ["device: cuda"], ranks)
+        (folder / "config.yaml").write_text(CONFIG + "device: auto\n")
+        self.succeed("compress", "config.yaml", folder=folder, environment={"CUDA_VISIBLE_DEVICES": ""})
+
     def test_output_of_another_config(self):
         folder = self.fresh("other config")
         self.succeed("compress", "config.yaml", folder=folder)

@@ -68,8 +68,8 @@ class Fixture : public testing::TestWithParam<const char*> {
  protected:
   static void SetUpTestSuite() { kernels::use_one_library_thread(); }
 
-  std::unique_ptr<Model> open(const std::string& dtype) {
-    return open_model(data / GetParam(), dtype, {&pool});
+  std::unique_ptr<Model> open(const std::string& dtype, kernels::Device device = {}) {
+    return open_model(data / GetParam(), dtype, {&pool, device});
   }
 
   ThreadPool pool{2, kernels::use_one_library_thread};
@@ -121,6 +121,23 @@ TEST_P(Fixture, GreedyContinuationEqualsTransformers) {
     logits = decoder.step(continuation.back());
   }
   EXPECT_TRUE(at::equal(at::stack(continuation, 1), expected));
+}
+
+// What a GPU computes with, on host memory: prefill and cached decoding.
+TEST_P(Fixture, LibraryOperationsComeToTheSameLogits) {
+  const auto model = open("float32", {at::kCPU, &kernels::library_operations});
+  const Weights weights(*model);
+  const auto tokens = reference.read("input_ids"), expected = reference.read("logits");
+  EXPECT_LT(distance(prefill(*model, weights, tokens), expected), 1e-4);
+  Decoder decoder(*model, weights, tokens.size(0), tokens.size(1));
+  std::vector<at::Tensor> steps;
+  for (int64_t t = 0; t < tokens.size(1); ++t)
+    steps.push_back(decoder.step(tokens.select(1, t).contiguous()));
+  EXPECT_LT(distance(at::stack(steps, 1), expected), 1e-4);
+
+  const auto narrow = open("bfloat16", {at::kCPU, &kernels::library_operations});
+  const auto logits = prefill(*narrow, Weights(*narrow), tokens);
+  EXPECT_LT(((logits - expected).pow(2).mean().sqrt() / expected.std()).item<double>(), 0.03);
 }
 
 TEST_P(Fixture, BitsDoNotDependOnThreads) {

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "stages/kernels/cpu/cpu_operations.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal::kernels {
@@ -136,8 +137,8 @@ class QueryTile {
 
 }  // namespace
 
-at::Tensor causal_attention(const Context& context, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, double scale, const AttentionLimits& limits) {
+at::Tensor cpu::causal_attention(const Context& context, const at::Tensor& q, const at::Tensor& k,
+                                 const at::Tensor& v, double scale, const AttentionLimits& limits) {
   const Heads heads{q.size(0), q.size(1), q.size(2), k.size(2), q.size(3)};
   require(k.sizes() == v.sizes() && k.size(0) == heads.sequences && k.size(1) == heads.tokens &&
               k.size(3) == heads.head_dim && heads.heads % heads.key_value_heads == 0 &&

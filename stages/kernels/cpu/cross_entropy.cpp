@@ -2,12 +2,13 @@
 
 #include <cmath>
 
+#include "stages/kernels/cpu/cpu_operations.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal::kernels {
 
-at::Tensor cross_entropy(const Context& context, const at::Tensor& logits,
-                         const at::Tensor& targets) {
+at::Tensor cpu::cross_entropy(const Context& context, const at::Tensor& logits,
+                              const at::Tensor& targets) {
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
   require(logits.is_contiguous() && logits.scalar_type() == at::kFloat && targets.is_contiguous() &&
               targets.numel() == rows,

@@ -2,14 +2,16 @@
 
 #include <memory>
 
+#include "stages/kernels/cpu/cpu_operations.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal::kernels {
 
-at::Tensor decode_attention(const Context& context, const at::Tensor& q,
-                            const at::Tensor& positions, const at::Tensor& keys,
-                            const at::Tensor& values, double scale, const AttentionLimits& limits) {
+at::Tensor cpu::decode_attention(const Context& context, const at::Tensor& q,
+                                 const at::Tensor& positions, const at::Tensor& keys,
+                                 const at::Tensor& values, double scale,
+                                 const AttentionLimits& limits) {
   require(q.dim() == 3 && keys.dim() == 4 && keys.sizes() == values.sizes() &&
               q.size(0) == keys.size(0) && q.size(2) == keys.size(3) &&
               q.size(1) % keys.size(1) == 0 && positions.numel() == q.size(0),

@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "stages/kernels/cpu/cpu_operations.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
@@ -22,8 +23,8 @@ void require_same(const char* operation, const at::Tensor& a, const at::Tensor& 
 
 }  // namespace
 
-at::Tensor rms_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
-                    double epsilon, double offset) {
+at::Tensor cpu::rms_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                         double epsilon, double offset) {
   require(x.size(-1) == weight.numel() && x.scalar_type() == weight.scalar_type(),
           "rms_norm: rows of {} with a weight of {}", x.size(-1), weight.numel());
   at::Tensor y = at::empty_like(x);
@@ -39,8 +40,8 @@ at::Tensor rms_norm(const Context& context, const at::Tensor& x, const at::Tenso
   return y;
 }
 
-at::Tensor layer_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
-                      const at::Tensor& bias, double epsilon) {
+at::Tensor cpu::layer_norm(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                           const at::Tensor& bias, double epsilon) {
   require(x.size(-1) == weight.numel() && weight.numel() == bias.numel() &&
               x.scalar_type() == weight.scalar_type() && x.scalar_type() == bias.scalar_type(),
           "layer_norm: rows of {} with a weight of {} and a bias of {}", x.size(-1), weight.numel(),
@@ -57,8 +58,8 @@ at::Tensor layer_norm(const Context& context, const at::Tensor& x, const at::Ten
   return y;
 }
 
-at::Tensor activate(const Context& context, Activation activation, const at::Tensor& x,
-                    const at::Tensor& factor) {
+at::Tensor cpu::activate(const Context& context, Activation activation, const at::Tensor& x,
+                         const at::Tensor& factor) {
   require_same("activate", x, factor.defined() ? factor : x);
   at::Tensor y = at::empty_like(x);
   const Matrix values = matrix_of(x), factors = matrix_of(factor);
@@ -71,7 +72,7 @@ at::Tensor activate(const Context& context, Activation activation, const at::Ten
   return y;
 }
 
-void soft_cap(const Context& context, at::Tensor& x, double cap) {
+void cpu::soft_cap(const Context& context, at::Tensor& x, double cap) {
   require(x.scalar_type() == at::kFloat && x.is_contiguous() && cap > 0,
           "soft_cap: {} values, cap {}", at::toString(x.scalar_type()), cap);
   float* values = x.mutable_data_ptr<float>();
@@ -80,7 +81,7 @@ void soft_cap(const Context& context, at::Tensor& x, double cap) {
   });
 }
 
-at::Tensor add(const Context& context, const at::Tensor& a, const at::Tensor& b) {
+at::Tensor cpu::add(const Context& context, const at::Tensor& a, const at::Tensor& b) {
   require_same("add", a, b);
   at::Tensor y = at::empty_like(a);
   const Matrix left = matrix_of(a), right = matrix_of(b);
@@ -111,8 +112,8 @@ bool all_finite(const Context& context, const at::Tensor& x) {
   return finite;
 }
 
-void rotate(const Context& context, at::Tensor& x, const at::Tensor& positions,
-            const at::Tensor& cosine, const at::Tensor& sine) {
+void cpu::rotate(const Context& context, at::Tensor& x, const at::Tensor& positions,
+                 const at::Tensor& cosine, const at::Tensor& sine) {
   const int64_t tokens = x.size(0), heads = x.size(1), head_dim = x.size(2), half = cosine.size(1);
   require(x.is_contiguous() && positions.numel() == tokens && cosine.sizes() == sine.sizes() &&
               2 * half <= head_dim,

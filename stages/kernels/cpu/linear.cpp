@@ -1,13 +1,14 @@
 #include <ATen/ATen.h>
 
+#include "stages/kernels/cpu/cpu_operations.hpp"
 #include "stages/kernels/cpu/few_rows.hpp"
 #include "stages/kernels/cpu/tiled_linear.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal::kernels {
 
-at::Tensor linear(const Context& context, const at::Tensor& x, const at::Tensor& weight,
-                  const at::Tensor& bias, std::optional<at::ScalarType> result) {
+at::Tensor cpu::linear(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+                       const at::Tensor& bias, std::optional<at::ScalarType> result) {
   require(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) &&
               x.scalar_type() == weight.scalar_type(),
           "linear: {} columns of {} times a weight of {} columns of {}", x.size(-1),

@@ -1,0 +1,55 @@
+#include "stages/calibrate/library_sums.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace selfcal {
+namespace {
+
+constexpr int64_t rows_of_a_block = 1024;  // bounds the memory of products
+
+}  // namespace
+
+LibrarySums::LibrarySums(int64_t columns, at::Device memory) : columns_(columns) {
+  for (int64_t first = 0; first < columns; first += rows_of_a_block)
+    blocks_.push_back(at::zeros({std::min(rows_of_a_block, columns - first), columns - first},
+                                at::device(memory).dtype(at::kLong)));
+}
+
+std::vector<double> LibrarySums::squares_of_columns(const at::Tensor& x) {
+  const at::Tensor sums = x.to(at::kDouble).square().sum(0).to(at::kCPU);
+  const auto* first = sums.const_data_ptr<double>();
+  return {first, first + sums.numel()};
+}
+
+void LibrarySums::add(const at::Tensor& x, std::span<const int32_t> exponents, int bits) {
+  at::Tensor scales = at::empty({columns_}, at::kDouble);
+  for (int64_t i = 0; i < columns_; ++i)
+    scales.mutable_data_ptr<double>()[i] = std::ldexp(1.0, -exponents[i]);
+  scales = scales.to(x.device());
+  const at::Tensor wide = x.to(at::kFloat);
+  int64_t first = 0;
+  for (at::Tensor& block : blocks_) {
+    const int64_t rows = block.size(0), rest = block.size(1);
+    const at::Tensor products =
+        at::mm(wide.narrow(1, first, rows).t(), wide.narrow(1, first, rest)).to(at::kDouble);
+    const at::Tensor row_scales =
+        scales.narrow(0, first, rows).unsqueeze(1) * std::ldexp(1.0, bits);
+    block.add_((products * row_scales * scales.narrow(0, first, rest)).round_().to(at::kLong));
+    first += rows;
+  }
+}
+
+void LibrarySums::read(int64_t first, int64_t rows, int64_t* into) const {
+  const at::Tensor& block = blocks_[static_cast<size_t>(first / rows_of_a_block)];
+  const int64_t row = first % rows_of_a_block, here = std::min(rows, block.size(0) - row);
+  const at::Tensor part =
+      block.narrow(0, row, here).narrow(1, row, columns_ - first).t().contiguous().to(at::kCPU);
+  const auto* from = part.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < part.size(0); ++j)
+    for (int64_t r = 0; r < here; ++r) into[j * rows + r] += *from++;
+}
+
+}  // namespace selfcal
