@@ -48,7 +48,8 @@ class Planner {
               .ranks = taken->ranks,
               .memory_limit = limit_,
               .machine = machine_,
-              .keeps_states = taken->keeps_states};
+              .keeps_states = taken->keeps_states,
+              .rejected = {}};
     plan.seconds = seconds_of(taken->layout);
     plan.total_seconds = sum(plan.seconds);
     plan.outlier_seconds = outlier_seconds(config_, model_, taken->layout, machine_, threads_);
