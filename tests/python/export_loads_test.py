@@ -36,7 +36,7 @@ class ExportLoads(DemoModelCase):
         text = self.tokens[:, 1024:1024 + 1300]
         ours, theirs = self.perplexity_by_selfcal(run, text), perplexity_by_transformers(model, text)
         print(f"{name}: perplexity by selfcal {ours:.4f}, by transformers from the export {theirs:.4f}")
-        self.assertEqual(f"{ours:.3e}", f"{theirs:.3e}")
+        self.assertLess(abs(ours / theirs - 1), 5e-5)  # four digits, wherever a rounded fourth one would turn
         tokens = text[:, :128]
         self.selfcal("export", run, "--format", "dense", "--out", f"{run}-dense")
         self.assert_logits_agree(self.logits_by_selfcal(f"{run}-dense", tokens), logits_by_transformers(model, tokens), 1e-3)
