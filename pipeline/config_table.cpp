@@ -254,7 +254,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       number_key<C>("method.owl.m", FIELD(method.sparsity.owl.m), {1.0, 1000.0}, "owl: an outlier's |weight| times the norm of its input is above so many times the mean of its block."),
       number_key<C>("method.owl.lambda", FIELD(method.sparsity.owl.lambda), {0.0, 0.5}, "owl: the blocks' shares of zeros lie in a range of twice this."),
       word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
-      word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones."),
+      word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones. The scales, clip and errors of awq are those of the dense block either way."),
 
       list_key("skip", "list of regular expressions", FIELD(skip), expression, "Layers left as they are: each expression is searched in the layer's name."),
       {"overrides", "list of maps", "Other settings for the layers that match.",

@@ -137,11 +137,12 @@ class DensePass {
         norms.try_emplace(linear->tap, linear->columns, session_.context);
     const auto forward = session_.timer.measure(Phase::forward);
     agree(world_, session_.timer, [&] {
+      const BlockWeights placed = place(weights, session_.model.device());
       for (auto& leaf : hidden_) {
-        State state = block.begin(leaf, weights);
+        State state = block.begin(leaf, placed);
         for (int stage = 0; stage < block.spec().stages; ++stage) {
           add_taps(block.spec(), stage, state, norms);
-          state = block.advance(std::move(state), stage, weights);
+          state = block.advance(std::move(state), stage, placed);
         }
         leaf = block.finish(std::move(state));
       }
@@ -163,7 +164,7 @@ class DensePass {
     for (size_t tap = 0; tap < spec.taps.size(); ++tap)
       if (const auto found = norms.find(static_cast<int>(tap));
           found != norms.end() && spec.taps[tap].stage == stage)
-        found->second.add(state.at(spec.taps[tap].name));
+        found->second.add(state.at(spec.taps[tap].name).to(at::kCPU));
   }
 
   /// A run of rows of one layer that a task compares; the cut follows the shapes only.
