@@ -24,15 +24,15 @@ class Evaluate : public testing::Test {
   ~Evaluate() override { fs::remove_all(directory); }
 
   /// logits float32 [rows, tokens, vocabulary] of the command.
-  at::Tensor logits_of(const std::string& model, const at::Tensor& tokens,
+  at::Tensor logits_of(const std::string& name, const at::Tensor& tokens,
                        const std::string& dtype = "float32") {
     write_tensor_file(directory / "tokens.safetensors", {{"input_ids", tokens}});
-    write_logits(data / model, directory / "tokens.safetensors", directory / "logits.safetensors",
+    write_logits(data / name, directory / "tokens.safetensors", directory / "logits.safetensors",
                  dtype, context);
     return TensorFile(directory / "logits.safetensors").read("logits");
   }
-  Perplexity perplexity_of(const at::Tensor& text, const PerplexitySettings& settings) {
-    return measure_perplexity(*model, text, settings, outer, dense_blocks(*model), context);
+  Perplexity perplexity_of(const at::Tensor& tokens, const PerplexitySettings& settings) {
+    return measure_perplexity(*model, tokens, settings, outer, dense_blocks(*model), context);
   }
   ExitCode code_of(const std::function<void()>& action) {
     try {
