@@ -56,11 +56,11 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   const BlockWeights scaled = weights;
   std::map<int, at::Tensor> hessians = scales.hessians;  // by tap: layers of several stages may
                                                          // read one
-  const bool measured = !replace_at_once && !scales.rewritten.empty();
+  const bool scaled_with_statistics = !replace_at_once && !scales.rewritten.empty();
 
   CompressedBlock compressed;
   std::optional<LeafStates> states;
-  if (!measured) states.emplace(work, block, hidden, weights);
+  if (!scaled_with_statistics) states.emplace(work, block, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, scaled)) {
@@ -83,7 +83,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
     if (!compressed.linears.contains(prefix + name))
       compressed.changed.emplace(prefix + name, scaled.at(name));
 
-  if (dense && measured) {
+  if (dense && scaled_with_statistics) {
     hidden = scales.outputs;
   } else if (replace_at_once || dense) {
     hidden = states->finish();

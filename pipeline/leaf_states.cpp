@@ -36,7 +36,8 @@ LeafStates::LeafStates(const LayerWork& work, const Block& block,
     : work_(work), block_(block), hidden_(hidden), weights_(weights, work.context.device) {
   if (work.memory == LeafMemory::recompute) return;
   const auto scope = work.timer.measure(Phase::forward);
-  for (const auto& leaf : hidden_) states_.push_back(block_.begin(leaf, weights_.current()));
+  const BlockWeights& current = weights_.current();
+  for (const auto& leaf : hidden_) states_.push_back(block_.begin(leaf, current));
 }
 
 void LeafStates::for_each(const std::string& tap,
@@ -51,9 +52,10 @@ void LeafStates::for_each(const std::string& tap,
 
 void LeafStates::advance(int stage) {
   const auto scope = work_.timer.measure(Phase::forward);
-  if (work_.memory == LeafMemory::keep)
-    for (auto& state : states_) state = block_.advance(std::move(state), stage, weights_.current());
   ++stage_;
+  if (work_.memory == LeafMemory::recompute) return;
+  const BlockWeights& current = weights_.current();
+  for (auto& state : states_) state = block_.advance(std::move(state), stage, current);
 }
 
 std::vector<at::Tensor> LeafStates::finish() {
@@ -67,9 +69,10 @@ std::vector<at::Tensor> LeafStates::finish() {
 
 State LeafStates::computed_again(size_t leaf) const {
   const auto scope = work_.timer.measure(Phase::forward);
-  State state = block_.begin(hidden_[leaf], weights_.current());
+  const BlockWeights& current = weights_.current();
+  State state = block_.begin(hidden_[leaf], current);
   for (int stage = 0; stage < stage_; ++stage)
-    state = block_.advance(std::move(state), stage, weights_.current());
+    state = block_.advance(std::move(state), stage, current);
   return state;
 }
 

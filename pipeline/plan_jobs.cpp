@@ -58,6 +58,23 @@ class Wavefront {
   std::vector<double> shard_is_free_;  // seconds since the first job's first layer
 };
 
+std::string job_table(const std::vector<PlannedJob>& jobs) {
+  std::string text = "\njob                               memory  adds seconds\n";
+  double all_seconds = 0;
+  uint64_t memory = 0;
+  const std::vector<double> seconds = seconds_beside_others(jobs);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const uint64_t most = jobs[i].plan.largest_rank().memory;
+    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", jobs[i].config.name, memory_text(most),
+                        seconds[i]);
+    all_seconds += seconds[i];
+    memory = std::max(memory, most);
+  }
+  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
+                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
+                            all_seconds, duration_text(all_seconds));
+}
+
 }  // namespace
 
 std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
@@ -86,27 +103,6 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
   }
   return seconds;
 }
-
-namespace {
-
-std::string job_table(const std::vector<PlannedJob>& jobs) {
-  std::string text = "\njob                               memory  adds seconds\n";
-  double all_seconds = 0;
-  uint64_t memory = 0;
-  const std::vector<double> seconds = seconds_beside_others(jobs);
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const uint64_t most = jobs[i].plan.largest_rank().memory;
-    text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", jobs[i].config.name, memory_text(most),
-                        seconds[i]);
-    all_seconds += seconds[i];
-    memory = std::max(memory, most);
-  }
-  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
-                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
-                            all_seconds, duration_text(all_seconds));
-}
-
-}  // namespace
 
 std::string to_text(const std::vector<PlannedJob>& jobs) {
   const auto& [config, sizes, plan] = jobs.front();

@@ -103,10 +103,7 @@ void HessianAccumulator::observe(const at::Tensor& x) {
 void HessianAccumulator::add(const at::Tensor& x) {
   check_leaf(x, columns_);
   if (x.size(0) == 0) return;
-  if (context_.device.uses_library()) {
-    if (!on_device_) on_device_.emplace(columns_, x.device());
-    return on_device_->add(x, exponents_, entry_bits);
-  }
+  if (context_.device.uses_library()) return on_device_->add(x, exponents_, entry_bits);
   const ProductCode code = product_code(x.scalar_type());
   if (code == ProductCode::whole) return add_whole(x);
   const LeafProducts products(x, code, context_);

@@ -17,8 +17,8 @@ namespace selfcal {
 /// Two passes. observe() every leaf; all_reduce(max) exponents() over the team; add() every leaf;
 /// reduce(sum) sums(); finish() on the owner. A leaf's product is float32; each entry is then
 /// rounded to an integer that is scaled by its two columns' exponents, so that sums are exact and
-/// order does not matter. Of bfloat16 leaves the entries of x are rounded to such integers already
-/// where the processor has no units for bfloat16 (whole_products.hpp). On a device the sums grow in
+/// order does not matter. Of bfloat16 leaves the entries of x are rounded to such integers already,
+/// except where the library is tuned for the CPU (whole_products.hpp). On a device the sums grow in
 /// its memory (library_sums.hpp) until sums() asks for them.
 ///
 /// Bounds. With exponent h_i the norm of column i over any leaf is at most 2^h_i, so a leaf's entry
@@ -31,16 +31,14 @@ class HessianAccumulator {
   HessianAccumulator(int64_t columns, kernels::Context context);
 
   /// x: [tokens, columns], float32 or bfloat16, contiguous, in the device's memory: a whole leaf.
-  /// Independent. Not finite,
-  /// or too large for float32 products: ExitCode::data.
+  /// Independent. Not finite, or too large for float32 products: ExitCode::data.
   void observe(const at::Tensor& x);
   /// One a column; -160 where no leaf had an entry that is not zero.
   std::span<int32_t> exponents() { return exponents_; }
-  /// The same leaves again, once the exponents are those of all ranks.
+  /// The same leaves again, once the exponents are those of all ranks and before sums().
   void add(const at::Tensor& x);
   /// The upper triangle by strips of 32 rows, one after the other: entry (32 s + r, j), j from 32 s
-  /// on, lies at
-  /// [(j - 32 s) * 32 + r] of strip s. Every rank's has the same length and meaning.
+  /// on, lies at [(j - 32 s) * 32 + r] of strip s. Every rank's has the same length and meaning.
   std::span<int64_t> sums();
   /// Those that are still in the device's memory: reduced in place there, sums() then has them.
   std::span<const at::Tensor> device_sums() const {

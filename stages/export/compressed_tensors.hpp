@@ -18,6 +18,7 @@ struct Scheme {
   int64_t group_size = 0;  // 0: one scale a row ("channel")
   bool symmetric = true;
   bool group_index = false;  // columns are assigned to groups by weight_g_idx
+  // NOLINTNEXTLINE(modernize-use-nullptr): it takes the comparison's 0 for a pointer
   auto operator<=>(const Scheme&) const = default;
 };
 

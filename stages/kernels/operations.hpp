@@ -5,27 +5,19 @@
 
 namespace selfcal::kernels {
 
-/// Arguments and results: ops.hpp.
+/// Signatures: those of ops.hpp, where they are documented.
 struct Operations {
-  at::Tensor (*linear)(const Context&, const at::Tensor& x, const at::Tensor& weight,
-                       const at::Tensor& bias, std::optional<at::ScalarType> result);
-  at::Tensor (*rms_norm)(const Context&, const at::Tensor& x, const at::Tensor& weight,
-                         double epsilon, double offset);
-  at::Tensor (*layer_norm)(const Context&, const at::Tensor& x, const at::Tensor& weight,
-                           const at::Tensor& bias, double epsilon);
-  at::Tensor (*activate)(const Context&, Activation, const at::Tensor& x, const at::Tensor& factor);
-  void (*soft_cap)(const Context&, at::Tensor& x, double cap);
-  at::Tensor (*add)(const Context&, const at::Tensor& a, const at::Tensor& b);
-  at::Tensor (*cross_entropy)(const Context&, const at::Tensor& logits, const at::Tensor& targets);
-  void (*rotate)(const Context&, at::Tensor& x, const at::Tensor& positions,
-                 const at::Tensor& cosine, const at::Tensor& sine);
-  at::Tensor (*causal_attention)(const Context&, const at::Tensor& q, const at::Tensor& k,
-                                 const at::Tensor& v, double scale, const AttentionLimits&);
-  at::Tensor (*decode_attention)(const Context&, const at::Tensor& q, const at::Tensor& positions,
-                                 const at::Tensor& keys, const at::Tensor& values, double scale,
-                                 const AttentionLimits&);
-  void (*append)(const Context&, at::Tensor& cache, const at::Tensor& positions,
-                 const at::Tensor& rows);
+  decltype(kernels::linear)* linear;
+  decltype(kernels::rms_norm)* rms_norm;
+  decltype(kernels::layer_norm)* layer_norm;
+  decltype(kernels::activate)* activate;
+  decltype(kernels::soft_cap)* soft_cap;
+  decltype(kernels::add)* add;
+  decltype(kernels::cross_entropy)* cross_entropy;
+  decltype(kernels::rotate)* rotate;
+  decltype(kernels::causal_attention)* causal_attention;
+  decltype(kernels::decode_attention)* decode_attention;
+  decltype(kernels::append)* append;
 };
 
 }  // namespace selfcal::kernels

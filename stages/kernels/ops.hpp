@@ -1,9 +1,9 @@
 // The arithmetic of the models, by the code that the context's device is worked on with
 // (operations.hpp): our kernels on CPUs, the tensor library's operations elsewhere. On CPUs every
-// operation is cut into fixed tiles by shape; a tile is
-// computed by one thread with one-thread library calls, so results do not depend on the number of
-// threads (design: the numerical contract). Tensors are contiguous, float32 or bfloat16; bfloat16
-// is accumulated in float32 and rounded once, at the end.
+// operation is cut into fixed tiles by shape; a tile is computed by one thread with one-thread
+// library calls, so results do not depend on the number of threads (design: the numerical
+// contract). Tensors are contiguous, float32 or bfloat16; bfloat16 is accumulated in float32 and
+// rounded once, at the end.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -119,8 +119,7 @@ void compute_by_library(const Context& context, const Operands& operands) {
 }  // namespace
 
 Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result) {
-  static const bool tuned = library_is_tuned();
-  if (tuned) return Products::library;
+  if (library_is_tuned()) return Products::library;
   const bool narrow = operands == at::kBFloat16 && result == at::kBFloat16;
   return narrow && inputs <= 4096 ? Products::whole : Products::panels;
 }
