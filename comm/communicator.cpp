@@ -2,7 +2,6 @@
 
 #include <sched.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <thread>
 
@@ -20,11 +19,9 @@ namespace {
 
 }  // namespace
 
-void wait_until(const std::function<bool()>& ready) {
+void wait_until(const std::function<bool()>& ready, std::chrono::microseconds patience) {
   using clock = std::chrono::steady_clock;
-  // Most waits inside a team are short, and a woken sleeper is late; a long wait must leave its
-  // core to others.
-  const auto yielding_until = clock::now() + std::chrono::milliseconds(1);
+  const auto yielding_until = clock::now() + patience;
   while (!ready()) {
     if (clock::now() < yielding_until)
       sched_yield();
@@ -33,10 +30,11 @@ void wait_until(const std::function<bool()>& ready) {
   }
 }
 
-void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready) {
+void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready,
+                std::chrono::microseconds patience) {
   if (ready()) return;
   const Activity::Waiting waiting(activity, wait);
-  wait_until(ready);
+  wait_until(ready, patience);
 }
 
 bool Request::done() {

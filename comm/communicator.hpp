@@ -6,6 +6,7 @@
 // any length are sent in chunks below 2^31 bytes. Calls marked collective must be made by every
 // rank of the communicator, in the same order.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -169,9 +170,16 @@ class Communicator::Backend {
   std::shared_ptr<Activity> activity_;
 };
 
-/// Calls ready() until it is true: at once, then yielding, then sleeping a little between calls.
-void wait_until(const std::function<bool()>& ready);
+/// Most waits inside a team are short, and a woken sleeper is late; a long wait must leave its core
+/// to others.
+inline constexpr std::chrono::microseconds usual_patience{1000};
+
+/// Calls ready() until it is true: at once, then yielding for as long as `patience`, then sleeping
+/// a little between calls.
+void wait_until(const std::function<bool()>& ready,
+                std::chrono::microseconds patience = usual_patience);
 /// The same, noted as a wait unless it is over at once.
-void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready);
+void wait_until(Activity& activity, const Wait& wait, const std::function<bool()>& ready,
+                std::chrono::microseconds patience = usual_patience);
 
 }  // namespace selfcal

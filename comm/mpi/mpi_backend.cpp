@@ -12,6 +12,8 @@ namespace selfcal {
 namespace {
 
 constexpr int64_t chunk_bytes = int64_t{1} << 30;  // MPI counts are int
+constexpr int64_t large_message = int64_t{1} << 16;
+constexpr int64_t slow_bytes_a_microsecond = 50;  // who moves fewer may sleep meanwhile
 
 void check(int status, const char* call) {
   if (status == MPI_SUCCESS) return;
@@ -125,12 +127,20 @@ std::shared_ptr<Communicator::Backend> MpiBackend::split(int color) {
   return std::make_shared<MpiBackend>(part, activity());
 }
 
-void MpiBackend::wait_for(MPI_Request& request, const char* what, int peer) {
-  wait_until(*activity(), {what, peer}, [&] {
+void MpiBackend::wait_for(MPI_Request& request, const char* what, int peer,
+                          std::chrono::microseconds patience) {
+  const auto done = [&] {
     int flag = 0;
     check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
     return flag != 0;
-  });
+  };
+  wait_until(*activity(), {what, peer}, done, patience);
+}
+
+std::chrono::microseconds MpiBackend::meet_for(int64_t bytes) {
+  if (bytes < large_message) return usual_patience;
+  barrier();
+  return std::max(usual_patience, std::chrono::microseconds(bytes / slow_bytes_a_microsecond));
 }
 
 void MpiBackend::barrier() {
@@ -140,13 +150,18 @@ void MpiBackend::barrier() {
 }
 
 void MpiBackend::broadcast(std::span<std::byte> data, int root) {
+  broadcast_pieces(data, root, meet_for(static_cast<int64_t>(data.size())));
+}
+
+void MpiBackend::broadcast_pieces(std::span<std::byte> data, int root,
+                                  std::chrono::microseconds patience) {
   const auto bytes = static_cast<int64_t>(data.size());
   for (int64_t offset = 0; offset < bytes; offset += chunk_bytes) {
     MPI_Request request;
     check(MPI_Ibcast(data.data() + offset, static_cast<int>(std::min(chunk_bytes, bytes - offset)),
                      MPI_BYTE, root, handle_, &request),
           "MPI_Ibcast");
-    wait_for(request, "broadcast", world_rank_of(root));
+    wait_for(request, "broadcast", world_rank_of(root), patience);
   }
 }
 
@@ -156,13 +171,14 @@ void MpiBackend::all_reduce(void* data, int64_t count, Element element, ReduceOp
   const int64_t width = element == Element::int64 ? 8 : 4;
   const MPI_Op operation = op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
   const int64_t chunk = chunk_bytes / width;
+  const auto patience = meet_for(count * width);
   for (int64_t first = 0; first < count; first += chunk) {
     MPI_Request request;
     check(MPI_Iallreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * width,
                          static_cast<int>(std::min(chunk, count - first)), type, operation, handle_,
                          &request),
           "MPI_Iallreduce");
-    wait_for(request, "all_reduce");
+    wait_for(request, "all_reduce", Wait::all, patience);
   }
 }
 
@@ -170,11 +186,12 @@ std::vector<std::vector<std::byte>> MpiBackend::all_gather(std::span<const std::
   std::vector<int64_t> sizes(static_cast<size_t>(size_), 0);
   sizes[static_cast<size_t>(rank_)] = static_cast<int64_t>(data.size());
   all_reduce(sizes.data(), size_, Element::int64, ReduceOp::sum);
+  const auto patience = meet_for(std::reduce(sizes.begin(), sizes.end()));
   std::vector<std::vector<std::byte>> parts;
   for (int root = 0; root < size_; ++root) {
     parts.emplace_back(static_cast<size_t>(sizes[static_cast<size_t>(root)]));
     if (root == rank_) std::ranges::copy(data, parts.back().begin());
-    broadcast(parts.back(), root);
+    broadcast_pieces(parts.back(), root, patience);
   }
   return parts;
 }

@@ -44,7 +44,13 @@ class MpiBackend : public Communicator::Backend {
   MPI_Comm mpi() override { return handle_; }
 
  private:
-  void wait_for(MPI_Request& request, const char* what, int peer = Wait::all);
+  void wait_for(MPI_Request& request, const char* what, int peer = Wait::all,
+                std::chrono::microseconds patience = usual_patience);
+  /// A large message moves in many pieces, and each one waits for a rank that sleeps. So all ranks
+  /// meet first, which may take long, and then stay awake for as long as the bytes should take.
+  /// Collective; returns that time.
+  std::chrono::microseconds meet_for(int64_t bytes);
+  void broadcast_pieces(std::span<std::byte> data, int root, std::chrono::microseconds patience);
 
   MPI_Comm handle_;
   int rank_ = 0, size_ = 1;
