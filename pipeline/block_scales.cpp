@@ -133,7 +133,8 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
       if (tap.stage != stage) continue;
       if (any(work.team, work.stop.requested())) throw Stopped();
       const auto found = pairs.find(index);
-      const TapStatistics statistics = measure_tap(work, states, tap, found != pairs.end());
+      const TapStatistics statistics =
+          measure_tap(work, states, tap, {.products = true, .magnitude = found != pairs.end()});
       scaled.hessians[index] = statistics.hessian;
       if (found == pairs.end()) continue;
       const auto& [pair, settings] = found->second;

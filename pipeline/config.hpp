@@ -58,6 +58,7 @@ struct RunConfig {
     method.scale_dtype = at::ScalarType::Undefined;
     method.bits = 0;
     method.act_order = ActOrder::automatic;
+    method.error_measure = ErrorMeasure::automatic;
   }
 
   fs::path model;

@@ -35,6 +35,9 @@ const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
                                           {"float16", at::kHalf}}};
 const Words<GroupParameters> group_parameters{
     {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
+const Words<ErrorMeasure> error_measures{{{"auto", ErrorMeasure::automatic},
+                                          {"hessian", ErrorMeasure::hessian},
+                                          {"norms", ErrorMeasure::norms}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
 const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
@@ -253,6 +256,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       word_key<C>("method.layer_sparsity", FIELD(method.sparsity.by_outliers), layer_sparsities, "uniform: every layer has the share `sparsity`; owl: blocks of the model with more outliers keep more of their weights (outlier-weighed, arXiv 2310.05175), and `sparsity` is the mean. Layers whose override sets sparsity or pattern take no part."),
       number_key<C>("method.owl.m", FIELD(method.sparsity.owl.m), {1.0, 1000.0}, "owl: an outlier's |weight| times the norm of its input is above so many times the mean of its block."),
       number_key<C>("method.owl.lambda", FIELD(method.sparsity.owl.lambda), {0.0, 0.5}, "owl: the blocks' shares of zeros lie in a range of twice this."),
+      word_key<C>("method.error_measure", FIELD(method.error_measure), error_measures, "What errors in the report are: hessian: of the layer's outputs; norms: of its weights, each times the norm of its input, as if inputs were uncorrelated. Methods that solve with the Hessian (gptq, sparsegpt, awq) have it anyway; for the others norms saves most of the statistics. auto: norms for wanda, else hessian."),
       word_key<C>("method.propagation", FIELD(propagation), propagations, "What the next layer's statistics are measured on: outputs of the compressed layers, or of the dense model."),
       word_key<C>("method.sequential", FIELD(true_sequential), sequential_kinds, "true_sequential: inside a block too, each stage sees the compressed stages before it; per_block: it sees the dense ones. The scales, clip and errors of awq are those of the dense block either way."),
 

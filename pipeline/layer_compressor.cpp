@@ -35,6 +35,15 @@ Problems problems_of(const LayerWork& work, int64_t layer, int stage, const Bloc
   return problems;
 }
 
+BlockNeeds needs_of(const Model& model, const RunConfig& config, int64_t layer) {
+  BlockNeeds needs;
+  for (const auto& linear : model.block(layer).spec().linears)
+    if (const auto settings =
+            settings_for(config, model.block_prefix(layer) + linear.name + ".weight"))
+      needs[linear.tap].add(*settings);
+  return needs;
+}
+
 }  // namespace
 
 void forward_leaves(const Block& block, const BlockWeights& weights,
@@ -54,8 +63,10 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   const ScaledBlock scales = scale_block(work, layer, weights, hidden,
                                          replace_at_once ? Measured::scaled : Measured::every);
   const BlockWeights scaled = weights;
-  std::map<int, at::Tensor> hessians = scales.hessians;  // by tap: layers of several stages may
-                                                         // read one
+  const BlockNeeds needs = needs_of(work.model, work.config, layer);
+  BlockStatistics statistics;  // layers of several stages may read one tap
+  for (const auto& [tap, hessian] : scales.hessians)
+    statistics[tap] = {hessian, hessian.diagonal().contiguous(), {}};
   const bool scaled_with_statistics = !replace_at_once && !scales.rewritten.empty();
 
   CompressedBlock compressed;
@@ -64,16 +75,17 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, scaled)) {
-      if (!hessians.contains(tap))
-        hessians[tap] = measure_tap(work, *states, spec.taps.at(static_cast<size_t>(tap))).hessian;
+      if (!statistics.contains(tap))
+        statistics[tap] =
+            measure_tap(work, *states, spec.taps.at(static_cast<size_t>(tap)), needs.at(tap));
       for (auto& [name, linear] :
-           solve_together(work.team, group, hessians.at(tap), work.timer, work.context)) {
+           solve_together(work.team, group, statistics.at(tap), work.timer, work.context)) {
         if (replace_at_once) weights.at(name.substr(prefix.size())) = linear.weight;
         compressed.linears.emplace(name, std::move(linear));
       }
     }
     if (states) states->advance(stage);
-    std::erase_if(hessians, [&](const auto& item) {
+    std::erase_if(statistics, [&](const auto& item) {
       return std::ranges::none_of(spec.linears, [&](const Linear& linear) {
         return linear.tap == item.first && linear.stage > stage;
       });
@@ -98,20 +110,16 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   return compressed;
 }
 
-std::optional<std::set<int>> shared_taps(const Model& model, const RunConfig& config,
-                                         int64_t layer) {
-  std::set<int> taps;
+std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& config, int64_t layer) {
   for (const auto& linear : model.block(layer).spec().linears) {
     const auto settings = settings_for(config, model.block_prefix(layer) + linear.name + ".weight");
-    if (!settings) continue;
-    if (settings->name == MethodName::awq) return std::nullopt;
-    taps.insert(linear.tap);
+    if (settings && settings->name == MethodName::awq) return std::nullopt;
   }
-  return taps;
+  return needs_of(model, config, layer);
 }
 
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                              const std::set<int>& taps, std::vector<at::Tensor>& hidden) {
+                              const BlockNeeds& needs, std::vector<at::Tensor>& hidden) {
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   BlockStatistics statistics;
@@ -119,10 +127,9 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& linear : spec.linears)
-      if (linear.stage == stage && taps.contains(linear.tap) &&
-          !statistics.hessians.contains(linear.tap))
-        statistics.hessians[linear.tap] =
-            measure_tap(work, states, spec.taps.at(static_cast<size_t>(linear.tap))).hessian;
+      if (linear.stage == stage && needs.contains(linear.tap) && !statistics.contains(linear.tap))
+        statistics[linear.tap] = measure_tap(
+            work, states, spec.taps.at(static_cast<size_t>(linear.tap)), needs.at(linear.tap));
     states.advance(stage);
   }
   hidden = states.finish();
@@ -136,7 +143,7 @@ CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const Bl
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
       compressed.linears.merge(
-          solve_together(work.team, group, statistics.hessians.at(tap), work.timer, work.context));
+          solve_together(work.team, group, statistics.at(tap), work.timer, work.context));
   }
   return compressed;
 }

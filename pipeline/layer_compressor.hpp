@@ -4,7 +4,6 @@
 #include <functional>
 #include <map>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/phase_timer.hpp"
+#include "pipeline/tap_statistics.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
@@ -47,20 +47,18 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
                                std::vector<at::Tensor>& hidden);
 
 /// What solvers need of a block whose weights stay as they are, for many jobs at once.
-struct BlockStatistics {
-  std::map<int, at::Tensor> hessians;  // by tap, float32 [columns, columns]
-};
+using BlockStatistics = std::map<int, TapStatistics>;  // by tap
+using BlockNeeds = std::map<int, TapNeeds>;
 
-/// The taps that the job's linear layers in block `layer` read; nothing where AWQ's scales rewrite
-/// the block, which then has statistics of its own.
-std::optional<std::set<int>> shared_taps(const Model& model, const RunConfig& config,
-                                         int64_t layer);
+/// What the job's linear layers in block `layer` need of the taps that they read; nothing where
+/// AWQ's scales rewrite the block, which then has statistics of its own.
+std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& config, int64_t layer);
 
-/// One forward of the dense block, with the statistics of `taps` taken on the way: the same numbers
-/// as compress_layer() comes to with dense propagation and nothing of AWQ's. `hidden` becomes the
-/// block's outputs. Collective over the team; throws Stopped as compress_layer() does.
+/// One forward of the dense block, with the statistics of its taps taken on the way: the same
+/// numbers as compress_layer() comes to with dense propagation and nothing of AWQ's. `hidden`
+/// becomes the block's outputs. Collective over the team; throws Stopped as compress_layer() does.
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                              const std::set<int>& taps, std::vector<at::Tensor>& hidden);
+                              const BlockNeeds& needs, std::vector<at::Tensor>& hidden);
 
 /// A job's part of a block that has been measured. Collective over the team.
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,

@@ -4,6 +4,7 @@
 
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
+#include "stages/calibrate/column_norms.hpp"
 #include "stages/calibrate/hessian.hpp"
 #include "stages/calibrate/magnitudes.hpp"
 
@@ -17,6 +18,11 @@ void add_up(const Communicator& team, HessianAccumulator& accumulator) {
     return team.all_reduce(accumulator.sums(), ReduceOp::sum);
   for (const at::Tensor& part : on_device)
     team.all_reduce(device_bytes_of(part), Element::int64, ReduceOp::sum).wait();
+}
+
+void reduce(const LayerWork& work, const std::function<void()>& collectives) {
+  const auto scope = work.timer.measure(Phase::reduce);
+  collectives();
 }
 
 }  // namespace
@@ -77,30 +83,38 @@ State LeafStates::computed_again(size_t leaf) const {
 }
 
 TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const Tap& tap,
-                          bool with_magnitude) {
+                          TapNeeds needs) {
   const auto scope = work.timer.measure(Phase::statistics);
-  HessianAccumulator accumulator(tap.columns, work.context);
-  agree(work.team, work.timer,
-        [&] { states.for_each(tap.name, [&](const at::Tensor& x) { accumulator.observe(x); }); });
-  {
-    const auto reduce = work.timer.measure(Phase::reduce);
-    work.team.all_reduce(accumulator.exponents(), ReduceOp::max);
-  }
-  MagnitudeAccumulator magnitudes(accumulator.exponents(), work.context);
-  agree(work.team, work.timer, [&] {
-    states.for_each(tap.name, [&](const at::Tensor& x) {
-      accumulator.add(x);
-      if (with_magnitude) magnitudes.add(x.to(at::kCPU));
-    });
-  });
-  {
-    const auto reduce = work.timer.measure(Phase::reduce);
-    add_up(work.team, accumulator);
-    if (with_magnitude) work.team.all_reduce(magnitudes.sums(), ReduceOp::sum);
-  }
   TapStatistics statistics;
-  statistics.hessian = accumulator.finish(work.tokens);
-  if (with_magnitude) statistics.magnitude = magnitudes.finish(work.tokens);
+  if (needs.products || needs.magnitude) {
+    HessianAccumulator accumulator(tap.columns, work.context);
+    agree(work.team, work.timer,
+          [&] { states.for_each(tap.name, [&](const at::Tensor& x) { accumulator.observe(x); }); });
+    reduce(work, [&] { work.team.all_reduce(accumulator.exponents(), ReduceOp::max); });
+    MagnitudeAccumulator magnitudes(accumulator.exponents(), work.context);
+    agree(work.team, work.timer, [&] {
+      states.for_each(tap.name, [&](const at::Tensor& x) {
+        accumulator.add(x);
+        if (needs.magnitude) magnitudes.add(x.to(at::kCPU));
+      });
+    });
+    reduce(work, [&] {
+      add_up(work.team, accumulator);
+      if (needs.magnitude) work.team.all_reduce(magnitudes.sums(), ReduceOp::sum);
+    });
+    statistics.hessian = accumulator.finish(work.tokens);
+    if (needs.magnitude) statistics.magnitude = magnitudes.finish(work.tokens);
+  }
+  if (needs.norms) {
+    ColumnNorms norms(tap.columns, work.context);
+    agree(work.team, work.timer, [&] {
+      states.for_each(tap.name, [&](const at::Tensor& x) { norms.add(x.to(at::kCPU)); });
+    });
+    reduce(work, [&] { work.team.all_reduce(norms.exponents(), ReduceOp::max); });
+    norms.count();
+    reduce(work, [&] { work.team.all_reduce(norms.sums(), ReduceOp::sum); });
+    statistics.diagonal = norms.finish(work.tokens).square_();
+  }
   return statistics;
 }
 

@@ -46,14 +46,8 @@ class LeafStates {
   int stage_ = 0;  // stages that the states have been through
 };
 
-/// What solvers need of an input, over all leaves of the team; every rank gets it.
-struct TapStatistics {
-  at::Tensor hessian;    // X^T X / tokens, float32 [columns, columns]
-  at::Tensor magnitude;  // mean |x|, float32 [columns], where it is asked for
-};
-
 /// Collective.
 TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const Tap& tap,
-                          bool with_magnitude = false);
+                          TapNeeds needs);
 
 }  // namespace selfcal

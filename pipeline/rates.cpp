@@ -71,8 +71,10 @@ HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtyp
   rates.factorise = rate(static_cast<double>(columns * columns * columns),
                          [&] { factor = method->factorise(hessian); });
   const at::Tensor rows = values({solve_rows, columns}, dtype);
-  rates.solve = rate(static_cast<double>(solve_rows * columns * columns),
-                     [&] { method->solve(rows, hessian, factor, dtype); });
+  rates.solve = rate(static_cast<double>(solve_rows * columns * columns), [&] {
+    method->controls(rows, hessian, dtype);
+    method->solve(rows, hessian, factor, dtype);
+  });
 
   const at::Tensor batch = values({micro_batch, columns}, dtype);
   const at::Tensor wide = weight.repeat({decode_weights / (columns * columns), 1});

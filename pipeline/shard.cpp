@@ -211,10 +211,11 @@ class FlowRun {
   void compress_together(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& fresh,
                          const std::map<std::string, std::string>& sources) {
     std::vector<Job*> sharing, apart;
-    std::set<int> taps;
+    BlockNeeds needs;
     for (Job* job : fresh) {
-      const auto needed = shared_taps(session_.model, job->session.config, layer);
-      if (needed) taps.insert(needed->begin(), needed->end());
+      const auto needed = shared_needs(session_.model, job->session.config, layer);
+      if (needed)
+        for (const auto& [tap, of_tap] : *needed) needs[tap].add(of_tap);
       (needed ? sharing : apart).push_back(job);
     }
     std::vector<at::Tensor> inputs;
@@ -224,7 +225,7 @@ class FlowRun {
 
     note_pass(layer, static_cast<int64_t>(sharing.size()));
     const BlockStatistics statistics =
-        measure_block(work_for(*fresh.front()), layer, weights, taps, hidden_);
+        measure_block(work_for(*fresh.front()), layer, weights, needs, hidden_);
     time_.charge(sharing.empty() ? fresh : sharing);
     for (Job* job : sharing)
       attempt({job}, [&] {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <span>
 #include <tuple>
 
@@ -23,35 +24,65 @@ struct RowRun {
   int owner = 0;
 };
 
-/// Tiles of the stacked matrices, dealt in runs: rank r gets tiles [r T / R, (r + 1) T / R).
-std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks) {
+/// Tiles of rows for each rank, `all` in sum. In units of a tile's solve and its error (as much as
+/// its two controls) the factor costs about columns / 64: meanwhile the other ranks measure their
+/// controls. The owner gets so many tiles fewer that all are done at about the same time.
+std::vector<int64_t> tiles_of_ranks(int64_t all, int64_t columns, int ranks, int owner,
+                                    bool has_factor) {
+  const double factor = has_factor ? static_cast<double>(columns) / 64 : 0,
+               tiles = static_cast<double>(all);
+  // Another rank's t tiles take max(factor, t) + t, the owner's o take factor + 2 o.
+  const double other = std::min((tiles + factor / 2) / ranks, tiles / (ranks - 0.5));
+  const auto of_owner = ranks == 1 ? all : std::llround(tiles - other * (ranks - 1));
+  const int64_t of_others = all - of_owner;
+  std::vector<int64_t> dealt;
+  int64_t others_before = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    if (rank == owner) {
+      dealt.push_back(of_owner);
+      continue;
+    }
+    dealt.push_back((others_before + 1) * of_others / (ranks - 1) -
+                    others_before * of_others / (ranks - 1));
+    ++others_before;
+  }
+  return dealt;
+}
+
+/// Tiles of the stacked matrices, dealt in runs: rank after rank.
+std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks,
+                              int owner, bool has_factor) {
   std::vector<RowRun> tiles;
   for (size_t problem = 0; problem < problems.size(); ++problem) {
     const int64_t rows = problems[problem]->weight.size(0);
-    for (int64_t first = 0; first < rows; first += solve_row_tile)
-      tiles.push_back({problem, first, std::min(solve_row_tile, rows - first), 0});
+    for (int64_t first = 0; first < rows; first += lanes::rows)
+      tiles.push_back({problem, first, std::min(lanes::rows, rows - first), 0});
   }
+  const auto dealt = tiles_of_ranks(static_cast<int64_t>(tiles.size()),
+                                    problems.front()->weight.size(1), ranks, owner, has_factor);
   std::vector<RowRun> runs;
-  for (size_t tile = 0; tile < tiles.size(); ++tile) {
-    RowRun next = tiles[tile];
-    next.owner = static_cast<int>(tile * static_cast<size_t>(ranks) / tiles.size());
-    if (!runs.empty() && runs.back().problem == next.problem && runs.back().owner == next.owner)
-      runs.back().rows += next.rows;
-    else
-      runs.push_back(next);
-  }
+  size_t tile = 0;
+  for (int rank = 0; rank < ranks; ++rank)
+    for (int64_t i = 0; i < dealt[static_cast<size_t>(rank)]; ++i) {
+      RowRun next = tiles[tile++];
+      next.owner = rank;
+      if (!runs.empty() && runs.back().problem == next.problem && runs.back().owner == rank)
+        runs.back().rows += next.rows;
+      else
+        runs.push_back(next);
+    }
   return runs;
 }
 
 Tensors to_tensors(const SolvedRows& solved) {
   const CompressedLinear& linear = solved.linear;
-  Tensors tensors{{"weight", linear.weight},      {"codes", linear.codes},
-                  {"scale", linear.scale},        {"zero", linear.zero},
-                  {"g_idx", linear.g_idx},        {"mask", linear.mask},
-                  {"error", solved.error},        {"nearest", solved.nearest_error},
-                  {"reference", solved.reference}};
-  std::erase_if(tensors, [](const auto& item) { return !item.second.defined(); });
-  return tensors;
+  return {{"weight", linear.weight}, {"codes", linear.codes}, {"scale", linear.scale},
+          {"zero", linear.zero},     {"g_idx", linear.g_idx}, {"mask", linear.mask},
+          {"error", solved.error}};
+}
+
+Tensors to_tensors(const RowControls& controls) {
+  return {{"nearest", controls.nearest_error}, {"reference", controls.reference}};
 }
 
 /// Share of the weights whose bit in the mask is 0.
@@ -115,16 +146,15 @@ Factor to_factor(const Tensors& tensors) {
           static_cast<int>(tensors.at("retries").item<int64_t>())};
 }
 
-/// The factor, computed by `owner`. Collective.
+/// The factor, computed by `owner`; the others do something else `meanwhile`. Collective.
 Factor factorise_together(const Communicator& team, const Method& method, const at::Tensor& hessian,
-                          int owner, PhaseTimer& timer) {
+                          int owner, const std::function<void()>& meanwhile, PhaseTimer& timer) {
   Factor factor;
-  {
+  agree(team, timer, [&] {
+    if (team.rank() != owner) return meanwhile();
     const auto scope = timer.measure(Phase::factorise);
-    agree(team, timer, [&] {
-      if (team.rank() == owner) factor = method.factorise(hessian);
-    });
-  }
+    factor = method.factorise(hessian);
+  });
   if (team.size() == 1) return factor;
   const auto scope = timer.measure(Phase::gather);
   std::vector<std::byte> message;
@@ -151,15 +181,23 @@ SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::
               problem.weight.scalar_type(), team);
 }
 
-/// This rank's runs, as "run/field". Collective over `team`.
-Tensors solve_runs(const Communicator& team, const std::vector<const LinearProblem*>& problems,
-                   const std::vector<RowRun>& runs, const at::Tensor& hessian, const Factor& factor,
-                   PhaseTimer& timer, kernels::Context context) {
-  Tensors mine;
-  const auto keep = [&](size_t run, const SolvedRows& solved) {
-    for (auto& [field, tensor] : to_tensors(solved))
-      mine[fmt::format("{}/{}", run, field)] = tensor;
-  };
+RowControls controls_of(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
+                        kernels::Context context) {
+  return make_method(problem.settings, context)
+      ->controls(problem.weight.narrow(0, run.first, run.rows), hessian,
+                 problem.weight.scalar_type());
+}
+
+void keep(Tensors& mine, size_t run, const Tensors& tensors) {
+  for (const auto& [field, tensor] : tensors)
+    if (tensor.defined()) mine[fmt::format("{}/{}", run, field)] = tensor;
+}
+
+/// This rank's runs, after what it does `first`. Collective over `team`.
+void solve_runs(const Communicator& team, const std::vector<const LinearProblem*>& problems,
+                const std::vector<RowRun>& runs, const at::Tensor& hessian, const Factor& factor,
+                const std::function<void()>& first, PhaseTimer& timer, kernels::Context context,
+                Tensors& mine) {
   const RowTeam all_ranks{
       [&](const std::function<void()>& local) { agree(team, local); },
       [&](std::span<int64_t> counts) { team.all_reduce(counts, ReduceOp::sum); }};
@@ -174,38 +212,53 @@ Tensors solve_runs(const Communicator& team, const std::vector<const LinearProbl
     const RowRun run = mine_is < runs.size() ? runs[mine_is] : RowRun{problem, 0, 0, team.rank()};
     const SolvedRows solved =
         solve_run(*problems[problem], run, hessian, factor, context, all_ranks);
-    if (mine_is < runs.size()) keep(mine_is, solved);
+    if (mine_is < runs.size()) keep(mine, mine_is, to_tensors(solved));
   }
   agree(team, timer, [&] {
+    first();
     for (size_t run = 0; run < runs.size(); ++run) {
       if (runs[run].owner != team.rank() || solved_by_all[runs[run].problem]) continue;
-      keep(run, solve_run(*problems[runs[run].problem], runs[run], hessian, factor, context));
+      keep(
+          mine, run,
+          to_tensors(solve_run(*problems[runs[run].problem], runs[run], hessian, factor, context)));
     }
   });
-  return mine;
 }
 
 }  // namespace
 
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
                                                        const std::vector<LinearProblem>& problems,
-                                                       const at::Tensor& hessian, PhaseTimer& timer,
+                                                       const TapStatistics& statistics,
+                                                       PhaseTimer& timer,
                                                        kernels::Context context) {
   std::map<decltype(factor_key({})), std::vector<const LinearProblem*>> groups;
   for (const auto& problem : problems) groups[factor_key(problem.settings)].push_back(&problem);
 
   std::map<std::string, CompressedLinear> results;
-  int owner = 0;
+  int next_owner = 0;
   for (const auto& [key, stacked] : groups) {
-    const auto first_method = make_method(stacked.front()->settings, context);
+    const MethodSettings& settings = stacked.front()->settings;
+    const at::Tensor& hessian = statistics.of(settings);
+    const int owner = next_owner++ % team.size();
+    const auto runs = deal_rows(stacked, team.size(), owner, compensates(settings.name));
+    Tensors mine;  // as "run/field"
+    const auto measure_controls = [&] {
+      const auto scope = timer.measure(Phase::solve);
+      for (size_t run = 0; run < runs.size(); ++run)
+        if (runs[run].owner == team.rank())
+          keep(mine, run,
+               to_tensors(controls_of(*stacked[runs[run].problem], runs[run], hessian, context)));
+    };
+    const auto method = make_method(settings, context);
     const Factor factor =
-        factorise_together(team, *first_method, hessian, owner++ % team.size(), timer);
-
-    const auto runs = deal_rows(stacked, team.size());
-    Tensors mine;
+        factorise_together(team, *method, hessian, owner, measure_controls, timer);
     {
       const auto scope = timer.measure(Phase::solve);
-      mine = solve_runs(team, stacked, runs, hessian, factor, timer, context);
+      const auto controls_of_owner = [&] {
+        if (team.rank() == owner) measure_controls();
+      };
+      solve_runs(team, stacked, runs, hessian, factor, controls_of_owner, timer, context, mine);
     }
 
     const auto scope = timer.measure(Phase::gather);

@@ -7,7 +7,7 @@
 
 #include "comm/communicator.hpp"
 #include "pipeline/phase_timer.hpp"
-#include "stages/solve/method.hpp"
+#include "pipeline/tap_statistics.hpp"
 
 namespace selfcal {
 
@@ -18,12 +18,13 @@ struct LinearProblem {
   MethodSettings settings;
 };
 
-/// Collective over `team`; every rank gives the same problems and Hessian [columns, columns] and
+/// Collective over `team`; every rank gives the same problems and statistics of their input, and
 /// gets the same result. Matrices that share a factor are stacked before their row tiles are dealt,
-/// so that no rank waits for a narrow one.
+/// so that no rank waits for a narrow one. While one rank computes the factor, the others measure
+/// their rows' controls, and they get more of the rows.
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
                                                        const std::vector<LinearProblem>& problems,
-                                                       const at::Tensor& hessian, PhaseTimer& timer,
-                                                       kernels::Context context);
+                                                       const TapStatistics& statistics,
+                                                       PhaseTimer& timer, kernels::Context context);
 
 }  // namespace selfcal

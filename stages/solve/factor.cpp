@@ -112,12 +112,12 @@ Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t orde
 }
 
 Factor trivial_factor(const at::Tensor& hessian) {
-  check_hessian(hessian);
+  if (hessian.dim() != 1) check_hessian(hessian);
   if (!hessian.isfinite().all().item<bool>()) fail(ExitCode::data, "Hessian not finite");
   Factor factor;
   factor.upper = at::empty({0, 0}, at::kFloat);
   factor.permutation = at::arange(hessian.size(0), at::kLong);
-  factor.dead = hessian.diagonal().eq(0).to(at::kByte);
+  factor.dead = mean_squares(hessian).eq(0).to(at::kByte);
   return factor;
 }
 

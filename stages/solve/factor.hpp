@@ -12,7 +12,7 @@ namespace selfcal {
 Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
                          const kernels::Context& context);
 
-/// For methods without one: the columns in order, `upper` empty.
+/// For methods without one: the columns in order, `upper` empty. hessian: or its diagonal.
 Factor trivial_factor(const at::Tensor& hessian);
 
 }  // namespace selfcal

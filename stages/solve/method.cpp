@@ -12,16 +12,14 @@
 namespace selfcal {
 namespace {
 
-void check_problem(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
+void check_problem(const at::Tensor& weight, const at::Tensor& hessian,
                    const MethodSettings& settings) {
   const int64_t columns = weight.dim() == 2 ? weight.size(1) : -1;
-  if (columns < 1 || hessian.sizes() != at::IntArrayRef({columns, columns}) ||
-      factor.permutation.sizes() != at::IntArrayRef({columns})) {
-    fail(ExitCode::internal,
-         "solve: weight [{}], Hessian [{}] and permutation [{}] do not fit together",
-         fmt::join(weight.sizes(), ", "), fmt::join(hessian.sizes(), ", "),
-         fmt::join(factor.permutation.sizes(), ", "));
-  }
+  const bool fits = hessian.sizes() == at::IntArrayRef({columns, columns}) ||
+                    (hessian.sizes() == at::IntArrayRef({columns}) && !needs_products(settings));
+  if (columns < 1 || !fits)
+    fail(ExitCode::internal, "solve: weight [{}] and Hessian [{}] do not fit together",
+         fmt::join(weight.sizes(), ", "), fmt::join(hessian.sizes(), ", "));
   const lanes::Pattern& pattern = settings.sparsity.pattern;
   if (pattern.of > 0 && columns % pattern.of != 0)
     fail(ExitCode::data, "pattern {}:{} does not divide the {} columns", pattern.zeros, pattern.of,
@@ -34,89 +32,100 @@ void note_factor(SolvedRows& solved, const Factor& factor) {
   solved.linear.dead_columns = factor.dead.sum().item<int64_t>();
 }
 
-/// Columns in turn, errors fed forward: GPTQ, and SparseGPT where the settings prune.
-class ErrorFeedback : public Method {
+/// What all methods on the host have in common.
+class OnTheHost : public Method {
  public:
-  ErrorFeedback(const MethodSettings& settings, kernels::Context context)
+  OnTheHost(const MethodSettings& settings, kernels::Context context)
       : settings_(settings), context_(context) {}
 
-  Factor factorise(const at::Tensor& hessian) const override {
-    const bool ordered = settings_.act_order != ActOrder::none;
-    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
-    const int64_t run = std::max(1, settings_.sparsity.pattern.of);
-    return factorise_inverse(hessian, settings_.damping, ordered ? run : 0, context_);
+  RowControls controls(const at::Tensor& weight, const at::Tensor& hessian,
+                       at::ScalarType weight_dtype) const override {
+    check_problem(weight, hessian, settings_);
+    return solver().controls(weight, hessian, weight_dtype);
   }
 
-  bool rows_meet() const override { return settings_.sparsity.share > 0; }
-
-  SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
-                   at::ScalarType weight_dtype, const RowTeam& team) const override {
-    std::unique_ptr<GptqTiles> tiles;
-    team.run([&] {
-      check_problem(weight, hessian, factor, settings_);
-      tiles =
-          std::make_unique<GptqTiles>(settings_, weight_dtype, factor, lanes::kernels(), context_);
-    });
-    const RowSolver solver{settings_, lanes::kernels(), context_};
-    ThresholdSparsity together(*tiles, settings_.sparsity.share, solver);
-    if (rows_meet()) together.solve(weight, team);
-    SolvedRows solved;
-    team.run([&] {
-      solved = solver(weight, hessian, weight_dtype, tiles->groups(),
-                      [&](const at::Tensor& rows, int64_t first) {
-                        return rows_meet() ? together.finish(first) : (*tiles)(rows);
-                      });
-      if (tiles->groups().by_position)
-        solved.linear.g_idx = group_of_columns(tiles->groups(), factor.permutation);
-      note_factor(solved, factor);
-    });
-    return solved;
-  }
+ protected:
+  const MethodSettings& settings() const { return settings_; }
+  const kernels::Context& context() const { return context_; }
+  RowSolver solver() const { return {settings_, lanes::kernels(), context_}; }
 
  private:
   MethodSettings settings_;
   kernels::Context context_;
 };
 
-/// No compensation: weights are pruned by their scores where the settings prune, cut off where
-/// they ask for it, then rounded.
-/// No factor, no order, groups as runs of columns.
-class Independent : public Method {
+/// Columns in turn, errors fed forward: GPTQ, and SparseGPT where the settings prune.
+class ErrorFeedback : public OnTheHost {
  public:
-  Independent(const MethodSettings& settings, kernels::Context context)
-      : settings_(settings), context_(context) {}
+  using OnTheHost::OnTheHost;
+
+  Factor factorise(const at::Tensor& hessian) const override {
+    const bool ordered = settings().act_order != ActOrder::none;
+    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
+    const int64_t run = std::max(1, settings().sparsity.pattern.of);
+    return factorise_inverse(hessian, settings().damping, ordered ? run : 0, context());
+  }
+
+  bool rows_meet() const override { return settings().sparsity.share > 0; }
+
+  SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
+                   at::ScalarType weight_dtype, const RowTeam& team) const override {
+    std::unique_ptr<GptqTiles> tiles;
+    team.run([&] {
+      check_problem(weight, hessian, settings());
+      tiles = std::make_unique<GptqTiles>(settings(), weight_dtype, factor, lanes::kernels(),
+                                          context());
+    });
+    const RowSolver by_rows = solver();
+    ThresholdSparsity together(*tiles, settings().sparsity.share, by_rows);
+    if (rows_meet()) together.solve(weight, team);
+    SolvedRows solved;
+    team.run([&] {
+      solved = by_rows(weight, hessian, weight_dtype, tiles->groups(),
+                       [&](const at::Tensor& rows, int64_t first) {
+                         return rows_meet() ? together.finish(first) : (*tiles)(rows);
+                       });
+      if (tiles->groups().by_position)
+        solved.linear.g_idx = group_of_columns(tiles->groups(), factor.permutation);
+      note_factor(solved, factor);
+    });
+    return solved;
+  }
+};
+
+/// No compensation: weights are pruned by their scores where the settings prune, cut off where
+/// they ask for it, then rounded. No factor, no order, groups as runs of columns.
+class Independent : public OnTheHost {
+ public:
+  using OnTheHost::OnTheHost;
 
   Factor factorise(const at::Tensor& hessian) const override { return trivial_factor(hessian); }
 
   SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
                    at::ScalarType weight_dtype, const RowTeam&) const override {
-    check_problem(weight, hessian, factor, settings_);
-    const lanes::Grid grid = grid_of(settings_, weight_dtype);
-    const Groups groups = plain_groups(settings_, weight.size(1));
+    check_problem(weight, hessian, settings());
+    const lanes::Grid grid = grid_of(settings(), weight_dtype);
+    const Groups groups = plain_groups(settings(), weight.size(1));
     at::Tensor norms;  // of the inputs, up to a common factor
-    if (settings_.name == MethodName::wanda) norms = hessian.diagonal().sqrt();
-    const RowSolver solver{settings_, lanes::kernels(), context_};
+    if (settings().name == MethodName::wanda) norms = mean_squares(hessian).sqrt();
+    const RowSolver by_rows = solver();
     std::optional<ClipSearch> clip;
-    if (settings_.name == MethodName::awq && settings_.clip)
-      clip.emplace(hessian, groups, grid, solver.kernels, context_);
+    if (settings().name == MethodName::awq && settings().clip)
+      clip.emplace(hessian, groups, grid, by_rows.kernels, context());
     SolvedRows solved =
-        solver(weight, hessian, weight_dtype, groups, [&](const at::Tensor& tiles, int64_t) {
+        by_rows(weight, hessian, weight_dtype, groups, [&](const at::Tensor& tiles, int64_t) {
           if (clip) return (*clip)(tiles);
-          if (!settings_.prunes()) return round_to_nearest(tiles, grid, groups, solver.kernels);
+          if (!settings().prunes()) return round_to_nearest(tiles, grid, groups, by_rows.kernels);
           TileSolution solution =
-              prune_by_magnitude(tiles, norms, settings_.sparsity, solver.kernels);
-          if (!settings_.quantises()) return solution;
-          TileSolution rounded = round_to_nearest(solution.weight, grid, groups, solver.kernels);
+              prune_by_magnitude(tiles, norms, settings().sparsity, by_rows.kernels);
+          if (!settings().quantises()) return solution;
+          TileSolution rounded = round_to_nearest(solution.weight, grid, groups, by_rows.kernels);
           rounded.kept = solution.kept;
           return rounded;
         });
     note_factor(solved, factor);
     return solved;
   }
-
- private:
-  MethodSettings settings_;
-  kernels::Context context_;
 };
 
 }  // namespace

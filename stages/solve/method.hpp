@@ -37,6 +37,10 @@ constexpr bool prunes(MethodName name) {
 enum class ActOrder { automatic, none, static_order, dynamic_order };
 enum class GroupParameters { published, current };
 
+/// What the errors of rows are measured with: H, or its diagonal alone, which takes the columns of
+/// the input for uncorrelated.
+enum class ErrorMeasure { automatic, hessian, norms };
+
 /// What a pruner takes away: a share of the weights, or some of every run of columns of a row.
 struct Sparsity {
   double share = 0;          // 0 <= share < 1; SparseGPT: of 128 columns of the matrix at a time;
@@ -74,14 +78,30 @@ struct MethodSettings {
   Sparsity sparsity;
   bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
   bool clip = true;         // AWQ: cut off large weights where that helps
+  ErrorMeasure error_measure = ErrorMeasure::hessian;
 
   bool prunes() const { return selfcal::prunes(name); }
   bool quantises() const { return bits != unquantised_bits; }
 };
 
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; act_order automatic
-/// becomes static where the method and static groups allow it, else none. Idempotent.
+/// becomes static where the method and static groups allow it, else none; error_measure automatic
+/// becomes norms for Wanda, which solves with them, else hessian. Idempotent.
 MethodSettings settle(MethodSettings settings);
+
+/// Whether the method feeds errors forward, and so needs a factor of the Hessian.
+constexpr bool compensates(MethodName name) {
+  return name == MethodName::gptq || name == MethodName::sparsegpt;
+}
+/// Whether settled settings need more of the Hessian than its diagonal, to solve or to measure.
+inline bool needs_products(const MethodSettings& settings) {
+  return compensates(settings.name) || settings.name == MethodName::awq ||
+         settings.error_measure != ErrorMeasure::norms;
+}
+/// The diagonal of a Hessian, or what is its diagonal already.
+inline at::Tensor mean_squares(const at::Tensor& hessian) {
+  return hessian.dim() == 1 ? hessian : hessian.diagonal();
+}
 
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.
@@ -96,10 +116,14 @@ struct Factor {
 
 /// Rows of a weight matrix, solved. Any split into rows gives the same bits.
 struct SolvedRows {
-  CompressedLinear linear;   // tensors of these rows only; weight in `weight_dtype`
-  at::Tensor error;          // float64 [rows]: e H e^T of the returned weight
-  at::Tensor nearest_error;  // float64 [rows]: the same of the data-free control
+  CompressedLinear linear;  // tensors of these rows only; weight in `weight_dtype`
+  at::Tensor error;         // float64 [rows]: e H e^T of the returned weight
+};
+
+/// What the errors of rows are compared with; needs no factor.
+struct RowControls {
   at::Tensor reference;      // float64 [rows]: w H w^T
+  at::Tensor nearest_error;  // float64 [rows]: e H e^T of the data-free control
 };
 
 /// The ranks that hold the rows of one matrix, for methods whose rows depend on each other. By
@@ -114,14 +138,18 @@ struct RowTeam {
 class Method {
  public:
   virtual ~Method() = default;
-  /// H: float32 [columns, columns], mean over tokens of x x^T, finite and symmetric. Independent. A
-  /// Hessian that is not finite, or not positive definite at any damping up to 1, is
-  /// ExitCode::data.
+  /// H: float32 [columns, columns], mean over tokens of x x^T, finite and symmetric; its diagonal
+  /// [columns] is enough where the settings do not need products. Independent. A Hessian that is
+  /// not finite, or not positive definite at any damping up to 1, is ExitCode::data.
   virtual Factor factorise(const at::Tensor& hessian) const = 0;
+  /// weight: [rows, columns] any float dtype; hessian as given to factorise. A row's figures do not
+  /// depend on the others.
+  virtual RowControls controls(const at::Tensor& weight, const at::Tensor& hessian,
+                               at::ScalarType weight_dtype) const = 0;
   /// Whether a matrix is solved by all its ranks together: solve() is then collective over the
   /// RowTeam, and a rank may hold no rows. Else rows are independent and the team is not used.
   virtual bool rows_meet() const { return false; }
-  /// weight: [rows, columns] any float dtype; hessian as given to factorise.
+  /// weight, hessian: as given to controls.
   virtual SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian,
                            const Factor& factor, at::ScalarType weight_dtype,
                            const RowTeam& team = {}) const = 0;

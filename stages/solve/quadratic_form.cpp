@@ -25,11 +25,26 @@ std::vector<Rectangle> upper_blocks(int64_t columns) {
 
 QuadraticForm::QuadraticForm(const at::Tensor& hessian, const lanes::Kernels& kernels,
                              const kernels::Context& context)
-    : columns_(hessian.size(0)),
-      kernels_(&kernels),
-      panels_(hessian, upper_blocks(columns_), kernels, context) {}
+    : columns_(hessian.size(0)), kernels_(&kernels) {
+  if (hessian.dim() == 1)
+    diagonal_ = hessian.unsqueeze(1);
+  else
+    panels_.emplace(hessian, upper_blocks(columns_), kernels, context);
+}
+
+at::Tensor QuadraticForm::by_diagonal(const at::Tensor& tiles) const {
+  const int64_t tile_size = columns_ * lanes::rows;
+  at::Tensor sums = at::zeros({tiles.size(0), lanes::rows}, at::kDouble);
+  const at::Tensor weighed = tiles * diagonal_;
+  for (int64_t i = 0; i < tiles.size(0); ++i)
+    kernels_->add_dot_products(tiles.const_data_ptr<float>() + i * tile_size,
+                               weighed.const_data_ptr<float>() + i * tile_size, columns_,
+                               sums.mutable_data_ptr<double>() + i * lanes::rows);
+  return sums;
+}
 
 at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
+  if (!panels_) return by_diagonal(tiles);
   const int64_t count = tiles.size(0), tile_size = columns_ * lanes::rows,
                 product_size = block * lanes::rows;
   const float* x = tiles.const_data_ptr<float>();
@@ -41,7 +56,7 @@ at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
   for (int64_t column = 0; column < columns_; column += block) {
     std::fill_n(product, products.numel(), 0.0f);
     for (int64_t row = 0; row <= column; row += block) {
-      panels_.subtract(index++, count, x + row * lanes::rows, tile_size, product, product_size);
+      panels_->subtract(index++, count, x + row * lanes::rows, tile_size, product, product_size);
     }
     for (int64_t i = 0; i < count; ++i) {
       kernels_->add_dot_products(x + i * tile_size + column * lanes::rows,

@@ -1,12 +1,15 @@
 // x H x^T of many rows: what the errors of a solve are measured in.
 #pragma once
+#include <optional>
+
 #include "stages/solve/panels.hpp"
 
 namespace selfcal {
 
 class QuadraticForm {
  public:
-  /// hessian: symmetric float32 [columns, columns]; only its upper triangle of blocks is read.
+  /// hessian: symmetric float32 [columns, columns]; only its upper triangle of blocks is read. Or
+  /// its diagonal [columns], where the rest is not to count.
   QuadraticForm(const at::Tensor& hessian, const lanes::Kernels& kernels,
                 const kernels::Context& context);
 
@@ -16,9 +19,12 @@ class QuadraticForm {
   at::Tensor operator()(const at::Tensor& tiles) const;
 
  private:
+  at::Tensor by_diagonal(const at::Tensor& tiles) const;
+
   int64_t columns_;
   const lanes::Kernels* kernels_;
-  Panels panels_;
+  at::Tensor diagonal_;           // [columns, 1]
+  std::optional<Panels> panels_;  // else
 };
 
 }  // namespace selfcal

@@ -80,6 +80,9 @@ MethodSettings settle(MethodSettings settings) {
     const bool orders = settings.name == MethodName::gptq && settings.static_groups;
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
+  if (settings.error_measure == ErrorMeasure::automatic)
+    settings.error_measure =
+        settings.name == MethodName::wanda ? ErrorMeasure::norms : ErrorMeasure::hessian;
   return settings;
 }
 
@@ -88,8 +91,9 @@ void check_settings(const MethodSettings& settings) {
   if (!only_prunes && (settings.bits < 2 || settings.bits > 8))
     fail(ExitCode::config, "bits is {}, expected 2 to 8{}", settings.bits,
          settings.prunes() ? " or 16" : "");
-  if (settings.act_order == ActOrder::automatic)
-    fail(ExitCode::internal, "act_order is automatic, expected settled settings");
+  if (settings.act_order == ActOrder::automatic ||
+      settings.error_measure == ErrorMeasure::automatic)
+    fail(ExitCode::internal, "act_order or error_measure is automatic, expected settled settings");
   if (settings.act_order != ActOrder::none && settings.prunes() &&
       settings.name != MethodName::sparsegpt)
     fail(ExitCode::config, "{} takes the columns in their order: expected act_order auto or none",

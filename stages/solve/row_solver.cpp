@@ -29,8 +29,7 @@ SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& setti
                       const Groups& groups, at::ScalarType weight_dtype) {
   SolvedRows solved;
   solved.linear.weight = at::empty({rows, columns}, weight_dtype);
-  for (auto* rows_of : {&solved.error, &solved.nearest_error, &solved.reference})
-    *rows_of = at::empty({rows}, at::kDouble);
+  solved.error = at::empty({rows}, at::kDouble);
   if (settings.prunes()) solved.linear.mask = at::empty({rows, (columns + 7) / 8}, at::kByte);
   if (!settings.quantises()) return solved;
   solved.linear.codes = at::empty({rows, packed_row_bytes(columns, settings.bits)}, at::kByte);
@@ -105,22 +104,33 @@ TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
   return solution;
 }
 
+RowControls RowSolver::controls(const at::Tensor& weight, const at::Tensor& hessian,
+                                at::ScalarType weight_dtype) const {
+  const int64_t rows = weight.size(0);
+  const lanes::Grid grid = grid_of(settings, weight_dtype);
+  const Groups groups = plain_groups(settings, weight.size(1));
+  const QuadraticForm form(hessian, kernels, context);
+  RowControls controls{at::empty({rows}, at::kDouble), at::empty({rows}, at::kDouble)};
+  kernels::for_ranges(context, rows, rows_of_a_task(rows), [&](int64_t first, int64_t count) {
+    const at::Tensor tiles = load_tiles(weight, first, count);
+    store_forms(form(tiles), controls.reference, first, count);
+    const at::Tensor control = data_free(tiles, settings, grid, groups, kernels);
+    store_forms(form(tiles - control), controls.nearest_error, first, count);
+  });
+  return controls;
+}
+
 SolvedRows RowSolver::operator()(const at::Tensor& weight, const at::Tensor& hessian,
                                  at::ScalarType weight_dtype, const Groups& groups,
                                  const SolveTiles& solve) const {
   const int64_t rows = weight.size(0), columns = weight.size(1);
-  const lanes::Grid grid = grid_of(settings, weight_dtype);
-  const Groups plain = plain_groups(settings, columns);
   const QuadraticForm form(hessian, kernels, context);
   SolvedRows solved = empty_rows(rows, columns, settings, groups, weight_dtype);
   kernels::for_ranges(context, rows, rows_of_a_task(rows), [&](int64_t first, int64_t count) {
     const at::Tensor tiles = load_tiles(weight, first, count);
     const TileSolution solution = solve(tiles, first);
     store(solution, solved.linear, first, count);
-    store_forms(form(tiles), solved.reference, first, count);
     store_forms(form(tiles - solution.weight), solved.error, first, count);
-    const at::Tensor control = data_free(tiles, settings, grid, plain, kernels);
-    store_forms(form(tiles - control), solved.nearest_error, first, count);
   });
   return solved;
 }

@@ -33,6 +33,10 @@ struct RowSolver {
   /// Rows that are solved by one task; `first` above is a multiple of it.
   int64_t rows_of_a_task(int64_t rows) const;
 
+  /// As Method::controls documents.
+  RowControls controls(const at::Tensor& weight, const at::Tensor& hessian,
+                       at::ScalarType weight_dtype) const;
+
   /// Solves all rows of weight and measures them with the Hessian, as Method::solve documents.
   /// `groups`: of `solve`.
   SolvedRows operator()(const at::Tensor& weight, const at::Tensor& hessian,

@@ -90,6 +90,7 @@ at::Tensor find_scale(const at::Tensor& weight, const at::Tensor& hessian,
 struct Outcome {
   Factor factor;
   SolvedRows solved;
+  RowControls controls;
   at::Tensor input_scale;  // AWQ
   double factor_seconds = 0, seconds = 0;
 };
@@ -102,6 +103,7 @@ Outcome solve_layer(const Method& method, const at::Tensor& weight, const at::Te
   outcome.factor_seconds = seconds_since(start);
   outcome.solved = method.solve(weight, hessian, outcome.factor, weight_dtype);
   outcome.seconds = seconds_since(start);
+  outcome.controls = method.controls(weight, hessian, weight_dtype);
   return outcome;
 }
 
@@ -113,16 +115,17 @@ Outcome solve_scaled(const Method& method, const SolveProblem& options, const at
   const MethodSettings& settings = options.method;
   const auto start = Clock::now();
   const at::Tensor scale = find_scale(weight, hessian, magnitude, settings, context);
+  const double search_seconds = seconds_since(start);
   const at::Tensor unscaled = at::ones({1, weight.size(1)}, at::kFloat);
   Outcome outcome = solve_layer(method, weight.to(at::kFloat) * scale,
                                 hessian_of_scaled(hessian, scale), options.weight_dtype);
   SolvedRows& solved = outcome.solved;
   solved.linear.weight =
       (solved.linear.weight.to(at::kFloat) / scale).to(solved.linear.weight.scalar_type());
-  solved.nearest_error =
+  outcome.seconds += search_seconds;
+  outcome.controls.nearest_error =
       losses_of_scales(weight, hessian, unscaled, settings, context).select(1, 0);
   outcome.input_scale = scale;
-  outcome.seconds = seconds_since(start);
   return outcome;
 }
 
@@ -133,7 +136,7 @@ std::string solve_problem(const SolveProblem& options, const kernels::Context& c
   const TensorFile file(options.problem);
   const at::Tensor weight = read_matrix(file, "weight"),
                    hessian = read_hessian(file, weight.size(1));
-  const auto [factor, solved, input_scale, factor_seconds, seconds] =
+  const auto [factor, solved, controls, input_scale, factor_seconds, seconds] =
       options.method.name == MethodName::awq
           ? solve_scaled(*method, options, weight, hessian, read_magnitude(file, hessian), context)
           : solve_layer(*method, weight, hessian, options.weight_dtype);
@@ -142,8 +145,8 @@ std::string solve_problem(const SolveProblem& options, const kernels::Context& c
   write_tensor_file(options.out, tensors);
 
   const double error = solved.error.sum().item<double>(),
-               reference = solved.reference.sum().item<double>(),
-               nearest = solved.nearest_error.sum().item<double>();
+               reference = controls.reference.sum().item<double>(),
+               nearest = controls.nearest_error.sum().item<double>();
   const double zeros = solved.linear.weight.eq(0).to(at::kDouble).mean().item<double>();
   const auto relative = [&](double value) { return reference > 0 ? value / reference : 0.0; };
   return nlohmann::ordered_json{{"method", to_text(options.method.name)},

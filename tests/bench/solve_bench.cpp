@@ -91,6 +91,7 @@ void measure_with(benchmark::State& state, const MethodSettings& s) {
   Threads threads(state.range(2));
   const auto method = make_method(s, threads.context());
   for (auto _ : state) {
+    benchmark::DoNotOptimize(method->controls(p.weight, p.hessian, at::kFloat).reference);
     benchmark::DoNotOptimize(method->solve(p.weight, p.hessian, p.factor, at::kFloat).error);
   }
 }

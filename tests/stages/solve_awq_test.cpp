@@ -49,7 +49,7 @@ TEST(Awq, FirstCandidateIsNoScaleAndItsLossIsThatOfNearest) {
   const at::Tensor losses =
       losses_of_scales(problem.weight, problem.hessian, scales, settings, threads.context());
   settings.name = MethodName::nearest;
-  const SolvedRows nearest = solve(problem, settings);
+  const MeasuredRows nearest = solve(problem, settings);
   EXPECT_TRUE(same_bits(losses.select(1, 0).contiguous(), nearest.error));
   EXPECT_LT(losses.sum(0).min().item<double>(), 0.7 * nearest.error.sum().item<double>());
   settings.duo_scaling = false;
@@ -66,7 +66,7 @@ TEST(Awq, LossesAreThoseOfTheFoldedWeights) {
       losses_of_scales(problem.weight, problem.hessian, scales, settings, threads.context());
   const at::Tensor s = scales[7];
   const Problem folded{problem.weight * s, (problem.hessian / s.unsqueeze(1) / s).contiguous()};
-  const SolvedRows solved = solve(folded, settings);
+  const MeasuredRows solved = solve(folded, settings);
   EXPECT_NEAR(losses.select(1, 7).sum().item<double>() / solved.error.sum().item<double>(), 1,
               1e-3);
 }
@@ -249,7 +249,7 @@ TEST(Clip, IsNeverWorseWithinAGroupAndHelpsWithOutliers) {
   for (const bool symmetric : {true, false}) {
     MethodSettings settings = awq(3, true);
     settings.symmetric = symmetric;
-    const SolvedRows clipped = solve(problem, settings, 2);
+    const MeasuredRows clipped = solve(problem, settings, 2);
     EXPECT_TRUE(clipped.error.le(clipped.nearest_error * 1.0001).all().item<bool>());
     EXPECT_LT(clipped.error.sum().item<double>(),
               0.98 * clipped.nearest_error.sum().item<double>());

@@ -76,7 +76,7 @@ TEST(SparseGpt, AgreesWithFloat64) {
     for (const auto& [rows, columns] : {std::pair{40, 64}, std::pair{70, 96}}) {
       const Problem problem = random_problem(int(rows), rows, columns);
       const MethodSettings settings = pruner(MethodName::sparsegpt, sparsity);
-      const SolvedRows solved = solve(problem, settings, 2);
+      const MeasuredRows solved = solve(problem, settings, 2);
       const at::Tensor expected = reference_weights(problem, settings);
       const std::string what =
           fmt::format("{} {}:{} of {}x{}", sparsity.share, sparsity.pattern.zeros,
@@ -115,9 +115,9 @@ TEST(SparseGpt, OrdersColumnsByDiagonal) {
       const at::Tensor sums = problem.hessian.diag().to(at::kDouble).view({-1, run}).sum(1);
       const at::Tensor order =
           runs.index_select(0, std::get<1>(at::sort(sums, /*stable=*/true, 0, true))).flatten();
-      const SolvedRows expected = solve(ordered(problem, order), settings);
+      const MeasuredRows expected = solve(ordered(problem, order), settings);
       settings.act_order = ActOrder::static_order;
-      const SolvedRows solved = solve(problem, settings, 2);
+      const MeasuredRows solved = solve(problem, settings, 2);
       EXPECT_TRUE(same_bits(solved.linear.weight.index_select(1, order), expected.linear.weight));
       EXPECT_TRUE(mask_of(solved).index_select(1, order).eq(mask_of(expected)).all().item<bool>());
       if (sparsity.pattern.of > 0) {
@@ -129,7 +129,7 @@ TEST(SparseGpt, OrdersColumnsByDiagonal) {
   MethodSettings joint = pruner(MethodName::sparsegpt, {0, {2, 4}}, 4);
   for (const auto order : {ActOrder::static_order, ActOrder::dynamic_order}) {
     joint.act_order = order;
-    const SolvedRows solved = solve(problem, joint);
+    const MeasuredRows solved = solve(problem, joint);
     EXPECT_TRUE(same_bits(dequantise(solved.linear, 96, at::kFloat, "w"), solved.linear.weight));
     EXPECT_EQ(solved.linear.g_idx.defined(), order == ActOrder::dynamic_order);
     EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
@@ -178,7 +178,7 @@ TEST(SparseGpt, IsTheSameForAnyRowsOnAnyRanks) {
     for (const Sparsity& sparsity : {Sparsity{0.5, {}}, Sparsity{0, {2, 4}}}) {
       MethodSettings settings = pruner(MethodName::sparsegpt, sparsity, bits);
       settings.act_order = bits == 3 ? ActOrder::static_order : ActOrder::none;
-      const SolvedRows whole = solve(problem, settings);
+      const MeasuredRows whole = solve(problem, settings);
       EXPECT_TRUE(same_bits(solve(problem, settings, 4).linear.weight, whole.linear.weight));
       for (const int ranks : {2, 3, 4}) {
         int64_t first = 0;
@@ -214,7 +214,7 @@ TEST(SparseGpt, QuantisesInTheSamePass) {
     MethodSettings settings = pruner(MethodName::sparsegpt, {0, {2, 4}}, 4);
     settings.group_size = 32;
     settings.symmetric = symmetric;
-    const SolvedRows joint = solve(problem, settings);
+    const MeasuredRows joint = solve(problem, settings);
     EXPECT_TRUE(same_bits(dequantise(joint.linear, 128, at::kFloat, "w"), joint.linear.weight));
     EXPECT_EQ(mask_of(joint).to(at::kDouble).mean().item<double>(), 0.5);
     EXPECT_TRUE(
@@ -225,8 +225,8 @@ TEST(SparseGpt, QuantisesInTheSamePass) {
     MethodSettings rounds = settings;
     rounds.name = MethodName::nearest;
     rounds.sparsity = {};
-    const SolvedRows pruned = solve(problem, only_prunes);
-    const SolvedRows apart = solve({pruned.linear.weight, problem.hessian}, rounds);
+    const MeasuredRows pruned = solve(problem, only_prunes);
+    const MeasuredRows apart = solve({pruned.linear.weight, problem.hessian}, rounds);
     EXPECT_LT(relative_error(problem, joint.linear.weight),
               0.95 * relative_error(problem, apart.linear.weight));
   }
@@ -237,7 +237,7 @@ TEST(SparseGpt, DiagonalHessianGivesMagnitudeTimesNorm) {
   problem.hessian = at::diag(problem.hessian.diag()).contiguous();
   MethodSettings settings = pruner(MethodName::sparsegpt, {0, {2, 4}});
   settings.damping = 0;
-  const SolvedRows solved = solve(problem, settings);
+  const MeasuredRows solved = solve(problem, settings);
   settings.name = MethodName::wanda;
   EXPECT_TRUE(same_bits(solved.linear.weight, solve(problem, settings).linear.weight));
 }
@@ -246,7 +246,7 @@ TEST(Pruning, TakesExactlyTheLowestOfEachRow) {
   Problem problem = random_problem(2, 37, 100);
   problem.weight.select(0, 3).fill_(0.5);  // ties: the first columns go
   for (const double share : {0.01, 0.5, 0.77}) {
-    const SolvedRows solved = solve(problem, pruner(MethodName::magnitude, {share, {}}));
+    const MeasuredRows solved = solve(problem, pruner(MethodName::magnitude, {share, {}}));
     const at::Tensor kept = mask_of(solved);
     const int64_t pruned = int64_t(100 * share);
     EXPECT_TRUE(kept.to(at::kLong).sum(1).eq(100 - pruned).all().item<bool>());
@@ -261,7 +261,7 @@ TEST(Pruning, TakesExactlyTheLowestOfEachRow) {
 
 TEST(Pruning, WandaRoundsWhatStays) {
   const Problem problem = random_problem(8, 33, 64);
-  const SolvedRows solved = solve(problem, pruner(MethodName::wanda, {0, {4, 8}}, 4));
+  const MeasuredRows solved = solve(problem, pruner(MethodName::wanda, {0, {4, 8}}, 4));
   EXPECT_TRUE(same_bits(dequantise(solved.linear, 64, at::kFloat, "w"), solved.linear.weight));
   EXPECT_EQ(mask_of(solved).to(at::kDouble).mean().item<double>(), 0.5);
   EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
@@ -274,7 +274,7 @@ TEST(Pruning, DeadColumnsGoFirst) {
     problem.hessian.select(1, dead).zero_();
   }
   for (const auto name : {MethodName::sparsegpt, MethodName::wanda}) {
-    const SolvedRows solved = solve(problem, pruner(name, {0, {2, 4}}));
+    const MeasuredRows solved = solve(problem, pruner(name, {0, {2, 4}}));
     EXPECT_EQ(mask_of(solved).narrow(1, 4, 4).to(at::kLong).sum(0)[0].item<int64_t>(), 0);
     EXPECT_EQ(mask_of(solved).narrow(1, 4, 4).to(at::kLong).sum(0)[1].item<int64_t>(), 40);
   }

@@ -34,7 +34,7 @@ TEST_P(PublishedAnswer, IsOurs) {
   const TensorFile file(fixture);
   const Problem problem{file.read("weight"), file.read("hessian")};
   const at::Tensor published = file.read(GetParam());
-  const SolvedRows solved =
+  const MeasuredRows solved =
       solve(problem, settings_of(nlohmann::json::parse(file.metadata().at(GetParam()))), 2);
   const double ours = relative_error(problem, solved.linear.weight),
                theirs = relative_error(problem, published);
@@ -78,7 +78,7 @@ TEST_P(PublishedPruning, IsOurs) {
   const at::Tensor published = file.read(GetParam());
   const MethodSettings settings =
       pruning_settings(GetParam(), nlohmann::json::parse(file.metadata().at(GetParam())));
-  const SolvedRows solved = solve(problem, settings, 2);
+  const MeasuredRows solved = solve(problem, settings, 2);
   const at::Tensor kept = unpack_mask(solved.linear.mask, problem.weight.size(1));
   const double ours = relative_error(problem, solved.linear.weight),
                masks = share_equal(solved.linear.weight.ne(0), published.ne(0)),
@@ -107,7 +107,7 @@ TEST(PublishedPruning, ThresholdOverAllRowsIsOurs) {
   const Problem problem{all_rows.read("weight").to(at::kFloat),
                         TensorFile(fixture).read("hessian")};
   const auto published = nlohmann::json::parse(all_rows.metadata().at("sparsegpt_50"));
-  const SolvedRows solved = solve(problem, pruning_settings("sparsegpt_50", published), 2);
+  const MeasuredRows solved = solve(problem, pruning_settings("sparsegpt_50", published), 2);
   EXPECT_NEAR(
       relative_error(problem, solved.linear.weight) / published["relative_error"].get<double>(), 1,
       1e-3);

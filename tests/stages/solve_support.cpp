@@ -113,12 +113,13 @@ at::Tensor reference_codes(const Problem& problem, const MethodSettings& setting
   return codes;
 }
 
-SolvedRows solve(const Problem& problem, const MethodSettings& settings, int threads,
-                 at::ScalarType weight_dtype) {
+MeasuredRows solve(const Problem& problem, const MethodSettings& settings, int threads,
+                   at::ScalarType weight_dtype) {
   Threads pool(threads);
   const auto method = make_method(settings, pool.context());
-  return method->solve(problem.weight, problem.hessian, method->factorise(problem.hessian),
-                       weight_dtype);
+  return {method->solve(problem.weight, problem.hessian, method->factorise(problem.hessian),
+                        weight_dtype),
+          method->controls(problem.weight, problem.hessian, weight_dtype)};
 }
 
 double relative_error(const Problem& problem, const at::Tensor& solved) {

@@ -29,8 +29,10 @@ Problem random_problem(int seed, int64_t rows, int64_t columns);
 /// groups only). Returns codes uint8 [rows, columns].
 at::Tensor reference_codes(const Problem& problem, const MethodSettings& settings);
 
-SolvedRows solve(const Problem& problem, const MethodSettings& settings, int threads = 1,
-                 at::ScalarType weight_dtype = at::kFloat);
+/// With what its errors are compared with.
+struct MeasuredRows : SolvedRows, RowControls {};
+MeasuredRows solve(const Problem& problem, const MethodSettings& settings, int threads = 1,
+                   at::ScalarType weight_dtype = at::kFloat);
 
 /// tr(E H E^T) / tr(W H W^T) in float64.
 double relative_error(const Problem& problem, const at::Tensor& solved);

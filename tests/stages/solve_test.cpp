@@ -69,7 +69,7 @@ TEST_P(Reference, AgreesWithFloat64) {
   const MethodSettings& settings = GetParam().settings;
   for (const auto& [rows, columns] : {std::pair{40, 64}, std::pair{5, 100}, std::pair{70, 33}}) {
     const Problem problem = random_problem(int(rows), rows, columns);
-    const SolvedRows solved = solve(problem, settings, 2);
+    const MeasuredRows solved = solve(problem, settings, 2);
     const double equal = share_equal(codes_of(solved), reference_codes(problem, settings));
     // A weight half-way between two codes may go either way, and the rest of its row follows.
     EXPECT_GE(equal, 0.99) << rows << "x" << columns;
@@ -83,16 +83,16 @@ TEST_P(Reference, AgreesWithFloat64) {
 TEST_P(Reference, IsTheSameForAnyRowsAndThreads) {
   const MethodSettings& settings = GetParam().settings;
   const Problem problem = random_problem(3, 150, 80);
-  const SolvedRows whole = solve(problem, settings);
+  const MeasuredRows whole = solve(problem, settings);
   for (const int threads : {2, 4}) {
-    const SolvedRows other = solve(problem, settings, threads);
+    const MeasuredRows other = solve(problem, settings, threads);
     EXPECT_TRUE(same_bits(other.linear.weight, whole.linear.weight));
     EXPECT_TRUE(same_bits(other.error, whole.error));
   }
   for (const int parts : {2, 3, 4}) {
     for (int part = 0; part < parts; ++part) {
       const int64_t first = 150 * part / parts, count = 150 * (part + 1) / parts - first;
-      const SolvedRows some =
+      const MeasuredRows some =
           solve({problem.weight.narrow(0, first, count), problem.hessian}, settings, 2);
       const auto equal = [&](const at::Tensor& of_some, const at::Tensor& of_whole) {
         EXPECT_TRUE(same_bits(of_some, of_whole.narrow(0, first, count).contiguous()))
@@ -117,9 +117,9 @@ TEST(Solve, DiagonalHessianGivesNearest) {
   problem.hessian = at::diag(problem.hessian.diag()).contiguous();
   MethodSettings settings;
   settings.group_size = 32;
-  const SolvedRows solved = solve(problem, settings);
+  const MeasuredRows solved = solve(problem, settings);
   settings.name = MethodName::nearest;
-  const SolvedRows nearest = solve(problem, settings);
+  const MeasuredRows nearest = solve(problem, settings);
   EXPECT_TRUE(same_bits(solved.linear.codes, nearest.linear.codes));
   EXPECT_TRUE(same_bits(solved.linear.weight, nearest.linear.weight));
   EXPECT_TRUE(same_bits(nearest.error, nearest.nearest_error));
@@ -127,7 +127,7 @@ TEST(Solve, DiagonalHessianGivesNearest) {
 
 TEST(Solve, IsBetterThanNearest) {
   const Problem problem = random_problem(2, 64, 128);
-  const SolvedRows solved = solve(problem, {});
+  const MeasuredRows solved = solve(problem, {});
   EXPECT_LT(solved.error.sum().item<double>(), 0.8 * solved.nearest_error.sum().item<double>());
 }
 
@@ -138,7 +138,7 @@ TEST(Solve, RoundedScalesAndWeightsAreWhatIsMeasured) {
     settings.group_size = 32;
     settings.symmetric = false;
     settings.scale_dtype = dtype;
-    const SolvedRows solved = solve(problem, settings, 1, dtype);
+    const MeasuredRows solved = solve(problem, settings, 1, dtype);
     EXPECT_EQ(solved.linear.scale.scalar_type(), dtype);
     EXPECT_TRUE(same_bits(dequantise(solved.linear, 96, dtype, "w"), solved.linear.weight))
         << toString(dtype);
@@ -158,7 +158,7 @@ TEST(Solve, DeadColumnsAreZeroAndDoNotMatter) {
   settings.group_size = 16;
   for (const auto order : {ActOrder::none, ActOrder::static_order}) {
     settings.act_order = order;
-    const SolvedRows solved = solve(problem, settings);
+    const MeasuredRows solved = solve(problem, settings);
     EXPECT_EQ(solved.linear.dead_columns, 3);
     EXPECT_EQ(solved.linear.weight.select(1, 40).abs().max().item<float>(), 0);
     Problem changed = problem;
@@ -178,7 +178,7 @@ TEST(Solve, RowsOfZerosAndOfOneSign) {
     settings.group_size = -1;
     settings.symmetric = symmetric;
     settings.act_order = ActOrder::none;
-    const SolvedRows solved = solve(problem, settings);
+    const MeasuredRows solved = solve(problem, settings);
     EXPECT_EQ(solved.linear.weight[0].abs().max().item<float>(), 0);
     EXPECT_TRUE(same_bits(codes_of(solved).narrow(0, 0, 3).contiguous(),
                           reference_codes(problem, settings).narrow(0, 0, 3).contiguous()));
@@ -189,14 +189,16 @@ TEST(Solve, ExtremeWeightsAndHessians) {
   const Problem problem = random_problem(7, 20, 64);
   MethodSettings settings;
   settings.group_size = 32;
-  const SolvedRows expected = solve(problem, settings);
+  const MeasuredRows expected = solve(problem, settings);
   // Powers of two change nothing but the scale.
   for (const double power : {-100.0, 60.0}) {
-    const SolvedRows scaled = solve({problem.weight * std::exp2(power), problem.hessian}, settings);
+    const MeasuredRows scaled =
+        solve({problem.weight * std::exp2(power), problem.hessian}, settings);
     EXPECT_TRUE(same_bits(scaled.linear.codes, expected.linear.codes)) << power;
   }
   for (const double power : {-100.0, 100.0}) {
-    const SolvedRows scaled = solve({problem.weight, problem.hessian * std::exp2(power)}, settings);
+    const MeasuredRows scaled =
+        solve({problem.weight, problem.hessian * std::exp2(power)}, settings);
     EXPECT_TRUE(same_bits(scaled.linear.codes, expected.linear.codes)) << power;
   }
   // Denormal weights and Hessians lose digits, no more.
@@ -228,7 +230,7 @@ TEST(Solve, ExtremeWeightsAndHessians) {
 
 TEST(Solve, AZeroHessianGivesZeros) {
   const Problem problem{random_problem(8, 10, 32).weight, at::zeros({32, 32})};
-  const SolvedRows solved = solve(problem, {});
+  const MeasuredRows solved = solve(problem, {});
   EXPECT_EQ(solved.linear.weight.abs().max().item<float>(), 0);
   EXPECT_EQ(solved.linear.dead_columns, 32);
 }
@@ -277,7 +279,7 @@ TEST_F(SolveProblemTest, WritesWhatItSolved) {
   for (const auto order : {ActOrder::static_order, ActOrder::dynamic_order}) {
     options_.method.act_order = order;
     const auto report = nlohmann::json::parse(solve_problem(options_, threads_.context()));
-    const SolvedRows solved = solve(problem, options_.method);
+    const MeasuredRows solved = solve(problem, options_.method);
     const TensorFile out(options_.out);
     EXPECT_TRUE(same_bits(out.read("weight"), solved.linear.weight));
     EXPECT_TRUE(same_bits(out.read("codes"), codes_of(solved)));
