@@ -48,7 +48,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
 
 /// What solvers need of a block whose weights stay as they are, for many jobs at once.
 struct BlockStatistics {
-  std::map<int, at::Tensor> hessians;  // by tap, float32 [columns, columns]
+  std::map<int, at::Tensor> hessians;  // by tap, float32 [columns, columns], in any memory
 };
 
 /// The taps that the job's linear layers in block `layer` read; nothing where AWQ's scales rewrite

@@ -48,7 +48,7 @@ class LeafStates {
 
 /// What solvers need of an input, over all leaves of the team; every rank gets it.
 struct TapStatistics {
-  at::Tensor hessian;    // X^T X / tokens, float32 [columns, columns]
+  at::Tensor hessian;    // X^T X / tokens, float32 [columns, columns], in the device's memory
   at::Tensor magnitude;  // mean |x|, float32 [columns], where it is asked for
 };
 

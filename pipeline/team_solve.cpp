@@ -7,6 +7,7 @@
 #include <span>
 #include <tuple>
 
+#include "pipeline/tensor_exchange.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 
@@ -24,12 +25,14 @@ struct RowRun {
 };
 
 /// Tiles of the stacked matrices, dealt in runs: rank r gets tiles [r T / R, (r + 1) T / R).
-std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks) {
+std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks,
+                              kernels::Context context) {
   std::vector<RowRun> tiles;
   for (size_t problem = 0; problem < problems.size(); ++problem) {
-    const int64_t rows = problems[problem]->weight.size(0);
-    for (int64_t first = 0; first < rows; first += solve_row_tile)
-      tiles.push_back({problem, first, std::min(solve_row_tile, rows - first), 0});
+    const int64_t rows = problems[problem]->weight.size(0),
+                  tile = make_method(problems[problem]->settings, context)->row_tile();
+    for (int64_t first = 0; first < rows; first += tile)
+      tiles.push_back({problem, first, std::min(tile, rows - first), 0});
   }
   std::vector<RowRun> runs;
   for (size_t tile = 0; tile < tiles.size(); ++tile) {
@@ -97,27 +100,27 @@ CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& facto
   return linear;
 }
 
-Tensors to_tensors(const Factor& factor) {
-  Tensors tensors{{"upper", factor.upper},
-                  {"permutation", factor.permutation},
-                  {"dead", factor.dead},
-                  {"damping", at::tensor({factor.damping}, at::kDouble)},
-                  {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
-  std::erase_if(tensors, [](const auto& item) { return !item.second.defined(); });
-  return tensors;
+/// What belongs to a factor beside U, which is large.
+Tensors small_parts(const Factor& factor) {
+  return {{"shape", at::tensor(factor.upper.sizes())},
+          {"permutation", factor.permutation},
+          {"dead", factor.dead},
+          {"damping", at::tensor({factor.damping}, at::kDouble)},
+          {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
 }
 
-Factor to_factor(const Tensors& tensors) {
-  const auto field = [&](const char* name) {
-    return tensors.contains(name) ? tensors.at(name) : at::Tensor();
-  };
-  return {field("upper"), field("permutation"), field("dead"), tensors.at("damping").item<double>(),
+/// A factor without its U, for which there is room in `memory`.
+Factor from_small_parts(const Tensors& tensors, at::Device memory) {
+  const at::Tensor& shape = tensors.at("shape");
+  const int64_t* extents = shape.const_data_ptr<int64_t>();
+  return {at::empty({extents[0], extents[1]}, at::device(memory).dtype(at::kFloat)),
+          tensors.at("permutation"), tensors.at("dead"), tensors.at("damping").item<double>(),
           static_cast<int>(tensors.at("retries").item<int64_t>())};
 }
 
 /// The factor, computed by `owner`. Collective.
 Factor factorise_together(const Communicator& team, const Method& method, const at::Tensor& hessian,
-                          int owner, PhaseTimer& timer) {
+                          int owner, PhaseTimer& timer, const kernels::Device& device) {
   Factor factor;
   {
     const auto scope = timer.measure(Phase::factorise);
@@ -128,12 +131,14 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
   if (team.size() == 1) return factor;
   const auto scope = timer.measure(Phase::gather);
   std::vector<std::byte> message;
-  if (team.rank() == owner) message = pack_tensors(to_tensors(factor));
+  if (team.rank() == owner) message = pack_tensors(small_parts(factor));
   int64_t bytes = static_cast<int64_t>(message.size());
   team.broadcast(std::as_writable_bytes(std::span(&bytes, 1)), owner);
   message.resize(static_cast<size_t>(bytes));
   team.broadcast(message, owner);
-  return team.rank() == owner ? factor : to_factor(unpack_tensors(message));
+  if (team.rank() != owner) factor = from_small_parts(unpack_tensors(message), method.memory());
+  broadcast_tensor(team, factor.upper, owner, device);
+  return factor;
 }
 
 /// Problems whose settings lead to one and the same factor.
@@ -197,15 +202,16 @@ std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
   std::map<std::string, CompressedLinear> results;
   int owner = 0;
   for (const auto& [key, stacked] : groups) {
-    const auto first_method = make_method(stacked.front()->settings, context);
+    const auto method = make_method(stacked.front()->settings, context);
     const Factor factor =
-        factorise_together(team, *first_method, hessian, owner++ % team.size(), timer);
+        factorise_together(team, *method, hessian, owner++ % team.size(), timer, context.device);
+    const at::Tensor near = hessian.to(method->memory());
 
-    const auto runs = deal_rows(stacked, team.size());
+    const auto runs = deal_rows(stacked, team.size(), context);
     Tensors mine;
     {
       const auto scope = timer.measure(Phase::solve);
-      mine = solve_runs(team, stacked, runs, hessian, factor, timer, context);
+      mine = solve_runs(team, stacked, runs, near, factor, timer, context);
     }
 
     const auto scope = timer.measure(Phase::gather);

@@ -18,9 +18,9 @@ struct LinearProblem {
   MethodSettings settings;
 };
 
-/// Collective over `team`; every rank gives the same problems and Hessian [columns, columns] and
-/// gets the same result. Matrices that share a factor are stacked before their row tiles are dealt,
-/// so that no rank waits for a narrow one.
+/// Collective over `team`; every rank gives the same problems and Hessian [columns, columns], in
+/// the host's memory or the device's, and gets the same result. Matrices that share a factor are
+/// stacked before their row tiles are dealt, so that no rank waits for a narrow one.
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
                                                        const std::vector<LinearProblem>& problems,
                                                        const at::Tensor& hessian, PhaseTimer& timer,

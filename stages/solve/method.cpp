@@ -4,6 +4,7 @@
 
 #include "base/error.hpp"
 #include "stages/solve/clip.hpp"
+#include "stages/solve/device_feedback.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/gptq.hpp"
 #include "stages/solve/pruning.hpp"
@@ -12,26 +13,10 @@
 namespace selfcal {
 namespace {
 
-void check_problem(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
-                   const MethodSettings& settings) {
-  const int64_t columns = weight.dim() == 2 ? weight.size(1) : -1;
-  if (columns < 1 || hessian.sizes() != at::IntArrayRef({columns, columns}) ||
-      factor.permutation.sizes() != at::IntArrayRef({columns})) {
-    fail(ExitCode::internal,
-         "solve: weight [{}], Hessian [{}] and permutation [{}] do not fit together",
-         fmt::join(weight.sizes(), ", "), fmt::join(hessian.sizes(), ", "),
-         fmt::join(factor.permutation.sizes(), ", "));
-  }
-  const lanes::Pattern& pattern = settings.sparsity.pattern;
-  if (pattern.of > 0 && columns % pattern.of != 0)
-    fail(ExitCode::data, "pattern {}:{} does not divide the {} columns", pattern.zeros, pattern.of,
-         columns);
-}
-
-void note_factor(SolvedRows& solved, const Factor& factor) {
-  solved.linear.damping = factor.damping;
-  solved.linear.damping_retries = factor.retries;
-  solved.linear.dead_columns = factor.dead.sum().item<int64_t>();
+/// The same factor in the host's memory.
+Factor on_host(Factor factor) {
+  factor.upper = factor.upper.to(at::kCPU);
+  return factor;
 }
 
 /// Columns in turn, errors fed forward: GPTQ, and SparseGPT where the settings prune.
@@ -41,10 +26,7 @@ class ErrorFeedback : public Method {
       : settings_(settings), context_(context) {}
 
   Factor factorise(const at::Tensor& hessian) const override {
-    const bool ordered = settings_.act_order != ActOrder::none;
-    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
-    const int64_t run = std::max(1, settings_.sparsity.pattern.of);
-    return factorise_inverse(hessian, settings_.damping, ordered ? run : 0, context_);
+    return on_host(factorise_inverse(hessian, settings_, context_));
   }
 
   bool rows_meet() const override { return settings_.sparsity.share > 0; }
@@ -62,7 +44,7 @@ class ErrorFeedback : public Method {
     if (rows_meet()) together.solve(weight, team);
     SolvedRows solved;
     team.run([&] {
-      solved = solver(weight, hessian, weight_dtype, tiles->groups(),
+      solved = solver(weight, hessian.to(at::kCPU), weight_dtype, tiles->groups(),
                       [&](const at::Tensor& rows, int64_t first) {
                         return rows_meet() ? together.finish(first) : (*tiles)(rows);
                       });
@@ -88,8 +70,9 @@ class Independent : public Method {
 
   Factor factorise(const at::Tensor& hessian) const override { return trivial_factor(hessian); }
 
-  SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
+  SolvedRows solve(const at::Tensor& weight, const at::Tensor& given, const Factor& factor,
                    at::ScalarType weight_dtype, const RowTeam&) const override {
+    const at::Tensor hessian = given.to(at::kCPU);
     check_problem(weight, hessian, factor, settings_);
     const lanes::Grid grid = grid_of(settings_, weight_dtype);
     const Groups groups = plain_groups(settings_, weight.size(1));
@@ -126,6 +109,8 @@ std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Con
   switch (settings.name) {
     case MethodName::gptq:
     case MethodName::sparsegpt:
+      if (context.device.solver != nullptr && !reason_for_host(settings))
+        return make_device_feedback(settings, context);
       return std::make_unique<ErrorFeedback>(settings, context);
     case MethodName::awq:
     case MethodName::wanda:
