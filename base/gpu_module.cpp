@@ -34,8 +34,10 @@ VisibleGpus visible_gpus() {
 }
 
 void load_cuda_tensors() {
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr)
-    fail(ExitCode::config, "the tensor library's CUDA part was not loaded: {}", dlerror());
+  // The second has the factorisations (cuSOLVER); the library would load it when first asked.
+  for (const char* part : {"libtorch_cuda.so", "libtorch_cuda_linalg.so"})
+    if (dlopen(part, RTLD_NOW | RTLD_GLOBAL) == nullptr)
+      fail(ExitCode::config, "the tensor library's CUDA part was not loaded: {}", dlerror());
 }
 
 GpuModule GpuModule::load(const std::string& path) {

@@ -7,7 +7,7 @@
 namespace selfcal {
 
 /// Raised whenever an interface that the module implements changes.
-inline constexpr int gpu_interface = 1;
+inline constexpr int gpu_interface = 2;
 
 /// GPUs that the CUDA runtime sees, or why there are none.
 struct VisibleGpus {

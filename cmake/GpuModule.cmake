@@ -45,7 +45,7 @@ target_include_directories(selfcal_gpu_kernels PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_options(selfcal_gpu_kernels PRIVATE --fmad=false --expt-relaxed-constexpr -Xcompiler=-Wall,-ffp-contract=off)
 
 add_library(selfcal_gpu SHARED ${CMAKE_SOURCE_DIR}/comm/nccl/cuda/vendor_calls.cpp
-                               ${CMAKE_SOURCE_DIR}/stages/solve/cuda/cuda_tile_solver.cpp
+                               ${CMAKE_SOURCE_DIR}/stages/solve/cuda/cuda_solve_kernels.cpp
                                $<TARGET_OBJECTS:selfcal_gpu_kernels>)
 set_target_properties(selfcal_gpu PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
                                              LINKER_LANGUAGE CXX CUDA_RUNTIME_LIBRARY Shared

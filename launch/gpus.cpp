@@ -26,6 +26,7 @@ void fix_arithmetic() {
       /*allow_reduced_precision=*/false, /*allow_splitk=*/false);
   library.setAllowBF16ReductionCuBLAS(
       /*allow_reduced_precision=*/false, /*allow_splitk=*/false);
+  library.setLinalgPreferredBackend(at::LinalgBackend::Cusolver);
   library.setDeterministicAlgorithms(true, /*warn_only=*/false);
   library.setDeterministicFillUninitializedMemory(false);
 }
@@ -59,9 +60,11 @@ RunDevice take_gpu(const Communicator& world) {
     if (calls->set_device(mine.device) != NcclCalls::Status::success)
       fail(ExitCode::config, "device: cuda: GPU {}: {}", mine.device, calls->error_text());
     fix_arithmetic();
+    const auto solver = module.make<SolveKernels>(cuda_solve_kernels);
     chosen = {
+        solver,
         {at::Device(at::kCUDA, static_cast<at::DeviceIndex>(mine.device)),
-         &kernels::library_operations},
+         &kernels::library_operations, solver.get()},
         fmt::format("{}; {}; cuBLAS {}", kernels::library_arithmetic, mine.name, blas_version())};
   });
   NcclOptions options;

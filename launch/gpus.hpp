@@ -1,15 +1,18 @@
 // The device of a run.
 #pragma once
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
+#include "stages/solve/cuda/solve_kernels.hpp"
 
 namespace selfcal {
 
 struct RunDevice {
-  kernels::Device device = {};
+  std::shared_ptr<SolveKernels> solver = {};  // of the GPU module
+  kernels::Device device = {};                // borrows it
   std::string kind = {};                   // of a GPU: model and libraries, which decide the bits
   std::optional<Communicator> ranks = {};  // all ranks, over NCCL, where they have GPUs
 };

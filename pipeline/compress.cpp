@@ -9,6 +9,7 @@
 #include "pipeline/calibration.hpp"
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
+#include "pipeline/host_solves.hpp"
 #include "pipeline/outliers.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/shard.hpp"
@@ -192,6 +193,11 @@ class Run {
               count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
               environment.context.threads->size(),
               environment.context.threads->size() == 1 ? "" : "s");
+    if (environment.context.device.solver == nullptr) return;
+    for (const auto& job : opened_)
+      for (const auto& line : host_solves(job.config, all_linears(*job.model)))
+        log::info("{}solved on the host's threads: {}",
+                  count > 1 ? job.config.name + ": " : std::string(), line);
   }
 
   void calibrate() {

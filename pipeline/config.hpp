@@ -25,7 +25,7 @@ struct LayoutSettings {
   int timeout = 300;    // seconds of silence that end the job
 };
 
-/// Where forward passes and statistics compute.
+/// Where forward passes, statistics and solves compute.
 enum class DeviceChoice { automatic, cpu, cuda };
 
 /// What the next layer's statistics are measured on: outputs of the compressed layers or of the

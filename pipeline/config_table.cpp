@@ -209,7 +209,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       {"name", "letters, digits, dot, dash, underscore", "Name of the job inside the run directory.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.name = job_name(node); }, [](const C& c) { return quoted(c.name); }},
       integer_key<C>("seed", FIELD(seed), {0, unlimited}, "Seed of every random number."),
-      word_key<C>("device", FIELD(device), devices, "Where forward passes and statistics compute; results depend on it. cuda: a GPU of its own for each rank, else an error; auto: that where every rank has one, else the CPU. Never run on a GPU yet: docs/gpus.md."),
+      word_key<C>("device", FIELD(device), devices, "Where forward passes, statistics and the solves of gptq and n:m sparsegpt compute; results depend on it. cuda: a GPU of its own for each rank, else an error; auto: that where every rank has one, else the CPU. Never run on a GPU yet: docs/gpus.md."),
       integer_key<C>("threads", FIELD(threads), {1, 1024, true}, "Threads of a rank; auto: the cores it may use, shared with the ranks of its node."),
 
       word_key<C>("layout.mode", FIELD(layout.mode), modes, "split: some ranks sample while others compress; shared: all ranks sample, then compress."),

@@ -18,7 +18,8 @@ struct TapNeeds {
   }
 };
 
-/// Over all leaves of the team; every rank has it. What was not asked for is undefined.
+/// Over all leaves of the team; every rank has it. What was not asked for is undefined. The Hessian
+/// is in the device's memory, the rest in the host's.
 struct TapStatistics {
   at::Tensor hessian;    // X^T X / tokens, float32 [columns, columns]
   at::Tensor diagonal;   // mean x^2, float32 [columns]

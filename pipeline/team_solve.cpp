@@ -8,6 +8,7 @@
 #include <span>
 #include <tuple>
 
+#include "pipeline/tensor_exchange.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 
@@ -25,13 +26,11 @@ struct RowRun {
 };
 
 /// Tiles of rows for each rank, `all` in sum. In units of a tile's solve and its error (as much as
-/// its two controls) the factor costs about columns / 64: meanwhile the other ranks measure their
+/// its two controls) the factor costs about `factor`: meanwhile the other ranks measure their
 /// controls. The owner gets so many tiles fewer that all are done at about the same time.
-std::vector<int64_t> tiles_of_ranks(int64_t all, int64_t columns, int ranks, int owner,
-                                    bool has_factor) {
-  const double factor = has_factor ? static_cast<double>(columns) / 64 : 0,
-               tiles = static_cast<double>(all);
+std::vector<int64_t> tiles_of_ranks(int64_t all, int ranks, int owner, double factor) {
   // Another rank's t tiles take max(factor, t) + t, the owner's o take factor + 2 o.
+  const auto tiles = static_cast<double>(all);
   const double other = std::min((tiles + factor / 2) / ranks, tiles / (ranks - 0.5));
   const auto of_owner = ranks == 1 ? all : std::llround(tiles - other * (ranks - 1));
   const int64_t of_others = all - of_owner;
@@ -51,15 +50,20 @@ std::vector<int64_t> tiles_of_ranks(int64_t all, int64_t columns, int ranks, int
 
 /// Tiles of the stacked matrices, dealt in runs: rank after rank.
 std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks,
-                              int owner, bool has_factor) {
+                              int owner, kernels::Context context) {
   std::vector<RowRun> tiles;
+  double factor = 0;
   for (size_t problem = 0; problem < problems.size(); ++problem) {
-    const int64_t rows = problems[problem]->weight.size(0);
-    for (int64_t first = 0; first < rows; first += lanes::rows)
-      tiles.push_back({problem, first, std::min(lanes::rows, rows - first), 0});
+    const MethodSettings& settings = problems[problem]->settings;
+    const int64_t rows = problems[problem]->weight.size(0),
+                  tile = make_method(settings, context)->row_tile();
+    for (int64_t first = 0; first < rows; first += tile)
+      tiles.push_back({problem, first, std::min(tile, rows - first), 0});
+    if (compensates(settings.name))
+      factor =
+          static_cast<double>(problems[problem]->weight.size(1)) / static_cast<double>(2 * tile);
   }
-  const auto dealt = tiles_of_ranks(static_cast<int64_t>(tiles.size()),
-                                    problems.front()->weight.size(1), ranks, owner, has_factor);
+  const auto dealt = tiles_of_ranks(static_cast<int64_t>(tiles.size()), ranks, owner, factor);
   std::vector<RowRun> runs;
   size_t tile = 0;
   for (int rank = 0; rank < ranks; ++rank)
@@ -128,27 +132,28 @@ CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& facto
   return linear;
 }
 
-Tensors to_tensors(const Factor& factor) {
-  Tensors tensors{{"upper", factor.upper},
-                  {"permutation", factor.permutation},
-                  {"dead", factor.dead},
-                  {"damping", at::tensor({factor.damping}, at::kDouble)},
-                  {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
-  std::erase_if(tensors, [](const auto& item) { return !item.second.defined(); });
-  return tensors;
+/// What belongs to a factor beside U, which is large.
+Tensors small_parts(const Factor& factor) {
+  return {{"shape", at::tensor(factor.upper.sizes())},
+          {"permutation", factor.permutation},
+          {"dead", factor.dead},
+          {"damping", at::tensor({factor.damping}, at::kDouble)},
+          {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
 }
 
-Factor to_factor(const Tensors& tensors) {
-  const auto field = [&](const char* name) {
-    return tensors.contains(name) ? tensors.at(name) : at::Tensor();
-  };
-  return {field("upper"), field("permutation"), field("dead"), tensors.at("damping").item<double>(),
+/// A factor without its U, for which there is room in `memory`.
+Factor from_small_parts(const Tensors& tensors, at::Device memory) {
+  const at::Tensor& shape = tensors.at("shape");
+  const int64_t* extents = shape.const_data_ptr<int64_t>();
+  return {at::empty({extents[0], extents[1]}, at::device(memory).dtype(at::kFloat)),
+          tensors.at("permutation"), tensors.at("dead"), tensors.at("damping").item<double>(),
           static_cast<int>(tensors.at("retries").item<int64_t>())};
 }
 
 /// The factor, computed by `owner`; the others do something else `meanwhile`. Collective.
 Factor factorise_together(const Communicator& team, const Method& method, const at::Tensor& hessian,
-                          int owner, const std::function<void()>& meanwhile, PhaseTimer& timer) {
+                          int owner, const std::function<void()>& meanwhile, PhaseTimer& timer,
+                          const kernels::Device& device) {
   Factor factor;
   agree(team, timer, [&] {
     if (team.rank() != owner) return meanwhile();
@@ -158,12 +163,14 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
   if (team.size() == 1) return factor;
   const auto scope = timer.measure(Phase::gather);
   std::vector<std::byte> message;
-  if (team.rank() == owner) message = pack_tensors(to_tensors(factor));
+  if (team.rank() == owner) message = pack_tensors(small_parts(factor));
   int64_t bytes = static_cast<int64_t>(message.size());
   team.broadcast(std::as_writable_bytes(std::span(&bytes, 1)), owner);
   message.resize(static_cast<size_t>(bytes));
   team.broadcast(message, owner);
-  return team.rank() == owner ? factor : to_factor(unpack_tensors(message));
+  if (team.rank() != owner) factor = from_small_parts(unpack_tensors(message), method.memory());
+  broadcast_tensor(team, factor.upper, owner, device);
+  return factor;
 }
 
 /// Problems whose settings lead to one and the same factor.
@@ -238,27 +245,27 @@ std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
   std::map<std::string, CompressedLinear> results;
   int next_owner = 0;
   for (const auto& [key, stacked] : groups) {
-    const MethodSettings& settings = stacked.front()->settings;
-    const at::Tensor& hessian = statistics.of(settings);
+    const auto method = make_method(stacked.front()->settings, context);
+    const at::Tensor& hessian = statistics.of(stacked.front()->settings);
+    const at::Tensor near = hessian.to(method->memory());
     const int owner = next_owner++ % team.size();
-    const auto runs = deal_rows(stacked, team.size(), owner, compensates(settings.name));
+    const auto runs = deal_rows(stacked, team.size(), owner, context);
     Tensors mine;  // as "run/field"
     const auto measure_controls = [&] {
       const auto scope = timer.measure(Phase::solve);
       for (size_t run = 0; run < runs.size(); ++run)
         if (runs[run].owner == team.rank())
           keep(mine, run,
-               to_tensors(controls_of(*stacked[runs[run].problem], runs[run], hessian, context)));
+               to_tensors(controls_of(*stacked[runs[run].problem], runs[run], near, context)));
     };
-    const auto method = make_method(settings, context);
     const Factor factor =
-        factorise_together(team, *method, hessian, owner, measure_controls, timer);
+        factorise_together(team, *method, hessian, owner, measure_controls, timer, context.device);
     {
       const auto scope = timer.measure(Phase::solve);
       const auto controls_of_owner = [&] {
         if (team.rank() == owner) measure_controls();
       };
-      solve_runs(team, stacked, runs, hessian, factor, controls_of_owner, timer, context, mine);
+      solve_runs(team, stacked, runs, near, factor, controls_of_owner, timer, context, mine);
     }
 
     const auto scope = timer.measure(Phase::gather);

@@ -53,6 +53,12 @@ int64_t offset_of(int64_t strip, int64_t columns) {
   return lanes::rows * (strip * columns - lanes::rows * strip * (strip - 1) / 2);
 }
 
+/// Of all sums of so many columns.
+size_t sums_of(int64_t columns) {
+  const int64_t last = strips_of(columns) - 1;
+  return size_t(offset_of(last, columns) + (columns - last * lanes::rows) * lanes::rows);
+}
+
 /// sums[r] += products[r] * row_scale[r] * column_scale, rounded.
 void add_as_integers(const float* products, const double* row_scale, double column_scale,
                      int64_t* sums) {
@@ -75,12 +81,11 @@ void mirror_lower(const kernels::Context& context, float* matrix, int64_t n) {
 }  // namespace
 
 HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context)
-    : columns_(columns),
-      context_(context),
-      exponents_(columns, empty_column),
-      sums_(offset_of(strips_of(columns) - 1, columns) +
-            (columns - (strips_of(columns) - 1) * lanes::rows) * lanes::rows) {
-  if (context.device.uses_library()) on_device_.emplace(columns, context.device.memory);
+    : columns_(columns), context_(context), exponents_(columns, empty_column) {
+  if (context.device.uses_library())
+    on_device_.emplace(columns, context.device.memory);
+  else
+    sums_.resize(sums_of(columns));
 }
 
 void HessianAccumulator::observe(const at::Tensor& x) {
@@ -114,6 +119,7 @@ void HessianAccumulator::add(const at::Tensor& x) {
 
 std::span<int64_t> HessianAccumulator::sums() {
   if (!on_device_) return sums_;
+  sums_.resize(sums_of(columns_));
   for (int64_t strip = 0; strip < strips_of(columns_); ++strip)
     on_device_->read(strip * lanes::rows, lanes::rows, sums_.data() + offset_of(strip, columns_));
   on_device_.reset();
@@ -179,8 +185,9 @@ void HessianAccumulator::add_task(const LeafProducts& products, int64_t first_st
 }
 
 at::Tensor HessianAccumulator::finish(int64_t tokens) {
-  sums();
   if (tokens < 1) fail(ExitCode::internal, "statistics: no tokens were seen");
+  if (sums_.empty()) return on_device_->mean(exponents_, entry_bits, tokens);
+  sums();
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();
   // Powers of two, so that their products are exact.
@@ -199,7 +206,7 @@ at::Tensor HessianAccumulator::finish(int64_t tokens) {
     }
   });
   mirror_lower(context_, h, columns_);
-  return hessian;
+  return hessian.to(context_.device.memory);
 }
 
 }  // namespace selfcal

@@ -44,7 +44,8 @@ class HessianAccumulator {
   std::span<const at::Tensor> device_sums() const {
     return on_device_ ? on_device_->blocks() : std::span<const at::Tensor>();
   }
-  /// H = sum / tokens, float32 [columns, columns], symmetric. `tokens`: of all leaves of all ranks.
+  /// H = sum / tokens, float32 [columns, columns], symmetric, in the device's memory. `tokens`: of
+  /// all leaves of all ranks.
   at::Tensor finish(int64_t tokens);
 
  private:
@@ -58,7 +59,7 @@ class HessianAccumulator {
   int64_t columns_;
   kernels::Context context_;
   std::vector<int32_t> exponents_;
-  std::vector<int64_t> sums_;
+  std::vector<int64_t> sums_;             // empty while all is in the device's memory
   std::optional<LibrarySums> on_device_;  // what sums_ still lacks
 };
 

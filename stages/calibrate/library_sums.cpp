@@ -42,6 +42,40 @@ void LibrarySums::add(const at::Tensor& x, std::span<const int32_t> exponents, i
   }
 }
 
+at::Tensor LibrarySums::mean(std::span<const int32_t> exponents, int bits, int64_t tokens) const {
+  const auto options = blocks_.front().options();
+  at::Tensor scale = at::empty({columns_}, at::kDouble), unit = at::empty({columns_}, at::kDouble);
+  for (int64_t i = 0; i < columns_; ++i) {
+    scale.mutable_data_ptr<double>()[i] = std::ldexp(1.0, exponents[i]);
+    unit.mutable_data_ptr<double>()[i] = std::ldexp(1.0, exponents[i] - bits);
+  }
+  scale = scale.to(options.device());
+  unit = unit.to(options.device());
+  // Of one entry and there: the library would multiply by the reciprocal of a number of the host.
+  const at::Tensor count =
+      at::full({1}, static_cast<double>(tokens), at::device(options.device()).dtype(at::kDouble));
+  at::Tensor mean = at::empty({columns_, columns_}, options.dtype(at::kFloat));
+  int64_t first = 0;
+  for (const at::Tensor& block : blocks_) {
+    const int64_t rows = block.size(0), beyond = columns_ - first - rows;
+    const at::Tensor entries =
+        block.to(at::kDouble)
+            .div_(count)
+            .mul_(unit.narrow(0, first, rows).unsqueeze(1) * scale.narrow(0, first, rows + beyond))
+            .to(at::kFloat);
+    const at::Tensor corner = entries.narrow(1, 0, rows);
+    const at::Tensor below = at::ones({rows, rows}, corner.options().dtype(at::kBool)).tril(-1);
+    const at::Tensor here = mean.narrow(0, first, rows);
+    here.narrow(1, first, rows).copy_(at::where(below, corner.t(), corner));
+    here.narrow(1, first + rows, beyond).copy_(entries.narrow(1, rows, beyond));
+    mean.narrow(0, first + rows, beyond)
+        .narrow(1, first, rows)
+        .copy_(entries.narrow(1, rows, beyond).t());
+    first += rows;
+  }
+  return mean;
+}
+
 void LibrarySums::read(int64_t first, int64_t rows, int64_t* into) const {
   const at::Tensor& block = blocks_[static_cast<size_t>(first / rows_of_a_block)];
   const int64_t row = first % rows_of_a_block, here = std::min(rows, block.size(0) - row);

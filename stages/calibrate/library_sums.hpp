@@ -22,6 +22,10 @@ class LibrarySums {
   /// The sums as they are now, int64: for reductions in place. Every rank's have the same shapes.
   std::span<const at::Tensor> blocks() const { return blocks_; }
 
+  /// sum / tokens, float32 [columns, columns], symmetric, where the sums are: the bits that
+  /// HessianAccumulator::finish() finds on the host. Exponents and bits as in add().
+  at::Tensor mean(std::span<const int32_t> exponents, int bits, int64_t tokens) const;
+
   /// Adds the entries (first + r, j), r below `rows`, j from `first` on, to into[(j - first) * rows
   /// + r].
   void read(int64_t first, int64_t rows, int64_t* into) const;

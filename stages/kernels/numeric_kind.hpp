@@ -9,7 +9,7 @@ namespace selfcal::kernels {
 /// who computed what.
 std::string numeric_kind();
 
-/// The version of the arithmetic of library_operations.
-inline constexpr const char* library_arithmetic = "library operations 1";
+/// The version of the arithmetic of library_operations, and of factors and solves on a device.
+inline constexpr const char* library_arithmetic = "library operations 2";
 
 }  // namespace selfcal::kernels

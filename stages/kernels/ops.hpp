@@ -12,17 +12,22 @@
 #include "base/thread_pool.hpp"
 #include "stages/kernels/activation.hpp"
 
+namespace selfcal {
+class SolveKernels;
+}
+
 namespace selfcal::kernels {
 
 struct Operations;
 extern const Operations cpu_operations;      // our kernels; host memory only
 extern const Operations library_operations;  // the tensor library's; memory of any kind
 
-/// Where the tensors of forward passes live, and the code that works on them. Library operations on
+/// Where tensors live on their way through a block, and the code that works on them. Library operations on
 /// host memory are the double of a GPU that tests use.
 struct Device {
   at::Device memory{at::kCPU};
   const Operations* operations = &cpu_operations;
+  SolveKernels* solver = nullptr;  // borrowed; none: solves run on the host's threads
 
   bool uses_library() const { return operations == &library_operations; }
 };

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.hpp"
@@ -29,14 +30,18 @@ void check_hessian(const at::Tensor& hessian) {
   }
 }
 
+bool is_finite(const at::Tensor& matrix, const kernels::Context& context) {
+  return matrix.is_cpu() ? kernels::all_finite(context, matrix)
+                         : matrix.isfinite().all().item<bool>();
+}
+
 Diagonal diagonal_of(const at::Tensor& hessian) {
-  const int64_t n = hessian.size(0);
-  const float* h = hessian.const_data_ptr<float>();
+  const at::Tensor entries = hessian.diagonal().to(at::kCPU).contiguous();
   Diagonal diagonal;
   double sum = 0;
   int64_t live = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    diagonal.values.push_back(h[i * (n + 1)]);
+  for (int64_t i = 0; i < entries.numel(); ++i) {
+    diagonal.values.push_back(entries.const_data_ptr<float>()[i]);
     sum += diagonal.values.back();
     live += diagonal.values.back() != 0;
   }
@@ -60,14 +65,17 @@ at::Tensor order_of(const Diagonal& diagonal, int64_t run) {
   return permutation;
 }
 
-/// The damped Hessian in reversed order of the permutation, scaled so that its mean diagonal is
-/// near 1; false where it is not positive definite in T.
+/// Of a factor, so that the mean diagonal of what is factorised is near 1: by 4^exponent, whose
+/// root is exact.
+int exponent_of(const Diagonal& diagonal) { return std::ilogb(diagonal.live_mean) / 2; }
+
+/// The damped Hessian in reversed order of the permutation, scaled, by our tiles; false where it is
+/// not positive definite in T.
 template <class T>
-bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
-                const kernels::Context& context) {
+bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
+               const kernels::Context& context) {
   const int64_t n = hessian.size(0);
-  const int exponent =
-      std::ilogb(diagonal.live_mean) / 2;  // by 4^exponent, so that its root is exact
+  const int exponent = exponent_of(diagonal);
   const double scale = std::ldexp(1.0, -2 * exponent), added = damping * diagonal.live_mean;
   at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
   T* a = matrix.mutable_data_ptr<T>();
@@ -88,15 +96,65 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
   return kernels::all_finite(context, factor.upper);
 }
 
+/// The same by the tensor library, where the Hessian is.
+template <class T>
+bool try_library(const at::Tensor& hessian, const Diagonal& diagonal, double damping,
+                 Factor& factor, const kernels::Context& context) {
+  const auto dtype = c10::CppTypeToScalarType<T>::value;
+  const int64_t n = hessian.size(0);
+  const int exponent = exponent_of(diagonal);
+  const double scale = std::ldexp(1.0, -2 * exponent), added = damping * diagonal.live_mean;
+  const at::Tensor order = factor.permutation.flip(0);
+  at::Tensor damped = at::empty({n}, at::kDouble);
+  for (int64_t i = 0; i < n; ++i) {
+    const double entry = diagonal.values[order.const_data_ptr<int64_t>()[i]];
+    damped.mutable_data_ptr<double>()[i] =
+        ((entry == 0 ? diagonal.live_mean : entry) + added) * scale;
+  }
+  damped = damped.to(dtype).to(hessian.device());
+  const at::Tensor there = order.to(hessian.device());
+  at::Tensor matrix = hessian.index_select(0, there).index_select(1, there).to(dtype).mul_(scale);
+  matrix.diagonal().copy_(damped);
+  const auto [lower, info] = at::linalg_cholesky_ex(matrix);
+  if (info.template item<int>() != 0) return false;
+  const at::Tensor lost = lower.diagonal().square().le(
+      damped * (8 * static_cast<double>(std::numeric_limits<T>::epsilon())));
+  if (lost.any().item<bool>()) return false;
+  const at::Tensor unit = at::eye(n, hessian.options().dtype(dtype));
+  factor.upper = at::linalg_solve_triangular(lower, unit, /*upper=*/false)
+                     .flip({0, 1})
+                     .to(at::kFloat)
+                     .contiguous()
+                     .mul_(std::ldexp(1.0, -exponent));
+  return is_finite(factor.upper, context);
+}
+
+/// In T, in the way of the context's device.
+template <class T>
+bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
+                const kernels::Context& context) {
+  return context.device.uses_library() ? try_library<T>(hessian, diagonal, damping, factor, context)
+                                       : try_tiles<T>(hessian, diagonal, damping, factor, context);
+}
+
 }  // namespace
 
-Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
+Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,
                          const kernels::Context& context) {
-  check_hessian(hessian);
-  if (!kernels::all_finite(context, hessian)) fail(ExitCode::data, "Hessian not finite");
+  const bool ordered = settings.act_order != ActOrder::none;
+  // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
+  const int64_t run = std::max(1, settings.sparsity.pattern.of);
+  return factorise_inverse(hessian, settings.damping, ordered ? run : 0, context);
+}
+
+Factor factorise_inverse(const at::Tensor& given, double damping, int64_t ordered_run,
+                         const kernels::Context& context) {
+  check_hessian(given);
+  const at::Tensor hessian = given.to(context.device.memory);
+  if (!is_finite(hessian, context)) fail(ExitCode::data, "Hessian not finite");
   const Diagonal diagonal = diagonal_of(hessian);
   Factor factor;
-  factor.dead = hessian.diagonal().eq(0).to(at::kByte);
+  factor.dead = hessian.diagonal().eq(0).to(at::kByte).to(at::kCPU);
   factor.permutation = order_of(diagonal, ordered_run);
   if (diagonal.live_mean > 0) {
     for (double fraction = damping;; ++factor.retries) {
@@ -117,7 +175,7 @@ Factor trivial_factor(const at::Tensor& hessian) {
   Factor factor;
   factor.upper = at::empty({0, 0}, at::kFloat);
   factor.permutation = at::arange(hessian.size(0), at::kLong);
-  factor.dead = mean_squares(hessian).eq(0).to(at::kByte);
+  factor.dead = mean_squares(hessian).eq(0).to(at::kByte).to(at::kCPU);
   return factor;
 }
 

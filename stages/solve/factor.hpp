@@ -4,7 +4,13 @@
 
 namespace selfcal {
 
-/// hessian: contiguous float32 [columns, columns], symmetric. `ordered_run`: runs of so many
+/// hessian: contiguous float32 [columns, columns], symmetric, in any memory; of the damping and
+/// order that the settings ask for. Where the context's device works with the tensor library, it
+/// factorises there (cuSOLVER on GPUs, LAPACK on host memory), and `upper` stays in its memory.
+Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,
+                         const kernels::Context& context);
+
+/// `ordered_run`: runs of so many
 /// columns in descending order of the sum of their diag(H), ties by column; 0: all as they are. The
 /// fraction `damping` of the mean live diagonal is added; a matrix that is not positive definite in
 /// float32 is tried in float64, then the fraction is doubled, up to 1. Not finite, or never

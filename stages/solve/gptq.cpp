@@ -4,21 +4,9 @@
 
 #include <algorithm>
 
-#include "base/error.hpp"
+#include "stages/solve/cuda/block_of_columns.hpp"
 
 namespace selfcal {
-namespace {
-
-/// Rounded one after the other before the rest of the block hears of them: about 16, whole runs of
-/// an n:m pattern.
-int64_t columns_of_step(const Sparsity& sparsity) {
-  constexpr int64_t usual = 16;
-  const int64_t run = std::max(1, sparsity.pattern.of);
-  return std::max(run, usual / run * run);
-}
-
-}  // namespace
-
 GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype,
                      const Factor& factor, const lanes::Kernels& kernels,
                      const kernels::Context& context)
@@ -33,7 +21,8 @@ GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype
       panels_(upper_, cut_into_blocks(), kernels, context) {}
 
 std::vector<Rectangle> GptqTiles::cut_into_blocks() {
-  const int64_t columns = upper_.size(0), step_columns = columns_of_step(settings_.sparsity);
+  const int64_t columns = upper_.size(0),
+                step_columns = by_row::columns_of_step(settings_.sparsity.pattern);
   // Scales that are found on the way are found between steps.
   const bool stop_at_groups =
       groups_.dynamic && settings_.group_parameters == GroupParameters::current;
@@ -148,41 +137,6 @@ TileSolution GptqTiles::finish(const TilesInWork& work) const {
 TileSolution GptqTiles::operator()(const at::Tensor& tiles) const {
   TilesInWork work = begin(tiles);
   for (int64_t block = 0; block < blocks(); ++block) solve_block(work, block);
-  return finish(work);
-}
-
-by_row::Columns GptqTiles::columns_by_row() const {
-  by_row::Columns columns;
-  columns.grid = grid_;
-  columns.pattern = settings_.sparsity.pattern;
-  if (groups_.dynamic && grid_.quantises) {
-    const bool published = settings_.group_parameters == GroupParameters::published;
-    columns.scales = published ? by_row::Scales::of_block : by_row::Scales::of_step;
-  }
-  columns.count = upper_.size(0);
-  columns.block = std::min(settings_.block_size, columns.count);
-  columns.step = columns_of_step(settings_.sparsity);
-  columns.group_size = groups_.size;
-  columns.upper = upper_.const_data_ptr<float>();
-  columns.group = groups_.of_position.data();
-  return columns;
-}
-
-TileSolution GptqTiles::solve_with(TileSolver& solver, const at::Tensor& tiles) const {
-  const by_row::Columns columns = columns_by_row();
-  const int64_t run = std::max(1, columns.pattern.of);
-  if (settings_.sparsity.share > 0)
-    fail(ExitCode::config, "sparsity is {}, expected a pattern: its rows are solved together",
-         settings_.sparsity.share);
-  if (columns.count % run != 0 ||
-      (columns.scales == by_row::Scales::of_step && columns.group_size % run != 0))
-    fail(ExitCode::config,
-         "pattern of {} columns, expected {} columns and groups of {} to be whole "
-         "runs of it",
-         run, columns.count, columns.group_size);
-  TilesInWork work = begin(tiles);
-  solver.solve(columns, {work.tiles(), groups_.count, work.weight_at(0, 0), work.codes_at(0, 0),
-                         work.kept_at(0, 0), work.scale_at(0, 0), work.zero_at(0, 0)});
   return finish(work);
 }
 

@@ -2,7 +2,6 @@
 // transformers", 2023): columns are rounded in turn, and what a rounding changes in the output is
 // made good by the columns that follow.
 #pragma once
-#include "stages/solve/cuda/tile_solver.hpp"
 #include "stages/solve/panels.hpp"
 #include "stages/solve/row_solver.hpp"
 
@@ -43,10 +42,6 @@ class GptqTiles {
   /// tiles: float32 [tiles, columns, 32], columns in the order of the matrix.
   TileSolution operator()(const at::Tensor& tiles) const;
 
-  /// The same by a solver of single rows (the GPU's), whose bits are these where the CPU fuses
-  /// multiply and add. Unstructured sparsity is ExitCode::config: its rows meet.
-  TileSolution solve_with(TileSolver& solver, const at::Tensor& tiles) const;
-
   // The same block by block, for sparsity whose mask of a block depends on other rows: between
   // begin() and finish(), kept_of_block() is filled before each solve_block().
   TilesInWork begin(const at::Tensor& tiles) const;
@@ -76,7 +71,6 @@ class GptqTiles {
   };
 
   std::vector<Rectangle> cut_into_blocks();
-  by_row::Columns columns_by_row() const;
   void find_scales(TilesInWork& work, int64_t first, int64_t last) const;
   void round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const;
 

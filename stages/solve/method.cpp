@@ -4,6 +4,7 @@
 
 #include "base/error.hpp"
 #include "stages/solve/clip.hpp"
+#include "stages/solve/device_feedback.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/gptq.hpp"
 #include "stages/solve/pruning.hpp"
@@ -12,24 +13,10 @@
 namespace selfcal {
 namespace {
 
-void check_problem(const at::Tensor& weight, const at::Tensor& hessian,
-                   const MethodSettings& settings) {
-  const int64_t columns = weight.dim() == 2 ? weight.size(1) : -1;
-  const bool fits = hessian.sizes() == at::IntArrayRef({columns, columns}) ||
-                    (hessian.sizes() == at::IntArrayRef({columns}) && !needs_products(settings));
-  if (columns < 1 || !fits)
-    fail(ExitCode::internal, "solve: weight [{}] and Hessian [{}] do not fit together",
-         fmt::join(weight.sizes(), ", "), fmt::join(hessian.sizes(), ", "));
-  const lanes::Pattern& pattern = settings.sparsity.pattern;
-  if (pattern.of > 0 && columns % pattern.of != 0)
-    fail(ExitCode::data, "pattern {}:{} does not divide the {} columns", pattern.zeros, pattern.of,
-         columns);
-}
-
-void note_factor(SolvedRows& solved, const Factor& factor) {
-  solved.linear.damping = factor.damping;
-  solved.linear.damping_retries = factor.retries;
-  solved.linear.dead_columns = factor.dead.sum().item<int64_t>();
+/// The same factor in the host's memory.
+Factor on_host(Factor factor) {
+  factor.upper = factor.upper.to(at::kCPU);
+  return factor;
 }
 
 /// What all methods on the host have in common.
@@ -41,7 +28,7 @@ class OnTheHost : public Method {
   RowControls controls(const at::Tensor& weight, const at::Tensor& hessian,
                        at::ScalarType weight_dtype) const override {
     check_problem(weight, hessian, settings_);
-    return solver().controls(weight, hessian, weight_dtype);
+    return solver().controls(weight, hessian.to(at::kCPU), weight_dtype);
   }
 
  protected:
@@ -60,10 +47,7 @@ class ErrorFeedback : public OnTheHost {
   using OnTheHost::OnTheHost;
 
   Factor factorise(const at::Tensor& hessian) const override {
-    const bool ordered = settings().act_order != ActOrder::none;
-    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
-    const int64_t run = std::max(1, settings().sparsity.pattern.of);
-    return factorise_inverse(hessian, settings().damping, ordered ? run : 0, context());
+    return on_host(factorise_inverse(hessian, settings(), context()));
   }
 
   bool rows_meet() const override { return settings().sparsity.share > 0; }
@@ -81,7 +65,7 @@ class ErrorFeedback : public OnTheHost {
     if (rows_meet()) together.solve(weight, team);
     SolvedRows solved;
     team.run([&] {
-      solved = by_rows(weight, hessian, weight_dtype, tiles->groups(),
+      solved = by_rows(weight, hessian.to(at::kCPU), weight_dtype, tiles->groups(),
                        [&](const at::Tensor& rows, int64_t first) {
                          return rows_meet() ? together.finish(first) : (*tiles)(rows);
                        });
@@ -101,8 +85,9 @@ class Independent : public OnTheHost {
 
   Factor factorise(const at::Tensor& hessian) const override { return trivial_factor(hessian); }
 
-  SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor,
+  SolvedRows solve(const at::Tensor& weight, const at::Tensor& given, const Factor& factor,
                    at::ScalarType weight_dtype, const RowTeam&) const override {
+    const at::Tensor hessian = given.to(at::kCPU);
     check_problem(weight, hessian, settings());
     const lanes::Grid grid = grid_of(settings(), weight_dtype);
     const Groups groups = plain_groups(settings(), weight.size(1));
@@ -135,6 +120,8 @@ std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Con
   switch (settings.name) {
     case MethodName::gptq:
     case MethodName::sparsegpt:
+      if (context.device.solver != nullptr && !reason_for_host(settings))
+        return make_device_feedback(settings, context);
       return std::make_unique<ErrorFeedback>(settings, context);
     case MethodName::awq:
     case MethodName::wanda:

@@ -106,8 +106,8 @@ inline at::Tensor mean_squares(const at::Tensor& hessian) {
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.
 struct Factor {
-  at::Tensor
-      upper;  // float32 [columns, columns]: U with U^T U = H^-1 (permuted where act_order asks)
+  at::Tensor upper;  // float32 [columns, columns]: U with U^T U = H^-1 (permuted where act_order
+                     // asks); in the memory that the method solves in, the rest in the host's
   at::Tensor permutation;  // int64 [columns]; position -> original column
   at::Tensor dead;         // uint8 [columns]: 1 where diag(H) is zero (original order)
   double damping = 0;      // fraction that was used in the end
@@ -135,12 +135,16 @@ struct RowTeam {
   std::function<void(std::span<int64_t>)> sum = [](std::span<int64_t>) {};
 };
 
+/// Rows of one tile of a solve on the host.
+inline constexpr int64_t solve_row_tile = 64;
+
 class Method {
  public:
   virtual ~Method() = default;
-  /// H: float32 [columns, columns], mean over tokens of x x^T, finite and symmetric; its diagonal
-  /// [columns] is enough where the settings do not need products. Independent. A Hessian that is
-  /// not finite, or not positive definite at any damping up to 1, is ExitCode::data.
+  /// H: float32 [columns, columns], mean over tokens of x x^T, finite and symmetric, in the host's
+  /// memory or the device's; its diagonal [columns] is enough where the settings do not need
+  /// products. Independent. A Hessian that is not finite, or not positive definite at any damping
+  /// up to 1, is ExitCode::data.
   virtual Factor factorise(const at::Tensor& hessian) const = 0;
   /// weight: [rows, columns] any float dtype; hessian as given to factorise. A row's figures do not
   /// depend on the others.
@@ -149,16 +153,17 @@ class Method {
   /// Whether a matrix is solved by all its ranks together: solve() is then collective over the
   /// RowTeam, and a rank may hold no rows. Else rows are independent and the team is not used.
   virtual bool rows_meet() const { return false; }
-  /// weight, hessian: as given to controls.
+  /// Where solve() takes Hessian and factor from; what is elsewhere it copies at each call.
+  virtual at::Device memory() const { return at::kCPU; }
+  /// Rows of a tile: ranks are dealt whole ones.
+  virtual int64_t row_tile() const { return lanes::rows; }
+  /// weight, hessian: as given to controls. Result in the host's memory.
   virtual SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian,
                            const Factor& factor, at::ScalarType weight_dtype,
                            const RowTeam& team = {}) const = 0;
 };
 
-/// Rows of one tile of a solve; part of the numerical contract (a tile's rows never change with the
-/// ranks).
-inline constexpr int64_t solve_row_tile = 64;
-
+/// Solves in the context's device where that takes the settings, else on the host's threads.
 std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Context context);
 
 }  // namespace selfcal

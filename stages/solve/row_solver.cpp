@@ -15,14 +15,69 @@ namespace selfcal {
 namespace {
 
 void store_forms(const at::Tensor& forms, at::Tensor& rows, int64_t first, int64_t count) {
-  const double* from = forms.const_data_ptr<double>();
-  for (int64_t row = 0; row < count; ++row) {
-    if (!std::isfinite(from[row])) {
-      fail(ExitCode::data,
-           "weight and Hessian are too large: the error of a row overflows float32");
-    }
-  }
-  std::copy_n(from, count, rows.mutable_data_ptr<double>() + first);
+  const std::span mine(forms.const_data_ptr<double>(), size_t(count));
+  check_forms(mine);
+  std::ranges::copy(mine, rows.mutable_data_ptr<double>() + first);
+}
+
+/// Whole numbers of the tiles' rows as uint8 [count, columns].
+at::Tensor whole_rows(const at::Tensor& tiles, int64_t count) {
+  at::Tensor numbers = at::empty({count, tiles.size(1)}, at::kByte);
+  store_tiles(tiles, numbers, 0, count);
+  return numbers;
+}
+
+void store(const TileSolution& solution, CompressedLinear& linear, int64_t first, int64_t count) {
+  store_tiles(solution.weight, linear.weight, first, count);
+  if (linear.mask.defined())
+    linear.mask.narrow(0, first, count).copy_(pack_mask(whole_rows(solution.kept, count)));
+  if (!linear.codes.defined()) return;
+  check_scales(solution.scale, linear.scale.scalar_type());
+  linear.codes.narrow(0, first, count)
+      .copy_(pack_codes(whole_rows(solution.codes, count), linear.bits));
+  store_tiles(solution.scale, linear.scale, first, count);
+  store_tiles(solution.zero, linear.zero, first, count);
+}
+
+/// What a method without data comes to: pruned by magnitude, rounded to the nearest code.
+at::Tensor data_free(const at::Tensor& tiles, const MethodSettings& settings,
+                     const lanes::Grid& grid, const Groups& groups, const lanes::Kernels& kernels) {
+  at::Tensor weight = tiles;
+  if (settings.prunes()) weight = prune_by_magnitude(tiles, {}, settings.sparsity, kernels).weight;
+  return settings.quantises() ? round_to_nearest(weight, grid, groups, kernels).weight : weight;
+}
+
+}  // namespace
+
+void check_problem(const at::Tensor& weight, const at::Tensor& hessian,
+                   const MethodSettings& settings) {
+  const int64_t columns = weight.dim() == 2 ? weight.size(1) : -1;
+  const bool fits = hessian.sizes() == at::IntArrayRef({columns, columns}) ||
+                    (hessian.sizes() == at::IntArrayRef({columns}) && !needs_products(settings));
+  if (columns < 1 || !fits)
+    fail(ExitCode::internal, "solve: weight [{}] and Hessian [{}] do not fit together",
+         fmt::join(weight.sizes(), ", "), fmt::join(hessian.sizes(), ", "));
+  const lanes::Pattern& pattern = settings.sparsity.pattern;
+  if (pattern.of > 0 && columns % pattern.of != 0)
+    fail(ExitCode::data, "pattern {}:{} does not divide the {} columns", pattern.zeros, pattern.of,
+         columns);
+}
+
+void check_scales(const at::Tensor& scale, at::ScalarType scale_dtype) {
+  if (!scale.isfinite().all().item<bool>())
+    fail(ExitCode::data, "weight too large: the scale of a group overflows {}",
+         toString(scale_dtype));
+}
+
+void check_forms(std::span<const double> forms) {
+  if (std::ranges::any_of(forms, [](double form) { return !std::isfinite(form); }))
+    fail(ExitCode::data, "weight and Hessian are too large: the error of a row overflows float32");
+}
+
+void note_factor(SolvedRows& solved, const Factor& factor) {
+  solved.linear.damping = factor.damping;
+  solved.linear.damping_retries = factor.retries;
+  solved.linear.dead_columns = factor.dead.sum().item<int64_t>();
 }
 
 SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& settings,
@@ -41,43 +96,12 @@ SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& setti
   return solved;
 }
 
-/// Whole numbers of the tiles' rows as uint8 [count, columns].
-at::Tensor whole_rows(const at::Tensor& tiles, int64_t count) {
-  at::Tensor numbers = at::empty({count, tiles.size(1)}, at::kByte);
-  store_tiles(tiles, numbers, 0, count);
-  return numbers;
-}
-
-void store(const TileSolution& solution, CompressedLinear& linear, int64_t first, int64_t count) {
-  store_tiles(solution.weight, linear.weight, first, count);
-  if (linear.mask.defined())
-    linear.mask.narrow(0, first, count).copy_(pack_mask(whole_rows(solution.kept, count)));
-  if (!linear.codes.defined()) return;
-  if (!solution.scale.isfinite().all().item<bool>()) {
-    fail(ExitCode::data, "weight too large: the scale of a group overflows {}",
-         toString(linear.scale.scalar_type()));
-  }
-  linear.codes.narrow(0, first, count)
-      .copy_(pack_codes(whole_rows(solution.codes, count), linear.bits));
-  store_tiles(solution.scale, linear.scale, first, count);
-  store_tiles(solution.zero, linear.zero, first, count);
-}
-
-/// What a method without data comes to: pruned by magnitude, rounded to the nearest code.
-at::Tensor data_free(const at::Tensor& tiles, const MethodSettings& settings,
-                     const lanes::Grid& grid, const Groups& groups, const lanes::Kernels& kernels) {
-  at::Tensor weight = tiles;
-  if (settings.prunes()) weight = prune_by_magnitude(tiles, {}, settings.sparsity, kernels).weight;
-  return settings.quantises() ? round_to_nearest(weight, grid, groups, kernels).weight : weight;
-}
-
-}  // namespace
-
 /// More tiles at a time read the factor from memory less often, fewer keep all threads busy. A
 /// row's result does not depend on it.
 int64_t RowSolver::rows_of_a_task(int64_t rows) const {
   const int64_t threads = context.threads ? context.threads->size() : 1;
-  return std::clamp<int64_t>(tiles_of(rows) / (8 * threads), 1, 4) * lanes::rows;
+  const int64_t tasks = threads == 1 ? 1 : 8 * threads;
+  return std::clamp<int64_t>(tiles_of(rows) / tasks, 1, 4) * lanes::rows;
 }
 
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,

@@ -2,6 +2,7 @@
 // measured, packed.
 #pragma once
 #include <functional>
+#include <span>
 
 #include "stages/solve/quantiser.hpp"
 #include "stages/solve/tiles.hpp"
@@ -16,6 +17,18 @@ struct TileSolution {
   at::Tensor zero;   // float32 [tiles, groups, 32]
   at::Tensor kept;   // float32 [tiles, columns, 32], where weights are pruned: 0 for those
 };
+
+/// Fails where tensors of a problem, or the pattern and the columns, do not fit together.
+void check_problem(const at::Tensor& weight, const at::Tensor& hessian,
+                   const MethodSettings& settings);
+/// Room for the results of `rows` rows, in the host's memory.
+SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& settings,
+                      const Groups& groups, at::ScalarType weight_dtype);
+/// ExitCode::data where a scale, in any memory, or a row's form is not finite.
+void check_scales(const at::Tensor& scale, at::ScalarType scale_dtype);
+void check_forms(std::span<const double> forms);
+/// The factor's damping and dead columns become part of the result.
+void note_factor(SolvedRows& solved, const Factor& factor);
 
 /// Rounds every weight to the nearest code, whatever the Hessian: the data-free control.
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,

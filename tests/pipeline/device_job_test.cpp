@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <tuple>
 
 #include "base/error.hpp"
 #include "comm/nccl/nccl_group.hpp"
 #include "pipeline/compress.hpp"
+#include "stages/solve/cuda/solve_kernels.hpp"
 #include "storage/layer_file.hpp"
 #include "storage/run_directory.hpp"
 #include "tests/comm/nccl_double.hpp"
@@ -16,7 +18,27 @@
 namespace selfcal {
 namespace {
 
-const kernels::Device library{at::kCPU, &kernels::library_operations};
+/// The kernels' twin, which notes what it is asked for.
+class CountedKernels : public SolveKernels {
+ public:
+  void find_scales(const by_row::Columns& columns, const by_row::TileArrays& arrays) override {
+    twin_->find_scales(columns, arrays);
+  }
+  void solve_block(const by_row::Columns& columns, const by_row::TileArrays& arrays,
+                   const by_row::Block& block) override {
+    ++blocks;
+    EXPECT_EQ(arrays.rows, 256);
+    twin_->solve_block(columns, arrays, block);
+  }
+
+  int blocks = 0;
+
+ private:
+  std::unique_ptr<SolveKernels> twin_ = make_cpu_twin();
+};
+
+CountedKernels counted;
+const kernels::Device library{at::kCPU, &kernels::library_operations, &counted};
 
 class DeviceJob : public testing::Test {
  protected:
@@ -79,7 +101,7 @@ TEST_F(DeviceJob, ContentHashesDoNotDependOnRanks) {
   }
 }
 
-TEST_F(DeviceJob, StatisticsMeetByNccl) {
+TEST_F(DeviceJob, StatisticsAndFactorsTravelByNccl) {
   const std::string method =
       "method: {name: gptq, bits: 4, group_size: 16}\nlayout: {mode: shared}\n";
   const auto vendor = std::make_shared<testing_support::NcclDouble>();
@@ -88,11 +110,35 @@ TEST_F(DeviceJob, StatisticsMeetByNccl) {
   const auto found = run(Communicator::nccl(world, vendor, options), "nccl", method, library);
   EXPECT_EQ(found, run(world, "mpi", method, library));
   EXPECT_TRUE(vendor->violations.empty()) << vendor->violations.front();
-  // Two layers, each with the inputs of q k v, o, gate up, and down; of one block of columns each.
-  const auto reductions = std::ranges::count_if(vendor->calls, [](const std::string& call) {
-    return call.find("all_reduce") != std::string::npos;
-  });
-  EXPECT_EQ(reductions, 8);
+  // Two layers, each with the inputs of q k v, o, gate up, and down: of one block of columns each,
+  // and with a factor each.
+  const auto made = [&](const char* name) {
+    return std::ranges::count_if(vendor->calls, [&](const std::string& call) {
+      return call.find(name) != std::string::npos;
+    });
+  };
+  const int64_t expected = world.size() > 1 ? 8 : 0;
+  EXPECT_EQ(made("all_reduce"), expected);
+  EXPECT_EQ(made("broadcast"), expected);
+}
+
+/// What the device's kernels take, what they leave to the host, and both in one job.
+TEST_F(DeviceJob, SolvesAreTheSameOnAllRanks) {
+  const std::string by_kernels =
+                        "method: {name: sparsegpt, pattern: \"2:4\", bits: 4, group_size: 16}\n",
+                    by_host = "method: {name: sparsegpt, sparsity: 0.5}\n",
+                    mixed =
+                        "method: {name: gptq, group_size: 16}\noverrides: [{match: mlp, method: "
+                        "sparsegpt, sparsity: 0.5}]\n";
+  for (const auto& [name, method, takes] : {std::tuple{"kernels", by_kernels, true},
+                                            {"host", by_host, false},
+                                            {"mixed", mixed, true}}) {
+    counted.blocks = 0;
+    const auto one =
+        run(world.split(world.rank()), name + std::to_string(world.rank()), method, library);
+    EXPECT_EQ(counted.blocks > 0, takes) << name;
+    EXPECT_EQ(run(world, std::string(name) + "-all", method, library), one) << name;
+  }
 }
 
 TEST_F(DeviceJob, AwqComesToTheSameOnAllRanks) {

@@ -57,26 +57,21 @@ void launch(Index grid, Index block, const std::function<void()>& kernel) {
   }
 }
 
-class KernelsOnThreads : public TileSolver {
+class KernelsOnThreads : public SolveKernels {
  public:
-  void solve(const Columns& columns, const TileArrays& arrays) override {
-    std::vector<float> errors(static_cast<size_t>(arrays.tiles * columns.block * lanes::rows));
-    TileArrays memory = arrays;
-    memory.errors = errors.data();
-    const auto tiles = static_cast<unsigned>(arrays.tiles);
-    for (int64_t first = 0; first < columns.count; first += columns.block) {
-      const int64_t last = std::min(first + columns.block, columns.count);
-      launch({tiles, 1}, {rows_of_tile, 1},
-             [&] { solve_block_kernel(columns, memory, first, last); });
-      launch({tiles, static_cast<unsigned>(groups_beyond(columns, last))}, {rows_of_tile, warps},
-             [&] { subtract_beyond_kernel(columns, memory, first, last); });
-    }
+  void find_scales(const Columns& columns, const TileArrays& arrays) override {
+    launch({unsigned(warps_of(arrays)), unsigned(arrays.groups)}, {warp, 1},
+           [&] { find_scales_kernel(columns, arrays); });
+  }
+  void solve_block(const Columns& columns, const TileArrays& arrays, const Block& block) override {
+    launch({unsigned(warps_of(arrays)), 1}, {warp, 1},
+           [&] { solve_block_kernel(columns, arrays, block); });
   }
 };
 
 }  // namespace
 
-std::unique_ptr<TileSolver> make_kernels_on_threads() {
+std::unique_ptr<SolveKernels> make_kernels_on_threads() {
   return std::make_unique<KernelsOnThreads>();
 }
 

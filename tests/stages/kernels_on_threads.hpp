@@ -3,10 +3,10 @@
 #pragma once
 #include <memory>
 
-#include "stages/solve/cuda/tile_solver.hpp"
+#include "stages/solve/cuda/solve_kernels.hpp"
 
 namespace selfcal::testing_support {
 
-std::unique_ptr<TileSolver> make_kernels_on_threads();
+std::unique_ptr<SolveKernels> make_kernels_on_threads();
 
 }  // namespace selfcal::testing_support

@@ -1,8 +1,14 @@
-// The row arithmetic that the CUDA kernels share with their CPU twin: the twin against the vector
-// code, and, where there is a GPU, the kernels against the twin.
+// Solves on a device, on host memory with the CPU twin of the CUDA kernels for the kernels: beside
+// the host's, the kernels' own text beside the twin, and, where there is a GPU, the GPU beside it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+
 #include "base/gpu_module.hpp"
+#include "stages/solve/device_feedback.hpp"
+#include "stages/solve/device_tiles.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/gptq.hpp"
 #include "tests/stages/kernels_on_threads.hpp"
@@ -83,105 +89,194 @@ std::vector<Case> cases() {
   return all;
 }
 
-/// One problem, by the vector code and by a solver of rows.
+/// One problem, by the host's threads and by solvers of a device.
 class ByRow : public testing::TestWithParam<Case> {
  protected:
-  ByRow()
-      : threads_(1),
-        problem_(random_problem(7, GetParam().rows, GetParam().columns)),
-        factor_(factorise_inverse(problem_.hessian, 0.01,
-                                  GetParam().settings.act_order == ActOrder::none
-                                      ? 0
-                                      : std::max(1, GetParam().settings.sparsity.pattern.of),
-                                  threads_.context())),
-        tiles_(load_tiles(problem_.weight, 0, GetParam().rows)) {}
-
-  GptqTiles solver(const lanes::Kernels& kernels) {
-    return GptqTiles(GetParam().settings, GetParam().dtype, factor_, kernels, threads_.context());
+  MeasuredRows on_host() {
+    return solve(problem_, GetParam().settings, /*threads=*/1, GetParam().dtype);
+  }
+  MeasuredRows on_device(SolveKernels& kernels, at::Device memory = at::kCPU) {
+    const kernels::Device device{memory, &kernels::library_operations, &kernels};
+    const auto method = make_method(GetParam().settings, {&threads_.pool, device});
+    EXPECT_EQ(method->row_tile(), 256);  // the device's method, not the host's
+    return solve(problem_, *method, GetParam().dtype);
   }
 
-  Threads threads_;
-  Problem problem_;
-  Factor factor_;
-  at::Tensor tiles_;
+  Threads threads_{1};
+  Problem problem_ = random_problem(7, GetParam().rows, GetParam().columns);
 };
 
-std::vector<std::pair<std::string, at::Tensor>> tensors_of(const TileSolution& solution) {
+std::vector<std::pair<std::string, at::Tensor>> tensors_of(const MeasuredRows& solved) {
+  const CompressedLinear& linear = solved.linear;
   std::vector<std::pair<std::string, at::Tensor>> all;
-  for (const auto& [name, tensor] : {std::pair{"weight", solution.weight},
-                                     {"codes", solution.codes},
-                                     {"scale", solution.scale},
-                                     {"zero", solution.zero},
-                                     {"kept", solution.kept}})
+  for (const auto& [name, tensor] : {std::pair{"weight", linear.weight},
+                                     {"codes", linear.codes},
+                                     {"scale", linear.scale},
+                                     {"zero", linear.zero},
+                                     {"g_idx", linear.g_idx},
+                                     {"mask", linear.mask},
+                                     {"error", solved.error},
+                                     {"nearest", solved.nearest_error},
+                                     {"reference", solved.reference}})
     if (tensor.defined()) all.emplace_back(name, tensor);
   return all;
 }
 
-/// The share of entries for which `equal` holds must be at least `least`, in every tensor.
-void expect_equal(const TileSolution& found, const TileSolution& expected, double least,
-                  const std::function<at::Tensor(const at::Tensor&, const at::Tensor&)>& equal) {
+void expect_same_bits(const MeasuredRows& found, const MeasuredRows& expected) {
   const auto a = tensors_of(found), b = tensors_of(expected);
   ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    const at::Tensor same = equal(a[i].second.contiguous(), b[i].second.contiguous());
-    EXPECT_GE(same.to(at::kDouble).mean().item<double>(), least) << a[i].first;
-  }
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_TRUE(same_bits(a[i].second, b[i].second)) << a[i].first;
 }
 
-void expect_same_bits(const TileSolution& found, const TileSolution& expected) {
-  expect_equal(found, expected, 1, [](const at::Tensor& a, const at::Tensor& b) {
-    return a.view(at::kInt).eq(b.view(at::kInt));
-  });
-}
+double total(const at::Tensor& rows) { return rows.sum().item<double>(); }
 
-TEST_P(ByRow, TwinIsTheVectorCode) {
-  const auto sets = lanes::available_kernels();
-  for (int64_t i = 0; i < sets.count; ++i) {
-    const lanes::Kernels& kernels = *sets.first[i];
-    SCOPED_TRACE(kernels.instruction_set);
-    const GptqTiles tiles = solver(kernels);
-    const auto twin = make_cpu_twin();
-    const TileSolution found = tiles.solve_with(*twin, tiles_), expected = tiles(tiles_);
-    if (std::string(kernels.instruction_set) != "baseline") {
-      expect_same_bits(found, expected);
-      continue;
-    }
-    // The baseline has no fused multiply-add where the twin has: ties may fall to the other side.
-    expect_equal(found, expected, 0.98, [](const at::Tensor& a, const at::Tensor& b) {
-      return at::isclose(a, b, 1e-4, 1e-6);
-    });
+TEST_P(ByRow, DeviceComesToWhatTheHostDoes) {
+  const auto twin = make_cpu_twin();
+  const MeasuredRows found = on_device(*twin), expected = on_host();
+  // Sums of other order: what lies near a tie may fall to its other side, and all after it.
+  for (const auto& [name, tensor] : tensors_of(expected)) {
+    SCOPED_TRACE(name);
+    const auto tensors = tensors_of(found);
+    const auto same = std::ranges::find(tensors, name, &std::pair<std::string, at::Tensor>::first);
+    ASSERT_NE(same, tensors.end());
+    ASSERT_EQ(same->second.sizes(), tensor.sizes());
+    ASSERT_EQ(same->second.scalar_type(), tensor.scalar_type());
+    const at::Tensor close =
+        at::isclose(same->second.to(at::kDouble), tensor.to(at::kDouble), 1e-4, 1e-6);
+    EXPECT_GE(close.to(at::kDouble).mean().item<double>(), name == "error" ? 0.5 : 0.97);
   }
+  EXPECT_NEAR(total(found.error) / total(expected.error), 1, 5e-3);
+  EXPECT_NEAR(total(found.nearest_error) / total(expected.nearest_error), 1, 1e-5);
+  EXPECT_NEAR(total(found.reference) / total(expected.reference), 1, 1e-5);
 }
 
 TEST_P(ByRow, KernelsOnThreadsOfTheCpuAreTheTwin) {
-  const GptqTiles tiles = solver(lanes::kernels());
   const auto kernels = make_kernels_on_threads();
   const auto twin = make_cpu_twin();
-  expect_same_bits(tiles.solve_with(*kernels, tiles_), tiles.solve_with(*twin, tiles_));
+  expect_same_bits(on_device(*kernels), on_device(*twin));
 }
 
 TEST_P(ByRow, GpuIsTheTwin) {
   const GpuModule module = GpuModule::load(SELFCAL_GPU_MODULE);
   if (!module.is_present()) GTEST_SKIP() << module.absence();
-  const GptqTiles tiles = solver(lanes::kernels());
-  const auto gpu = module.make<TileSolver>(cuda_tile_solver);
+  load_cuda_tensors();
+  const auto gpu = module.make<SolveKernels>(cuda_solve_kernels);
   const auto twin = make_cpu_twin();
-  expect_same_bits(tiles.solve_with(*gpu, tiles_), tiles.solve_with(*twin, tiles_));
+  const MeasuredRows found = on_device(*gpu, at::kCUDA), expected = on_device(*twin);
+  // The products between the blocks are cuBLAS's there.
+  EXPECT_GE(share_equal(found.linear.weight, expected.linear.weight), 0.97);
+  EXPECT_NEAR(total(found.error) / total(expected.error), 1, 5e-3);
+}
+
+/// Of one block: no product of another order comes in between.
+TEST_P(ByRow, OfOneBlockBitsAreThoseOfTheVectorCode) {
+  const Problem problem = random_problem(8, 70, 128);
+  const MethodSettings& settings = GetParam().settings;
+  const kernels::Context context = threads_.context();
+  const Factor factor = factorise_inverse(problem.hessian, settings, context);
+  const auto twin = make_cpu_twin();
+  const DeviceTiles device(settings, GetParam().dtype, factor,
+                           {at::kCPU, &kernels::library_operations, twin.get()});
+  const at::Tensor tiles = load_tiles(problem.weight, 0, 70);  // of 32 rows, which will do
+  const TileSolution found = device(tiles);
+  if (settings.block_size < 128) GTEST_SKIP() << "of two blocks";
+  const auto sets = lanes::available_kernels();
+  for (int64_t i = 0; i < sets.count; ++i) {
+    const lanes::Kernels& kernels = *sets.first[i];
+    SCOPED_TRACE(kernels.instruction_set);
+    const TileSolution expected =
+        GptqTiles(settings, GetParam().dtype, factor, kernels, context)(tiles);
+    // The baseline has no fused multiply-add where the twin has: ties may fall to the other side.
+    const bool fuses = std::string(kernels.instruction_set) != "baseline";
+    const auto compare = [&](const at::Tensor& a, const at::Tensor& b) {
+      ASSERT_EQ(a.defined(), b.defined());
+      if (!a.defined()) return;
+      EXPECT_TRUE(!fuses || same_bits(a.contiguous(), b.contiguous()));
+      EXPECT_GE(at::isclose(a, b, 1e-4, 1e-6).to(at::kDouble).mean().item<double>(), 0.98);
+    };
+    compare(found.weight, expected.weight);
+    compare(found.codes, expected.codes);
+    compare(found.scale, expected.scale);
+    compare(found.zero, expected.zero);
+    compare(found.kept, expected.kept);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Settings, ByRow, testing::ValuesIn(cases()),
                          [](const auto& chosen) { return chosen.param.name; });
 
-TEST(ByRowSolver, RefusesRowsThatMeet) {
-  Threads threads(1);
-  const Problem problem = random_problem(1, 32, 64);
-  const Factor factor = factorise_inverse(problem.hessian, 0.01, 0, threads.context());
-  MethodSettings settings = pruner(2, 4);
-  settings.sparsity = {.share = 0.5, .pattern = {}};
-  const GptqTiles tiles(settings, at::kFloat, factor, lanes::kernels(), threads.context());
+TEST(DeviceSolve, GpuModuleHasTheKernels) {
+  if (!std::filesystem::exists(SELFCAL_GPU_MODULE)) GTEST_SKIP() << "the module is not built";
+  const GpuModule module = GpuModule::open(SELFCAL_GPU_MODULE);
+  ASSERT_TRUE(module.is_present()) << module.absence();
+  EXPECT_NE(module.make<SolveKernels>(cuda_solve_kernels), nullptr);
+}
+
+/// Which rows a rank has, and how many it solves at once, changes nothing.
+TEST(DeviceSolve, RowsDoNotDependOnEachOther) {
+  Threads threads(2);
   const auto twin = make_cpu_twin();
-  expect_failure(ExitCode::config, "sparsity is 0.5",
-                 [&] { tiles.solve_with(*twin, load_tiles(problem.weight, 0, 32)); });
+  const kernels::Context context{&threads.pool,
+                                 {at::kCPU, &kernels::library_operations, twin.get()}};
+  const Problem problem = random_problem(3, 600, 144);
+  const auto method = make_method(gptq(4, 16), context);
+  const auto solved = [&](int64_t first, int64_t count) {
+    return solve({problem.weight.narrow(0, first, count), problem.hessian}, *method, at::kFloat);
+  };
+  const MeasuredRows all = solved(0, 600), head = solved(0, 256), tail = solved(256, 344);
+  EXPECT_TRUE(same_bits(all.linear.codes, at::cat({head.linear.codes, tail.linear.codes})));
+  EXPECT_TRUE(same_bits(all.linear.weight, at::cat({head.linear.weight, tail.linear.weight})));
+  EXPECT_TRUE(same_bits(all.error, at::cat({head.error, tail.error})));
+  EXPECT_TRUE(same_bits(all.nearest_error, at::cat({head.nearest_error, tail.nearest_error})));
+}
+
+TEST(DeviceSolve, DeadColumnsAreZero) {
+  Threads threads(1);
+  const auto twin = make_cpu_twin();
+  Problem problem = random_problem(4, 40, 144);
+  problem.hessian.select(0, 5).zero_();
+  problem.hessian.select(1, 5).zero_();
+  MethodSettings settings = gptq(4, 16);
+  const auto method =
+      make_method(settings, {&threads.pool, {at::kCPU, &kernels::library_operations, twin.get()}});
+  const Factor factor = method->factorise(problem.hessian);
+  const SolvedRows found = method->solve(problem.weight, problem.hessian, factor, at::kFloat);
+  EXPECT_EQ(found.linear.weight.select(1, 5).abs().max().item<float>(), 0);
+  EXPECT_EQ(found.linear.dead_columns, 1);
+}
+
+TEST(DeviceSolve, ErrorsAreThoseOfTheHost) {
+  Threads threads(1);
+  const auto twin = make_cpu_twin();
+  const auto method = make_method(
+      gptq(4, 16), {&threads.pool, {at::kCPU, &kernels::library_operations, twin.get()}});
+  Problem problem = random_problem(4, 40, 64);
+  const Factor factor = method->factorise(problem.hessian);
+  problem.weight[3][5] = std::numeric_limits<float>::infinity();
+  expect_failure(ExitCode::data, "weight not finite",
+                 [&] { method->solve(problem.weight, problem.hessian, factor, at::kFloat); });
+}
+
+TEST(DeviceSolve, LeavesToTheHostWhatItsKernelsLack) {
+  Threads threads(1);
+  const auto twin = make_cpu_twin();
+  const kernels::Context context{&threads.pool,
+                                 {at::kCPU, &kernels::library_operations, twin.get()}};
+  const auto expect_host = [&](MethodSettings settings, const std::string& reason) {
+    EXPECT_EQ(make_method(settings, context)->row_tile(), lanes::rows);
+    EXPECT_EQ(reason_for_host(settings).value_or("none").find(reason), 0) << reason;
+  };
+  MethodSettings settings = pruner(2, 4);
+  EXPECT_FALSE(reason_for_host(settings));
+  settings.sparsity = {.share = 0.5, .pattern = {}};
+  expect_host(settings, "a share of zeros");
+  settings = gptq(4, 64);
+  settings.block_size = 256;
+  expect_host(settings, "block_size is 256");
+  settings = gptq(4, 64);
+  settings.name = MethodName::awq;
+  expect_host(settings, "awq has no kernel");
 }
 
 }  // namespace

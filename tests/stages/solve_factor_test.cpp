@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "base/gpu_module.hpp"
 #include "stages/lanes/lanes.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/quadratic_form.hpp"
@@ -25,11 +26,26 @@ double residual(const Factor& factor, const at::Tensor& hessian) {
   return (u.t().mm(u).mm(h) - at::eye(h.size(0), at::kDouble)).abs().max().item<double>();
 }
 
-TEST(Factor, IsTheFactorOfTheInverse) {
+/// By our tiles, and by the tensor library as on a device.
+class FactorBy : public testing::TestWithParam<bool> {
+ protected:
+  kernels::Context context() {
+    return {&threads_.pool,
+            {at::kCPU, GetParam() ? &kernels::library_operations : &kernels::cpu_operations}};
+  }
+
+ private:
+  Threads threads_{2};
+};
+
+INSTANTIATE_TEST_SUITE_P(Code, FactorBy, testing::Bool(), [](const auto& chosen) {
+  return std::string(chosen.param ? "library" : "tiles");
+});
+
+TEST_P(FactorBy, IsTheFactorOfTheInverse) {
   for (const int64_t columns : {1, 7, 64, 128, 129, 300, 500}) {
-    Threads threads(2);
     const at::Tensor hessian = random_problem(1, 1, columns).hessian;
-    const Factor factor = factorise_inverse(hessian, 0.01, 0, threads.context());
+    const Factor factor = factorise_inverse(hessian, 0.01, 0, context());
     EXPECT_LT(residual(factor, hessian), 2e-3) << columns;
     EXPECT_EQ(factor.upper.tril(-1).abs().max().item<float>(), 0);
     EXPECT_GT(factor.upper.diag().min().item<float>(), 0);
@@ -50,57 +66,86 @@ TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
   }
 }
 
-TEST(Factor, OrdersByDiagonalWithTiesByColumn) {
-  Threads threads(1);
+TEST_P(FactorBy, OrdersByDiagonalWithTiesByColumn) {
   const at::Tensor hessian =
       at::diag(at::tensor({1.0f, 3.0f, 2.0f, 3.0f, 0.0f, 2.0f})).contiguous();
-  const Factor factor = factorise_inverse(hessian, 0.01, 1, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0.01, 1, context());
   EXPECT_TRUE(factor.permutation.equal(at::tensor({1, 3, 2, 5, 0, 4}, at::kLong)));
   EXPECT_TRUE(factor.dead.equal(at::tensor({0, 0, 0, 0, 1, 0}, at::kByte)));
 }
 
-TEST(Factor, DoesNotDependOnTheUnitOfTheHessian) {
-  Threads threads(1);
+TEST_P(FactorBy, DoesNotDependOnTheUnitOfTheHessian) {
   const at::Tensor hessian = random_problem(3, 1, 100).hessian;
-  const Factor expected = factorise_inverse(hessian, 0.01, 0, threads.context());
+  const Factor expected = factorise_inverse(hessian, 0.01, 0, context());
   for (const int power : {-60, 60}) {
-    const Factor scaled = factorise_inverse(hessian * std::exp2(power), 0.01, 0, threads.context());
+    const Factor scaled = factorise_inverse(hessian * std::exp2(power), 0.01, 0, context());
     EXPECT_TRUE(same_bits(scaled.upper * std::exp2(power / 2.0), expected.upper)) << power;
   }
 }
 
-TEST(Factor, RaisesTheDampingStepByStepAndSaysSo) {
-  Threads threads(1);
+TEST_P(FactorBy, RaisesTheDampingStepByStepAndSaysSo) {
   // A matrix whose least eigenvalue is -0.1 of its mean diagonal.
   at::Tensor hessian = at::eye(50) + 0.0f;
   hessian[0][1] = hessian[1][0] = 1.1f;
-  const Factor factor = factorise_inverse(hessian, 0.01, 0, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0.01, 0, context());
   EXPECT_EQ(factor.retries, 4);
   EXPECT_DOUBLE_EQ(factor.damping, 0.16);
   EXPECT_LT(residual(factor, hessian), 1e-3);
-  const Factor from_none = factorise_inverse(hessian, 0, 0, threads.context());
+  const Factor from_none = factorise_inverse(hessian, 0, 0, context());
   EXPECT_EQ(from_none.retries, 5);
   EXPECT_DOUBLE_EQ(from_none.damping, 0.16);
 }
 
-TEST(Factor, TriesFloat64BeforeMoreDamping) {
-  Threads threads(1);
+TEST_P(FactorBy, TriesFloat64BeforeMoreDamping) {
   // Positive definite, but not to float32: two columns that differ by 1e-5 of themselves.
   at::Tensor hessian = at::eye(4) + 0.0f;
   hessian[0][1] = hessian[1][0] = 1 - 0x1p-23f;
-  const Factor factor = factorise_inverse(hessian, 0, 0, threads.context());
+  const Factor factor = factorise_inverse(hessian, 0, 0, context());
   EXPECT_EQ(factor.retries, 0);
   EXPECT_LT(residual(factor, hessian), 1e-3);
 }
 
-TEST(Factor, RefusesWhatNoDampingCures) {
-  Threads threads(1);
+TEST_P(FactorBy, RefusesWhatNoDampingCures) {
   expect_failure(ExitCode::data, "not positive definite",
-                 [&] { factorise_inverse(-at::eye(8), 0.01, 0, threads.context()); });
+                 [&] { factorise_inverse(-at::eye(8), 0.01, 0, context()); });
   at::Tensor infinite = at::eye(8) + 0.0f;
   infinite[2][3] = INFINITY;
   expect_failure(ExitCode::data, "not finite",
-                 [&] { factorise_inverse(infinite, 0.01, 0, threads.context()); });
+                 [&] { factorise_inverse(infinite, 0.01, 0, context()); });
+}
+
+TEST(FactorByLibrary, IsThatOfTheTiles) {
+  Threads threads(1);
+  const kernels::Context library{&threads.pool, {at::kCPU, &kernels::library_operations}};
+  at::Tensor hessian = random_problem(5, 1, 300).hessian;
+  hessian.select(0, 17).zero_();
+  hessian.select(1, 17).zero_();
+  for (const int64_t run : {0, 1, 4}) {
+    const Factor found = factorise_inverse(hessian, 0.01, run, library),
+                 expected = factorise_inverse(hessian, 0.01, run, threads.context());
+    EXPECT_TRUE(found.permutation.equal(expected.permutation)) << run;
+    EXPECT_TRUE(found.dead.equal(expected.dead)) << run;
+    const at::Tensor size = expected.upper.diagonal().unsqueeze(0);  // of a column's entries
+    EXPECT_LT(((found.upper - expected.upper).abs() / size).max().item<float>(), 1e-3) << run;
+  }
+}
+
+/// Where there is a GPU: cuSOLVER's beside LAPACK's.
+TEST(FactorByLibrary, OfAGpuIsThatOfTheHost) {
+  if (const VisibleGpus visible = visible_gpus(); visible.count == 0)
+    GTEST_SKIP() << visible.reason;
+  load_cuda_tensors();
+  Threads threads(1);
+  const at::Tensor hessian = random_problem(6, 1, 700).hessian;
+  const auto factor_on = [&](at::Device memory) {
+    return factorise_inverse(hessian, 0.01, 1,
+                             {&threads.pool, {memory, &kernels::library_operations}});
+  };
+  const Factor found = factor_on(at::kCUDA), expected = factor_on(at::kCPU);
+  EXPECT_TRUE(found.permutation.equal(expected.permutation));
+  const at::Tensor upper = found.upper.to(at::kCPU), size = expected.upper.diagonal().unsqueeze(0);
+  EXPECT_LT(((upper - expected.upper).abs() / size).max().item<float>(), 1e-3);
+  EXPECT_TRUE(same_bits(factor_on(at::kCUDA).upper.to(at::kCPU), upper));
 }
 
 TEST(QuadraticForm, AgreesWithFloat64OnEveryInstructionSet) {

@@ -267,6 +267,36 @@ TEST(Pruning, WandaRoundsWhatStays) {
   EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
 }
 
+TEST(Pruning, WandaNeedsTheDiagonalOnly) {
+  const Problem problem = random_problem(9, 70, 96);
+  const Problem norms{problem.weight, problem.hessian.diagonal().contiguous()};
+  for (const int bits : {unquantised_bits, 4}) {
+    MethodSettings settings = pruner(MethodName::wanda, {0, {2, 4}}, bits);
+    const MeasuredRows whole = solve(problem, settings);
+    settings.error_measure = ErrorMeasure::norms;
+    const MeasuredRows solved = solve(norms, settings, 2);
+    EXPECT_TRUE(same_bits(solved.linear.weight, whole.linear.weight));
+    EXPECT_TRUE(same_bits(solved.linear.mask, whole.linear.mask));
+    const auto form = [&](const at::Tensor& x) {
+      return x.to(at::kDouble).square().mv(norms.hessian.to(at::kDouble));
+    };
+    EXPECT_TRUE(at::allclose(solved.reference, form(problem.weight), 1e-6));
+    EXPECT_TRUE(at::allclose(solved.error, form(problem.weight - solved.linear.weight), 1e-6));
+    EXPECT_LT(solved.error.sum().item<double>(), solved.nearest_error.sum().item<double>());
+  }
+  const auto settled = [](MethodName name, ErrorMeasure measure) {
+    MethodSettings settings;
+    settings.name = name;
+    settings.error_measure = measure;
+    return needs_products(settle(settings));
+  };
+  EXPECT_FALSE(settled(MethodName::wanda, ErrorMeasure::automatic));
+  EXPECT_TRUE(settled(MethodName::wanda, ErrorMeasure::hessian));
+  EXPECT_TRUE(settled(MethodName::nearest, ErrorMeasure::automatic));
+  EXPECT_FALSE(settled(MethodName::nearest, ErrorMeasure::norms));
+  EXPECT_TRUE(settled(MethodName::gptq, ErrorMeasure::norms)) << "it has the Hessian anyway";
+}
+
 TEST(Pruning, DeadColumnsGoFirst) {
   Problem problem = random_problem(5, 40, 64);
   for (const int64_t dead : {4, 6}) {

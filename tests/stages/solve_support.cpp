@@ -113,13 +113,16 @@ at::Tensor reference_codes(const Problem& problem, const MethodSettings& setting
   return codes;
 }
 
+MeasuredRows solve(const Problem& problem, const Method& method, at::ScalarType weight_dtype) {
+  return {method.solve(problem.weight, problem.hessian, method.factorise(problem.hessian),
+                       weight_dtype),
+          method.controls(problem.weight, problem.hessian, weight_dtype)};
+}
+
 MeasuredRows solve(const Problem& problem, const MethodSettings& settings, int threads,
                    at::ScalarType weight_dtype) {
   Threads pool(threads);
-  const auto method = make_method(settings, pool.context());
-  return {method->solve(problem.weight, problem.hessian, method->factorise(problem.hessian),
-                        weight_dtype),
-          method->controls(problem.weight, problem.hessian, weight_dtype)};
+  return solve(problem, *make_method(settings, pool.context()), weight_dtype);
 }
 
 double relative_error(const Problem& problem, const at::Tensor& solved) {

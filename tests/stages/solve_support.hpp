@@ -31,6 +31,7 @@ at::Tensor reference_codes(const Problem& problem, const MethodSettings& setting
 
 /// With what its errors are compared with.
 struct MeasuredRows : SolvedRows, RowControls {};
+MeasuredRows solve(const Problem& problem, const Method& method, at::ScalarType weight_dtype);
 MeasuredRows solve(const Problem& problem, const MethodSettings& settings, int threads = 1,
                    at::ScalarType weight_dtype = at::kFloat);
 

@@ -22,9 +22,15 @@ struct Columns {
   int64_t block = 0;               // columns whose errors reach the columns beyond them together
   int64_t step = 0;                // columns of a block whose errors reach the rest of it together
   int64_t group_size = 0;          // of groups whose scales are not given
-  const float* upper = nullptr;    // [count][count]
   const int32_t* group = nullptr;  // of each position
 };
+
+/// About 16 columns a step, whole runs of an n:m pattern.
+constexpr int64_t columns_of_step(const Pattern& pattern) {
+  constexpr int64_t usual = 16;
+  const int64_t run = pattern.of > 1 ? pattern.of : 1;
+  return run > usual ? run : usual / run * run;
+}
 
 /// Columns [first, last), and where their part of the factor lies: upper[i * stride + j] is U's
 /// entry at row first + i, column first + j.
@@ -99,8 +105,8 @@ constexpr void solve_step(const Columns& columns, Row& row, int64_t first, int64
   }
 }
 
-/// All of a block for one row; what its errors take off the columns beyond it is left to
-/// subtract_beyond.
+/// All of a block for one row; what its errors take off the columns beyond it is left to a product
+/// of matrices.
 template <class Row>
 constexpr void solve_block(const Columns& columns, Row& row, const Block& block) {
   if (columns.scales == Scales::of_block) find_scales(columns, row, block.first, block.last);

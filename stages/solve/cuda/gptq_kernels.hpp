@@ -1,4 +1,4 @@
-// Launches of the kernels in gptq_kernels.cu.
+// Launches of the kernels in gptq_kernels.cu. Pointers are to the device.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -6,13 +6,12 @@
 
 namespace selfcal::by_row {
 
-/// Queues the solve of columns [first, last), up to 128, of all tiles; their errors stay in
-/// memory.errors. Pointers are to the device.
-cudaError_t launch_block(const Columns& columns, const TileArrays& memory, int64_t tiles,
-                         int64_t first, int64_t last, cudaStream_t stream);
+/// Queues the search for the scales of all groups, up to 65,535, of all rows.
+cudaError_t launch_scales(const Columns& columns, const TileArrays& memory, cudaStream_t stream);
 
-/// Queues what those errors take off the columns from `last` on.
-cudaError_t launch_beyond(const Columns& columns, const TileArrays& memory, int64_t tiles,
-                          int64_t first, int64_t last, cudaStream_t stream);
+/// Queues the solve of a block's columns, up to 128, of all rows; their errors stay in
+/// memory.errors.
+cudaError_t launch_block(const Columns& columns, const TileArrays& memory, const Block& block,
+                         cudaStream_t stream);
 
 }  // namespace selfcal::by_row
