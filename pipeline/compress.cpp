@@ -206,11 +206,11 @@ class Run {
       if (world_.rank() == 0) write_queue(directory_->queue(), queue());
     });
     for (auto& batch : plan_batches(jobs_, layout().shards())) {
-      if (any(world_, environment_.stop.requested())) throw AgreedStop();
+      stop_together(world_, environment_.stop);
       process(batch);
     }
     throw_first_failure();
-  } catch (const AgreedStop&) {
+  } catch (const Stopped&) {
     running_.clear();
     show_queue();
     throw;
@@ -222,26 +222,32 @@ class Run {
   void process(const Batch& batch) {
     std::vector<Flow> flows;
     std::deque<DenseBoundaries> boundaries;
-    for (const auto& jobs : batch.flows) {
-      attempt(jobs, [&] {
-        Flow flow{jobs};
-        prepare(flow, boundaries);
-        if (!flow.jobs.empty()) flows.push_back(std::move(flow));
-      });
-      time_.charge(jobs);
-    }
+    Handover handover(world_, environment_.stop);
+    bool stopped = false;
     try {
-      compress_flows(*team_, flows, time_, [&](const Flow& flow) {
+      for (const auto& jobs : batch.flows) {
+        attempt(jobs, [&] {
+          Flow flow{jobs};
+          prepare(flow, boundaries);
+          if (!flow.jobs.empty()) flows.push_back(std::move(flow));
+        });
+        time_.charge(jobs);
+      }
+      compress_flows(*team_, flows, handover, time_, [&](const Flow& flow) {
         for (const Job* job : flow.jobs) running_.insert(job);
         show_queue();
       });
       for (auto& sent : boundaries) sent.finish();
     } catch (const Stopped&) {
-      // With one shard every stop is agreed on; teams of several do not wait for each other.
-      if (layout().shards() == 1) throw AgreedStop();
-      running_.clear();
-      show_queue();
-      throw;
+      stopped = true;
+    }
+    // Teams do not wait for each other before this.
+    if (any(world_, stopped)) {
+      world_.drop_messages([&] {
+        return handover.next.all_sent() &&
+               std::ranges::all_of(boundaries, &DenseBoundaries::all_sent);
+      });
+      throw Stopped();
     }
     share_failures(flows);
     show_queue();
@@ -313,16 +319,12 @@ class Run {
     }
   }
 
-  /// Runs what all ranks come out of alike: an agreed error fails the jobs, a stop ends the run.
+  /// Runs what all ranks come out of alike: an agreed error fails the jobs.
   void attempt(const std::vector<Job*>& jobs, const std::function<void()>& work) try {
     work();
   } catch (const AgreedError& error) {
     for (Job* job : jobs) note_failure(*job, {error.code(), error.what()});
     show_queue();
-  } catch (const AgreedStop&) {
-    throw;
-  } catch (const Stopped&) {
-    throw AgreedStop();
   }
 
   void note_failure(Job& job, const JobFailure& failure) {

@@ -1,8 +1,8 @@
 // What a job works with: its own configuration, model and layout, and what all jobs of the run
 // share; borrowed from compress().
 #pragma once
-#include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
+#include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/layout.hpp"
@@ -19,7 +19,7 @@ struct Session {
   const Communicator& world;
   const Layout& layout;
   const RunDirectory& directory;
-  const StopSignal& stop;
+  const SharedStop& stop;
   kernels::Context context;
   std::string numeric_kind;
   PhaseTimer& timer;
