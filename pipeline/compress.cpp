@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/freed_memory.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
@@ -82,6 +83,7 @@ struct OpenedJob {
   std::shared_ptr<const Model> model;
   Layout layout;
   LeafMemory leaf_memory;
+  std::vector<RankPlan> ranks;
 };
 
 /// Counts that give every job of a run the grid of its first one.
@@ -108,7 +110,8 @@ OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& model
   RunConfig planned = config;
   if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
   const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
-  return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute};
+  return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute,
+          plan.ranks};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
@@ -185,7 +188,8 @@ class Run {
     for (const auto& job : opened_)
       jobs_.push_back(
           {.session = {job.config, *job.model, world_, job.layout, *directory_, environment.stop,
-                       environment.context, kind, timer_, progress_, job.leaf_memory, count},
+                       environment.context, kind, timer_, progress_, job.leaf_memory, count,
+                       job.ranks[static_cast<size_t>(world_.rank())].memory},
            .number = static_cast<int64_t>(jobs_.size())});
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
@@ -249,6 +253,7 @@ class Run {
       });
       throw Stopped();
     }
+    return_freed_memory();
     share_failures(flows);
     show_queue();
     for (const auto& flow : flows)

@@ -25,7 +25,8 @@ struct Session {
   PhaseTimer& timer;
   Progress& progress;
   LeafMemory leaf_memory;
-  int64_t jobs = 1;  // of the run
+  int64_t jobs = 1;             // of the run
+  uint64_t planned_memory = 0;  // bytes of this rank, by the plan
 };
 
 }  // namespace selfcal

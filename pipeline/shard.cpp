@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <future>
 
+#include "base/freed_memory.hpp"
 #include "base/hash.hpp"
 #include "pipeline/block_reader.hpp"
 #include "pipeline/layer_compressor.hpp"
@@ -111,6 +112,7 @@ class FlowRun {
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
+      return_freed_memory();
       BlockWeights weights = reader.read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
