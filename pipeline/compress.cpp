@@ -11,7 +11,7 @@
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
 #include "pipeline/outliers.hpp"
-#include "pipeline/plan.hpp"
+#include "pipeline/run_plan.hpp"
 #include "pipeline/shard.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
@@ -86,20 +86,10 @@ struct OpenedJob {
   std::vector<RankPlan> ranks;
 };
 
-/// Counts that give every job of a run the grid of its first one.
-LayoutSettings settings_of(const Layout& layout, LayoutSettings settings) {
-  settings.mode = layout.split() ? LayoutSettings::Mode::split : LayoutSettings::Mode::shared;
-  settings.replicas = layout.replicas();
-  settings.depth = layout.depth();
-  settings.shards = layout.shards();
-  settings.team = 0;
-  return settings;
-}
-
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models, int ranks,
-                   kernels::Context context) {
+/// A job's configuration as resolved by its model, whose header is checked against it.
+JobToPlan open_job(const RunConfig& given, OpenModels& models, kernels::Context context) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, context);
   const RunConfig config = resolve(given, model->shape());
@@ -107,25 +97,26 @@ OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& model
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
     fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
   check_linears(config, all_linears(*model));
-  RunConfig planned = config;
-  if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
-  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
-  return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute,
-          plan.ranks};
+  return {config, sizes_of(*model), Machine{}};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
 std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
                                 kernels::Context context) {
   OpenModels models;
-  std::deque<OpenedJob> opened;
+  std::vector<JobToPlan> jobs;
+  std::vector<std::shared_ptr<const Model>> of_jobs;
   for (const auto& config : given) try {
-      opened.push_back(open_job(config, opened.empty() ? nullptr : &opened.front().layout, models,
-                                ranks, context));
+      jobs.push_back(open_job(config, models, context));
+      of_jobs.push_back(models.at({config.model, config.dtype}));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
       fail(error.code(), "job {}: {}", config.name, error.what());
     }
+  std::deque<OpenedJob> opened;
+  for (auto& [config, sizes, plan] : plan_run(jobs, ranks))
+    opened.push_back({config, of_jobs[opened.size()], plan.layout,
+                      plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute, plan.ranks});
   return opened;
 }
 

@@ -9,11 +9,11 @@
 namespace selfcal {
 namespace {
 
-constexpr uint64_t program_bytes = uint64_t{138} << 20;  // libraries and their start, measured
+constexpr uint64_t program_bytes = uint64_t{128} << 20;  // libraries and their start, measured
 // What the allocator keeps between tensors that come and go within a layer, as a share of them;
 // measured. Larger ones have pages of their own, which go back at once, and after each layer all
 // freed memory does (return_freed_memory()).
-constexpr double gap_share = 0.15;
+constexpr double gap_share = 0.2;
 constexpr double largest_gap = 64 << 20;
 
 uint64_t whole_bytes(double bytes) { return static_cast<uint64_t>(std::max(0.0, bytes)); }
@@ -111,8 +111,8 @@ MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_sta
       sequences == 0 ? 0.0
                      : leaf * element * static_cast<double>(2 * widest_output + 2 * widest_tap);
   const double solved = largest_problem * (4.0 + element + 1.0);
-  // The layer before, on its way to its file: weights and codes.
-  const double written = leads ? block_bytes + model_.linear_weights() : 0.0;
+  // The layer before, on its way to its file: weights and codes, and the library's own of them.
+  const double written = leads ? 2 * (block_bytes + model_.linear_weights() / 2) : 0.0;
   double gaps = 0;
   for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
     gaps += gap_share * std::min(bytes, largest_gap);

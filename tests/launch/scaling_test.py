@@ -50,6 +50,7 @@ class Scaling(SelfcalCase):
             self.assertAlmostEqual(plan["sample"] + plan["compress"], plan["total"])
             self.assertAlmostEqual(sum(plan["by_phase"].values()), plan["total"])
             pairs = {"total s": (plan["total"], row["total"]["seconds"]),
+                     "solve s": (plan["by_phase"]["solve"], row["busiest"]["solve"]),
                      "memory MiB": (plan["memory"] / 2**20, row["peak_memory"] / 2**20)}
             for what, (planned, measured) in pairs.items():
                 figures = rf" +{planned:.2f} \| +{measured:.2f} \| +{planned / measured:.2f}"
