@@ -32,6 +32,7 @@ struct PlanOptions {
 /// What a plan that was started on several ranks knows besides: they measure their speed at the
 /// same time, and the network between them.
 struct Launched {
+  std::optional<Communicator> ranks;
   std::optional<NetworkRates> network;
   int sharing_ranks = 1;
 };
@@ -60,7 +61,9 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
                    const Model& model, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, model.shape().compute_dtype);
   Machine machine = this_machine(ranks_together(options));
+  if (launched.ranks) launched.ranks->barrier();
   machine.rates = measure_rates(context, model, config);
+  if (launched.ranks) machine.rates = slowest(*launched.ranks, machine.rates);
   if (launched.network) {
     machine.network = launched.network->bandwidth;
     machine.latency = launched.network->latency;
@@ -115,7 +118,7 @@ void plan(PlanOptions options) {
   MpiSession session;
   const Communicator world = Communicator::world();
   if (options.ranks == 0) options.ranks = world.size();
-  const Launched launched{measure_network(world), ranks_sharing_cores(world)};
+  const Launched launched{world, measure_network(world), ranks_sharing_cores(world)};
   const std::string text = text_of_plan(options, launched);
   if (world.rank() == 0) std::fputs(text.c_str(), stdout);
 }

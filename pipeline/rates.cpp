@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "pipeline/leaves.hpp"
@@ -192,6 +194,21 @@ HardwareRates measure_rates(const kernels::Context& context, const Model& model,
     rates.wide = rates.by_width[columns] = measure_width(context, config, dtype, columns, most);
 
   rates.decode = measure_step(context, model, config.calibration);
+  return rates;
+}
+
+HardwareRates slowest(const Communicator& ranks, HardwareRates rates) {
+  std::vector<double*> all{&rates.forward, &rates.decode};
+  const auto list = [&](WidthRates& width) {
+    all.insert(all.end(), {&width.statistics, &width.sums, &width.factorise, &width.solve});
+  };
+  list(rates.wide);
+  for (auto& [columns, width] : rates.by_width) list(width);
+  // The bits of positive numbers are in the order of the numbers.
+  std::vector<int64_t> bits;
+  for (const double* rate : all) bits.push_back(std::bit_cast<int64_t>(*rate));
+  ranks.all_reduce(std::span(bits), ReduceOp::min);
+  for (size_t i = 0; i < all.size(); ++i) *all[i] = std::bit_cast<double>(bits[i]);
   return rates;
 }
 

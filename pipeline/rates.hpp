@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 
+#include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
 #include "stages/model/model.hpp"
 
@@ -40,5 +41,9 @@ double forward_flops(const BlockSpec& block, int64_t hidden, int64_t length, dou
 /// sampling. Weights and inputs are random. Independent.
 HardwareRates measure_rates(const kernels::Context& context, const Model& model,
                             const RunConfig& config);
+
+/// Collective over ranks that have measured at the same time: the lowest of each rate, since the
+/// phases of a team wait for the slowest.
+HardwareRates slowest(const Communicator& ranks, HardwareRates rates);
 
 }  // namespace selfcal
