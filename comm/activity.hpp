@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string_view>
 
@@ -42,6 +43,13 @@ class Activity {
   void enter(std::string_view phase);
   Now now() const;
 
+  /// `call` is made again and again while the rank waits for others; nothing ends it. It must not
+  /// wait itself. Set and called by the main thread only.
+  void while_waiting(std::function<void()> call) { while_waiting_ = std::move(call); }
+  void wait_step() const {
+    if (while_waiting_) while_waiting_();
+  }
+
   /// The rank waits while this lives. Waits nest: a wait may serve others meanwhile.
   class Waiting {
    public:
@@ -59,6 +67,7 @@ class Activity {
   std::atomic<int64_t> sent_ = 0;
   mutable std::mutex mutex_;
   Now now_{0, "start", false, {}, Clock::now()};
+  std::function<void()> while_waiting_;
 };
 
 }  // namespace selfcal

@@ -34,7 +34,17 @@ void wait_until(Activity& activity, const Wait& wait, const std::function<bool()
                 std::chrono::microseconds patience) {
   if (ready()) return;
   const Activity::Waiting waiting(activity, wait);
-  wait_until(ready, patience);
+  wait_until(
+      [&] {
+        activity.wait_step();
+        return ready();
+      },
+      patience);
+}
+
+void Request::give_up() {
+  if (operation_ && !operation_->test()) operation_->give_up();
+  operation_.reset();
 }
 
 bool Request::done() {
@@ -101,6 +111,10 @@ Request Communicator::receive(std::span<std::byte> into, int from, int tag) cons
 }
 
 std::optional<Envelope> Communicator::probe(int tag) const { return backend_->probe(tag); }
+void Communicator::drop_messages(const std::function<bool()>& all_sent) const {
+  backend_->drop_messages(all_sent);
+}
+
 void Communicator::wait_until(const Wait& wait, const std::function<bool()>& ready) const {
   selfcal::wait_until(activity(), wait, ready);
 }

@@ -36,6 +36,8 @@ class Request {
    public:
     virtual ~Operation() = default;
     virtual bool test() = 0;
+    /// Of a receive: none of the buffer is written to afterwards.
+    virtual void give_up() {}
   };
 
   Request() = default;
@@ -48,6 +50,9 @@ class Request {
 
   bool done();
   void wait();
+  /// Of a receive that nobody sends for any more, or that has almost arrived: its buffer is free
+  /// afterwards.
+  void give_up();
 
  private:
   std::unique_ptr<Operation> operation_;
@@ -101,6 +106,10 @@ class Communicator {
   Request receive(std::span<std::byte> into, int from, int tag) const;
   /// The next message with `tag` from anyone, if one has arrived.
   std::optional<Envelope> probe(int tag) const;
+  /// Collective, for an end before the work is done: takes and drops what was sent and is not
+  /// received, until all_sent() is true on every rank (which asks its own sends). Receives that are
+  /// open take theirs meanwhile, and may be given up afterwards.
+  void drop_messages(const std::function<bool()>& all_sent) const;
 
   /// Polls with back-off until ready(); the watchdog knows meanwhile what this rank waits for.
   void wait_until(const Wait& wait, const std::function<bool()>& ready) const;
@@ -158,6 +167,7 @@ class Communicator::Backend {
   }
   virtual Request receive(std::span<std::byte> into, int from, int tag) = 0;
   virtual std::optional<Envelope> probe(int tag) = 0;
+  virtual void drop_messages(const std::function<bool()>& all_sent) = 0;
   // Of host memory alone unless a backend says otherwise.
   virtual bool moves_device_memory() const { return false; }
   virtual Request broadcast(const DeviceBuffer& data, int root);

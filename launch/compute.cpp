@@ -1,10 +1,11 @@
 #include "launch/compute.hpp"
 
-#include <malloc.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <vector>
+
+#include "base/freed_memory.hpp"
 
 namespace selfcal {
 namespace {
@@ -14,15 +15,6 @@ cpu_set_t affinity() {
   CPU_ZERO(&mask);
   sched_getaffinity(0, sizeof mask, &mask);
   return mask;
-}
-
-/// Every leaf takes and frees the same tensors: their pages stay with the process, up to a limit,
-/// rather than be cleared by the kernel again each time.
-void keep_freed_memory() {
-  constexpr int tensor = 64 << 20, kept = 256 << 20;
-  mallopt(M_ARENA_MAX, 1);
-  mallopt(M_MMAP_THRESHOLD, tensor);
-  mallopt(M_TRIM_THRESHOLD, kept);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 #include "pipeline/config.hpp"
 #include "pipeline/devices.hpp"
 #include "pipeline/network_rates.hpp"
-#include "pipeline/plan_jobs.hpp"
+#include "pipeline/run_plan.hpp"
 
 namespace selfcal {
 namespace {
@@ -32,6 +32,7 @@ struct PlanOptions {
 /// What a plan that was started on several ranks knows besides: they measure their speed at the
 /// same time, and the network between them.
 struct Launched {
+  std::optional<Communicator> ranks;
   std::optional<NetworkRates> network;
   int sharing_ranks = 1;
 };
@@ -56,17 +57,13 @@ int ranks_together(const PlanOptions& options) {
   return options.scaling ? 1 : options.ranks;
 }
 
-int64_t widest_input(const Model& model) {
-  int64_t widest = 0;
-  for (const auto& tap : model.block(0).spec().taps) widest = std::max(widest, tap.columns);
-  return widest;
-}
-
 Machine machine_of(const PlanOptions& options, const Launched& launched, const RunConfig& config,
-                   at::ScalarType dtype, int64_t columns, kernels::Context context) {
-  if (!options.device.empty()) return device_machine(options.device, dtype);
+                   const Model& model, kernels::Context context) {
+  if (!options.device.empty()) return device_machine(options.device, model.shape().compute_dtype);
   Machine machine = this_machine(ranks_together(options));
-  machine.rates = measure_rates(context, dtype, config.calibration.micro_batch, columns);
+  if (launched.ranks) launched.ranks->barrier();
+  machine.rates = measure_rates(context, model, config);
+  if (launched.ranks) machine.rates = slowest(*launched.ranks, machine.rates);
   if (launched.network) {
     machine.network = launched.network->bandwidth;
     machine.latency = launched.network->latency;
@@ -85,43 +82,44 @@ std::string scaling_of(const PlanOptions& options, const RunConfig& config, cons
 /// The run as it would be on `ranks` ranks: of devices, or of nodes that are taken to be like this
 /// machine, which is measured. A model folder with nothing but config.json will do. Of many jobs
 /// the first is shown in full, then a line of each; the scaling is the first one's.
-std::string planned(const PlanOptions& options, const Launched& launched) {
+std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   const auto all_given = load_jobs(options.config, options.settings);
   // As many threads as a rank of the run has: two threads are not twice as fast as one.
   const Compute compute(all_given.front().threads,
                         std::max(launched.sharing_ranks, ranks_together(options)));
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
-  std::map<std::tuple<at::ScalarType, int64_t, int64_t>, Machine> machines;
-  std::vector<PlannedJob> jobs;
+  std::map<std::tuple<const Model*, int64_t, int64_t, MethodName>, Machine> machines;
+  std::vector<JobToPlan> jobs;
   for (const auto& given : all_given) {
     auto& model = models[{given.model, given.dtype}];
     if (!model) model = open_for_plan(given, compute.context());
     const RunConfig config = resolve(given, model->shape());
     check_linears(config, all_linears(*model));
-    const at::ScalarType dtype = model->shape().compute_dtype;
-    const int64_t columns = calibration_columns(widest_input(*model));
-    const std::tuple kind(dtype, config.calibration.micro_batch, columns);
+    // Jobs that differ in less have the same speed.
+    const std::tuple kind(std::as_const(model).get(), config.calibration.micro_batch,
+                          config.calibration.length, config.method.name);
     if (!machines.contains(kind))
-      machines[kind] = machine_of(options, launched, config, dtype, columns, compute.context());
+      machines[kind] = machine_of(options, launched, config, *model, compute.context());
     const ModelSizes sizes = sizes_of(*model);
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
-    jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});
+    jobs.push_back({config, sizes, machines[kind]});
   }
-  return options.json ? to_json(jobs) : to_text(jobs);
+  const auto planned = plan_run(jobs, options.ranks);
+  return options.json ? to_json(planned) : to_text(planned);
 }
 
 /// Alone, or under mpirun or srun, where rank 0 speaks.
 void plan(PlanOptions options) {
   if (launched_ranks() == 1) {
     options.ranks = std::max(1, options.ranks);
-    std::fputs(planned(options, {}).c_str(), stdout);
+    std::fputs(text_of_plan(options, {}).c_str(), stdout);
     return;
   }
   MpiSession session;
   const Communicator world = Communicator::world();
   if (options.ranks == 0) options.ranks = world.size();
-  const Launched launched{measure_network(world), ranks_sharing_cores(world)};
-  const std::string text = planned(options, launched);
+  const Launched launched{world, measure_network(world), ranks_sharing_cores(world)};
+  const std::string text = text_of_plan(options, launched);
   if (world.rank() == 0) std::fputs(text.c_str(), stdout);
 }
 

@@ -26,12 +26,11 @@ struct RunOptions {
 
 /// Ends the job for an error that other ranks do not know of; returns where there are none.
 ExitCode end_job(const Communicator& world, const Error& error) {
-  const bool stopped = error.code() == ExitCode::stopped;
   // An error of a team carries its rank already.
   const bool named = std::string_view(error.what()).find(" [rank ") != std::string_view::npos;
   const auto rank =
       world.size() > 1 && !named ? fmt::format(" [rank {}]", world.rank()) : std::string();
-  std::fprintf(stderr, "selfcal: %s%s%s\n", stopped ? "" : "error: ", error.what(), rank.c_str());
+  std::fprintf(stderr, "selfcal: error: %s%s\n", error.what(), rank.c_str());
   std::fflush(stderr);
   if (world.size() > 1) world.abort(static_cast<int>(error.code()));
   return error.code();
@@ -51,8 +50,9 @@ void run_on_ranks(
       std::vector<RunConfig> jobs;
       agree(world, [&] { jobs = load_jobs(options.config, options.settings); });
       const Watchdog watchdog(world, static_cast<double>(jobs.front().layout.timeout));
-      const StopSignal stop(options.max_hours > 0 ? std::optional(options.max_hours)
-                                                  : std::nullopt);
+      const SharedStop stop(
+          world,
+          StopSignal(options.max_hours > 0 ? std::optional(options.max_hours) : std::nullopt));
       const RunDevice chosen = choose_device(world, jobs.front().device);
       const Compute compute(jobs.front().threads, ranks_sharing_cores(world), chosen.device);
       const Communicator& ranks = chosen.ranks ? *chosen.ranks : world;
@@ -60,7 +60,7 @@ void run_on_ranks(
     } catch (const AgreedError& error) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
       failure = error.code();
-    } catch (const AgreedStop& stop) {
+    } catch (const Stopped& stop) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: %s\n", stop.what());
       failure = stop.code();
     } catch (const Error& error) {

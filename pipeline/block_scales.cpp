@@ -131,7 +131,7 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
     for (const int index : taps) {
       const Tap& tap = spec.taps[size_t(index)];
       if (tap.stage != stage) continue;
-      if (any(work.team, work.stop.requested())) throw Stopped();
+      stop_together(work.team, work.stop);
       const auto found = pairs.find(index);
       TapStatistics statistics =
           measure_tap(work, states, tap, {.products = true, .magnitude = found != pairs.end()});

@@ -18,6 +18,7 @@ int boundary_tag(int64_t leaf, int64_t leaves, int shard) {
 void BoundaryOutbox::send(const at::Tensor& given, int64_t leaf, int64_t leaves, int shard,
                           int to) {
   wait_for_room(limit_ - 1);
+  if (stop_.requested()) return;
   const int tag = boundary_tag(leaf, leaves, shard);
   const at::Tensor hidden = given.to(at::kCPU);
   parcels_.push_back({hidden, world_.send_until_taken(bytes_of(hidden), to, tag),
@@ -33,10 +34,8 @@ size_t BoundaryOutbox::in_flight() {
 
 void BoundaryOutbox::wait_for_room(size_t limit) {
   if (in_flight() <= limit) return;
-  world_.wait_until(parcels_.front().wait, [&] {
-    if (stop_.requested()) throw Stopped();
-    return in_flight() <= limit;
-  });
+  world_.wait_until(parcels_.front().wait,
+                    [&] { return in_flight() <= limit || stop_.requested(); });
 }
 
 BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned,
@@ -52,12 +51,16 @@ BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>&
   }
 }
 
-std::vector<at::Tensor> BoundaryInbox::take(const StopSignal& stop) {
-  for (size_t i = 0; i < requests_.size(); ++i)
-    world_.wait_until(waits_[i], [&] {
-      if (stop.requested()) throw Stopped();
-      return requests_[i].done();
-    });
+BoundaryInbox::~BoundaryInbox() {
+  for (auto& request : requests_) request.give_up();
+}
+
+std::vector<at::Tensor> BoundaryInbox::take(const SharedStop& stop) {
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    bool came = false;
+    world_.wait_until(waits_[i], [&] { return (came = requests_[i].done()) || stop.requested(); });
+    if (!came) return {};
+  }
   requests_.clear();
   return std::move(hidden_);
 }

@@ -6,8 +6,8 @@
 #include <functional>
 #include <vector>
 
-#include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
+#include "comm/shared_stop.hpp"
 #include "pipeline/layout.hpp"
 #include "pipeline/leaves.hpp"
 #include "stages/model/model.hpp"
@@ -15,16 +15,17 @@
 namespace selfcal {
 
 /// Sends leaves while their sender works on, a few at a time: where the receivers have not taken
-/// the last ones yet, the sender waits. Waits throw Stopped when they end by the signal.
+/// the last ones yet, the sender waits. Once a stop is wished for nothing more is sent, and no wait
+/// goes on: to be followed by stop_together().
 class BoundaryOutbox {
  public:
   /// `limit`: leaves on their way at most, at least 1.
-  BoundaryOutbox(const Communicator& world, const StopSignal& stop, size_t limit = 8)
+  BoundaryOutbox(const Communicator& world, const SharedStop& stop, size_t limit = 8)
       : world_(world), stop_(stop), limit_(limit) {}
   /// Sends the input of shard `shard`'s first layer for one leaf, in any memory, once there is room
   /// for it.
   void send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard, int to);
-  /// Waits until all are taken.
+  /// Waits until all are taken, or a stop is wished for.
   void finish();
   /// Leaves sent and not taken yet, held in memory.
   size_t in_flight();
@@ -38,7 +39,7 @@ class BoundaryOutbox {
   void wait_for_room(size_t limit);
 
   const Communicator& world_;
-  const StopSignal& stop_;
+  const SharedStop& stop_;
   size_t limit_;
   std::vector<Parcel> parcels_;
 };
@@ -50,9 +51,13 @@ class BoundaryInbox {
   BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned, int64_t leaves,
                 int shard, const std::function<int(const Leaf&)>& source, int64_t length,
                 int64_t hidden, at::ScalarType dtype);
-  /// The leaves, in order and in host memory, when all are there; throws Stopped when the wait ends
-  /// by the signal.
-  std::vector<at::Tensor> take(const StopSignal& stop);
+  /// Gives up what has not come: nobody sends it any more.
+  ~BoundaryInbox();
+  BoundaryInbox(BoundaryInbox&&) = default;
+  BoundaryInbox& operator=(BoundaryInbox&&) = default;
+  /// The leaves, in order and in host memory, when all are there; none when the wait ends because a
+  /// stop is wished for.
+  std::vector<at::Tensor> take(const SharedStop& stop);
 
  private:
   Communicator world_;

@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/freed_memory.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
 #include "pipeline/calibration.hpp"
@@ -11,7 +12,7 @@
 #include "pipeline/finish.hpp"
 #include "pipeline/host_solves.hpp"
 #include "pipeline/outliers.hpp"
-#include "pipeline/plan.hpp"
+#include "pipeline/run_plan.hpp"
 #include "pipeline/shard.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
@@ -83,22 +84,13 @@ struct OpenedJob {
   std::shared_ptr<const Model> model;
   Layout layout;
   LeafMemory leaf_memory;
+  std::vector<RankPlan> ranks;
 };
-
-/// Counts that give every job of a run the grid of its first one.
-LayoutSettings settings_of(const Layout& layout, LayoutSettings settings) {
-  settings.mode = layout.split() ? LayoutSettings::Mode::split : LayoutSettings::Mode::shared;
-  settings.replicas = layout.replicas();
-  settings.depth = layout.depth();
-  settings.shards = layout.shards();
-  settings.team = 0;
-  return settings;
-}
 
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models, int ranks,
-                   kernels::Context context) {
+/// A job's configuration as resolved by its model, whose header is checked against it.
+JobToPlan open_job(const RunConfig& given, OpenModels& models, kernels::Context context) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, context);
   const RunConfig config = resolve(given, model->shape());
@@ -106,24 +98,26 @@ OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& model
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
     fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
   check_linears(config, all_linears(*model));
-  RunConfig planned = config;
-  if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
-  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
-  return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute};
+  return {config, sizes_of(*model), Machine{}};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
 std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
                                 kernels::Context context) {
   OpenModels models;
-  std::deque<OpenedJob> opened;
+  std::vector<JobToPlan> jobs;
+  std::vector<std::shared_ptr<const Model>> of_jobs;
   for (const auto& config : given) try {
-      opened.push_back(open_job(config, opened.empty() ? nullptr : &opened.front().layout, models,
-                                ranks, context));
+      jobs.push_back(open_job(config, models, context));
+      of_jobs.push_back(models.at({config.model, config.dtype}));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
       fail(error.code(), "job {}: {}", config.name, error.what());
     }
+  std::deque<OpenedJob> opened;
+  for (auto& [config, sizes, plan] : plan_run(jobs, ranks))
+    opened.push_back({config, of_jobs[opened.size()], plan.layout,
+                      plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute, plan.ranks});
   return opened;
 }
 
@@ -186,7 +180,8 @@ class Run {
     for (const auto& job : opened_)
       jobs_.push_back(
           {.session = {job.config, *job.model, world_, job.layout, *directory_, environment.stop,
-                       environment.context, kind, timer_, progress_, job.leaf_memory, count},
+                       environment.context, kind, timer_, progress_, job.leaf_memory, count,
+                       job.ranks[static_cast<size_t>(world_.rank())].memory},
            .number = static_cast<int64_t>(jobs_.size())});
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
@@ -212,11 +207,11 @@ class Run {
       if (world_.rank() == 0) write_queue(directory_->queue(), queue());
     });
     for (auto& batch : plan_batches(jobs_, layout().shards())) {
-      if (any(world_, environment_.stop.requested())) throw AgreedStop();
+      stop_together(world_, environment_.stop);
       process(batch);
     }
     throw_first_failure();
-  } catch (const AgreedStop&) {
+  } catch (const Stopped&) {
     running_.clear();
     show_queue();
     throw;
@@ -228,27 +223,34 @@ class Run {
   void process(const Batch& batch) {
     std::vector<Flow> flows;
     std::deque<DenseBoundaries> boundaries;
-    for (const auto& jobs : batch.flows) {
-      attempt(jobs, [&] {
-        Flow flow{jobs};
-        prepare(flow, boundaries);
-        if (!flow.jobs.empty()) flows.push_back(std::move(flow));
-      });
-      time_.charge(jobs);
-    }
+    Handover handover(world_, environment_.stop);
+    bool stopped = false;
     try {
-      compress_flows(*team_, flows, time_, [&](const Flow& flow) {
+      for (const auto& jobs : batch.flows) {
+        attempt(jobs, [&] {
+          Flow flow{jobs};
+          prepare(flow, boundaries);
+          if (!flow.jobs.empty()) flows.push_back(std::move(flow));
+        });
+        time_.charge(jobs);
+      }
+      compress_flows(*team_, flows, handover, time_, [&](const Flow& flow) {
         for (const Job* job : flow.jobs) running_.insert(job);
         show_queue();
       });
       for (auto& sent : boundaries) sent.finish();
     } catch (const Stopped&) {
-      // With one shard every stop is agreed on; teams of several do not wait for each other.
-      if (layout().shards() == 1) throw AgreedStop();
-      running_.clear();
-      show_queue();
-      throw;
+      stopped = true;
     }
+    // Teams do not wait for each other before this.
+    if (any(world_, stopped)) {
+      world_.drop_messages([&] {
+        return handover.next.all_sent() &&
+               std::ranges::all_of(boundaries, &DenseBoundaries::all_sent);
+      });
+      throw Stopped();
+    }
+    return_freed_memory();
     share_failures(flows);
     show_queue();
     for (const auto& flow : flows)
@@ -319,16 +321,12 @@ class Run {
     }
   }
 
-  /// Runs what all ranks come out of alike: an agreed error fails the jobs, a stop ends the run.
+  /// Runs what all ranks come out of alike: an agreed error fails the jobs.
   void attempt(const std::vector<Job*>& jobs, const std::function<void()>& work) try {
     work();
   } catch (const AgreedError& error) {
     for (Job* job : jobs) note_failure(*job, {error.code(), error.what()});
     show_queue();
-  } catch (const AgreedStop&) {
-    throw;
-  } catch (const Stopped&) {
-    throw AgreedStop();
   }
 
   void note_failure(Job& job, const JobFailure& failure) {

@@ -3,19 +3,16 @@
 #pragma once
 #include <vector>
 
-#include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
+#include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
 
 namespace selfcal {
 
-/// A stop that every rank has agreed on.
-class AgreedStop : public Stopped {};
-
 /// What the run finds itself in; borrowed.
 struct RunEnvironment {
   const Communicator& world;
-  const StopSignal& stop;
+  const SharedStop& stop;
   kernels::Context context;
   std::string device_kind = {};  // what decides the bits of a device that is not the CPU
 };
@@ -26,7 +23,7 @@ struct RunEnvironment {
 /// together; the others one after the other, with several shards as a wavefront. What is wrong
 /// before the first job starts (a configuration, a model's header) ends the run. After that, an
 /// error that all agree on fails its job and the others go on; at the end it is thrown as
-/// AgreedError.
+/// AgreedError. Stopped is thrown on all ranks.
 void compress(const std::vector<RunConfig>& jobs, const RunEnvironment& environment);
 
 /// Collective over the world: the calibration sets only.

@@ -62,23 +62,19 @@ class CostModel {
 
   /// Forward of all tokens through a block.
   double forward_flops() const {
-    const double attention = 2 * tokens_ * static_cast<double>(calibration_.length) *
-                             static_cast<double>(model_.shape.hidden);
-    return 2 * tokens_ * model_.linear_weights() + attention;
+    return selfcal::forward_flops(model_.block, model_.shape.hidden, calibration_.length, tokens_);
   }
 
   /// A step reads all weights and the cache so far, for a micro-batch at a time. With several ranks
   /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
   void add_sampling() {
-    const auto& shape = model_.shape;
-    const double cache = static_cast<double>(calibration_.micro_batch * calibration_.length *
-                                             shape.key_value_heads * shape.head_dim) *
-                         element_;
+    const double block = step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
+                                    element_, calibration_);
     const auto first = decode_runs(model_, layout_.depth());
     double step = 0, slowest = 0;
     for (size_t run = 0; run + 1 < first.size(); ++run) {
       const auto layers = static_cast<double>(first[run + 1] - first[run]);
-      double bytes = layers * (static_cast<double>(model_.block_parameters) * element_ + cache);
+      double bytes = layers * block;
       if (run + 2 == first.size()) bytes += model_.head_weights() * element_;
       const double seconds = bytes / (machine_.rates.decode * share_);
       step += seconds;
@@ -130,15 +126,18 @@ class CostModel {
     // A ring moves a sum twice through every link but one; a tree has log2 steps.
     const double ring = static_cast<double>(members - 1) / static_cast<double>(members);
     const double steps = std::ceil(std::log2(static_cast<double>(members)));
+    const MethodSettings method = settle(config_.method);
     for (const auto& tap : model_.block.taps) {
       const double squared = static_cast<double>(tap.columns * tap.columns);
-      add(Phase::statistics,
-          layers * leaf_part * tokens_ * squared / (machine_.rates.statistics * share_));
-      add(Phase::factorise, layers * squared * static_cast<double>(tap.columns) /
-                                (machine_.rates.factorise * share_));
+      const WidthRates& rates = machine_.rates.at(tap.columns);
+      add(Phase::statistics, layers * leaf_part * tokens_ * squared / (rates.statistics * share_));
+      if (rates.sums > 0) add(Phase::statistics, layers * squared / (rates.sums * share_));
+      add(Phase::factorise,
+          layers * squared * static_cast<double>(tap.columns) / (rates.factorise * share_));
+      if (!needs_products(method)) continue;
       add(Phase::reduce,
           layers * (2 * ring * 4 * squared / machine_.network + 6 * steps * machine_.latency));
-      if (members > 1)
+      if (members > 1 && compensates(method.name))
         add(Phase::gather,
             layers * (4 * squared / machine_.network + 6 * steps * machine_.latency));
     }
@@ -157,12 +156,14 @@ class CostModel {
     std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
     for (const auto& linear : model_.block.linears) {
       auto& [tiles, work] = stacks[linear.tap];
-      tiles += (linear.rows + solve_row_tile - 1) / solve_row_tile;
-      work = static_cast<double>(solve_row_tile * linear.columns * linear.columns);
+      tiles += (linear.rows + lanes::rows - 1) / lanes::rows;
+      work = static_cast<double>(lanes::rows * linear.columns * linear.columns);
     }
-    for (const auto& [tap, stack] : stacks)
-      add(Phase::solve,
-          layers * busiest(stack.first, members) * stack.second / (machine_.rates.solve * share_));
+    for (const auto& [tap, stack] : stacks) {
+      const int64_t columns = model_.block.taps.at(static_cast<size_t>(tap)).columns;
+      add(Phase::solve, layers * busiest(stack.first, members) * stack.second /
+                            (machine_.rates.at(columns).solve * share_));
+    }
   }
 
   /// Each layer once more in the gathered checkpoint and in every export.

@@ -26,8 +26,10 @@ class DenseBoundaries {
   /// sampled.
   void send_rest(const at::Tensor& tokens);
   std::optional<BoundaryInbox> take_inbox() { return std::exchange(inbox_, std::nullopt); }
-  /// Waits until all is taken.
+  /// Waits until all is taken, or a stop is wished for.
   void finish() { outbox_.finish(); }
+  /// Whether nothing is on its way.
+  bool all_sent() { return outbox_.in_flight() == 0; }
 
  private:
   std::vector<Leaf> leaves_of(const std::set<int64_t>& batches) const;

@@ -40,9 +40,9 @@ Machine device_machine(const std::string& name, at::ScalarType dtype) {
   machine.latency = 1e-5;  // taken: a step of a collective over several nodes
   machine.rates.forward = products;
   machine.rates.decode = sheet.bandwidth;
-  machine.rates.statistics = products / 2;          // a multiplication and an addition an entry
-  machine.rates.factorise = sheet.float32 * 3 / 2;  // columns^3 / 3 twice
-  machine.rates.solve = sheet.float32;              // half of 2 rows columns^2
+  machine.rates.wide.statistics = products / 2;  // a multiplication and an addition an entry
+  machine.rates.wide.factorise = sheet.float32 * 3 / 2;  // columns^3 / 3 twice
+  machine.rates.wide.solve = sheet.float32;              // half of 2 rows columns^2
   return machine;
 }
 

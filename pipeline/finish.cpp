@@ -135,6 +135,7 @@ void finish_job(Job& job, TimeAccount& time) {
   report.layers = std::move(job.layers);
   time.charge(job);
   RankReport mine = report_of_this_rank(session.world.rank(), job.seconds);
+  mine.planned_memory = static_cast<int64_t>(session.planned_memory);
   mine.bytes_sent = session.world.activity().bytes_sent();
   mine.timeline = session.timer.timeline();
   mine.role = role_of(session);

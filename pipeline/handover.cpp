@@ -28,7 +28,6 @@ void NextShard::tell(const Job& job, const JobNote& note) {
 }
 
 void NextShard::offer(const Job& job, std::vector<Leaf> owned, std::vector<at::Tensor> hidden) {
-  finish();
   job_ = &job;
   owned_ = std::move(owned);
   hidden_ = std::move(hidden);
@@ -53,12 +52,11 @@ void NextShard::poll() {
 
 void NextShard::send_to(int rank) {
   const int next = shard_of(*job_, world_) + 1;
-  BoundaryOutbox outbox(world_, stop_);
   for (size_t i = 0; i < owned_.size(); ++i)
     if (job_->session.layout.owner(owned_[i].index, next) == rank)
-      outbox.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_->leaves.size()),
-                  lane(*job_, next), rank);
-  outbox.finish();  // the rank that asks does nothing but receive
+      outbox_.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_->leaves.size()),
+                   lane(*job_, next), rank);
+  outbox_.finish();  // the rank that asks does nothing but receive
   waiting_.erase(rank);
   if (waiting_.empty()) hidden_.clear();
 }
@@ -66,38 +64,40 @@ void NextShard::send_to(int rank) {
 void NextShard::finish() {
   const int who = waiting_.empty() ? Wait::anyone : *waiting_.begin();
   world_.wait_until({"outputs of a shard taken", who, asking_tag}, [&] {
-    if (stop_.requested()) throw Stopped();
     poll();
-    return waiting_.empty() && letters_.empty();
+    return (waiting_.empty() && letters_.empty()) || stop_.requested();
   });
 }
 
-JobNote ShardBefore::note_of(const Job& job) const {
-  JobNote note;
+bool NextShard::all_sent() {
+  std::erase_if(letters_, [](Letter& letter) { return letter.request.done(); });
+  return letters_.empty() && outbox_.in_flight() == 0;
+}
+
+JobNote ShardBefore::note_of(const Job& job) {
   const int from = job.session.layout.team_of(shard_of(job, world_) - 1).front();
-  auto request = world_.receive(bytes(note), from, note_tag);
-  world_.wait_until({"the shard before", from, note_tag}, [&] {
-    if (stop_.requested()) throw Stopped();
-    return request.done();
-  });
-  if (note.job != job.number)
-    fail(ExitCode::internal, "rank {} tells of job {}, expected {}", from, note.job, job.number);
-  return note;
+  note_request_ = world_.receive(bytes(note_), from, note_tag);
+  bool came = false;
+  world_.wait_until({"the shard before", from, note_tag},
+                    [&] { return (came = note_request_.done()) || stop_.requested(); });
+  if (came && note_.job != job.number)
+    fail(ExitCode::internal, "rank {} tells of job {}, expected {}", from, note_.job, job.number);
+  return note_;
 }
 
-std::vector<at::Tensor> ShardBefore::take(const Job& job, const std::vector<Leaf>& owned) const {
+std::vector<at::Tensor> ShardBefore::take(const Job& job, const std::vector<Leaf>& owned) {
   const int shard = shard_of(job, world_);
   const auto& layout = job.session.layout;
   const auto& shape = job.session.model.shape();
   const auto source = [&](const Leaf& leaf) { return layout.owner(leaf.index, shard - 1); };
-  BoundaryInbox inbox(world_, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard),
-                      source, job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype);
+  inbox_.emplace(world_, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard), source,
+                 job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype);
   std::set<int> sources;
   for (const auto& leaf : owned) sources.insert(source(leaf));
   int64_t number = job.number;
   std::vector<Request> questions;
   for (const int rank : sources) questions.push_back(world_.send(bytes(number), rank, asking_tag));
-  auto hidden = inbox.take(stop_);
+  auto hidden = inbox_->take(stop_);
   for (auto& question : questions) question.wait();
   return hidden;
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <list>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -24,17 +25,19 @@ struct JobNote {
 /// next job.
 class NextShard {
  public:
-  NextShard(const Communicator& world, const StopSignal& stop) : world_(world), stop_(stop) {}
+  NextShard(const Communicator& world, const SharedStop& stop)
+      : world_(world), stop_(stop), outbox_(world, stop) {}
 
   /// Told by the first rank of this team to all of the next one.
   void tell(const Job& job, const JobNote& note);
-  /// The outputs of `job`: hidden[i] is those of owned[i]. Waits until those of the job before are
-  /// taken.
+  /// The outputs of `job`: hidden[i] is those of owned[i]. Those of the job before must be taken.
   void offer(const Job& job, std::vector<Leaf> owned, std::vector<at::Tensor> hidden);
   /// Sends to the ranks that have asked since; to be called now and then.
   void poll();
-  /// Waits until all is taken; throws Stopped when the wait ends by the signal.
+  /// Waits until all is taken, or a stop is wished for.
   void finish();
+  /// Whether nothing is on its way.
+  bool all_sent();
 
  private:
   void send_to(int rank);
@@ -44,7 +47,8 @@ class NextShard {
     Request request;
   };
   const Communicator& world_;
-  const StopSignal& stop_;
+  const SharedStop& stop_;
+  BoundaryOutbox outbox_;
   std::list<Letter> letters_;  // stable addresses
   const Job* job_ = nullptr;   // whose outputs wait
   std::vector<Leaf> owned_;
@@ -53,18 +57,34 @@ class NextShard {
   std::set<std::pair<int64_t, int>> asked_;  // job and rank, not served yet
 };
 
-/// The shard before this one.
+/// The shard before this one. Waits end when a stop is wished for, without what they were for: to
+/// be followed by stop_together().
 class ShardBefore {
  public:
-  ShardBefore(const Communicator& world, const StopSignal& stop) : world_(world), stop_(stop) {}
+  ShardBefore(const Communicator& world, const SharedStop& stop) : world_(world), stop_(stop) {}
+  ~ShardBefore() { note_request_.give_up(); }
+  ShardBefore(const ShardBefore&) = delete;
+  ShardBefore& operator=(const ShardBefore&) = delete;
   /// Waits for the note about `job`.
-  JobNote note_of(const Job& job) const;
+  JobNote note_of(const Job& job);
   /// Asks for the hidden states of `owned` and waits for them.
-  std::vector<at::Tensor> take(const Job& job, const std::vector<Leaf>& owned) const;
+  std::vector<at::Tensor> take(const Job& job, const std::vector<Leaf>& owned);
 
  private:
   const Communicator& world_;
-  const StopSignal& stop_;
+  const SharedStop& stop_;
+  // Open when a wait was ended.
+  JobNote note_;
+  Request note_request_;
+  std::optional<BoundaryInbox> inbox_;
+};
+
+/// This rank's neighbours while jobs flow through the shards.
+struct Handover {
+  Handover(const Communicator& world, const SharedStop& stop)
+      : before(world, stop), next(world, stop) {}
+  ShardBefore before;
+  NextShard next;
 };
 
 }  // namespace selfcal

@@ -14,7 +14,7 @@ namespace {
 
 void honour_stop(const LayerWork& work) {
   if (work.between_stages) work.between_stages();
-  if (any(work.team, work.stop.requested())) throw Stopped();
+  stop_together(work.team, work.stop);
 }
 
 using Problems = std::map<int, std::vector<LinearProblem>>;  // by tap

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
+#include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "pipeline/tap_statistics.hpp"
@@ -26,7 +26,7 @@ struct LayerWork {
   const Model& model;
   const RunConfig& config;
   const Communicator& team;
-  const StopSignal& stop;
+  const SharedStop& stop;
   PhaseTimer& timer;
   kernels::Context context;
   int64_t tokens = 0;  // of all leaves of all ranks

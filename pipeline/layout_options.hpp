@@ -7,8 +7,9 @@
 namespace selfcal {
 
 /// Settings with fewer counts left open, the simplest first; at least one. Not all of them need fit
-/// the ranks. `layers`: of the model.
-std::vector<LayoutSettings> layout_options(const LayoutSettings& settings, Propagation propagation,
+/// the ranks. `busy_together`: whether several shards can be at work at once. `layers`: of the
+/// model.
+std::vector<LayoutSettings> layout_options(const LayoutSettings& settings, bool busy_together,
                                            int ranks, int64_t layers);
 
 }  // namespace selfcal

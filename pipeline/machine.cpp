@@ -25,7 +25,7 @@ Machine this_machine(int ranks_on_it) {
 
 Machine typical_machine() {
   Machine machine;
-  machine.rates = {1, 70e9, 6e9, 45e9, 40e9, 25e9};
+  machine.rates = {1, 70e9, 6e9, {45e9, 0, 40e9, 25e9}, {}};
   return machine;
 }
 

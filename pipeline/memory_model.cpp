@@ -9,10 +9,11 @@
 namespace selfcal {
 namespace {
 
-constexpr uint64_t program_bytes = uint64_t{120} << 20;  // libraries and their start, measured
-// What the allocator keeps between tensors that come and go, as a share of them; measured. Larger
-// ones have pages of their own, which go back at once.
-constexpr double gap_share = 1.3;
+constexpr uint64_t program_bytes = uint64_t{128} << 20;  // libraries and their start, measured
+// What the allocator keeps between tensors that come and go within a layer, as a share of them;
+// measured. Larger ones have pages of their own, which go back at once, and after each layer all
+// freed memory does (return_freed_memory()).
+constexpr double gap_share = 0.2;
 constexpr double largest_gap = 64 << 20;
 
 uint64_t whole_bytes(double bytes) { return static_cast<uint64_t>(std::max(0.0, bytes)); }
@@ -106,8 +107,12 @@ MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_sta
   const double blocks = (leads ? 3 : 2) * block_bytes;
   const double states =
       keeps_states ? row_tokens * element * static_cast<double>(shape.hidden + widest_tap) : 0.0;
-  const double passing = leaf * element * static_cast<double>(2 * widest_output + 2 * widest_tap);
+  const double passing =
+      sequences == 0 ? 0.0
+                     : leaf * element * static_cast<double>(2 * widest_output + 2 * widest_tap);
   const double solved = largest_problem * (4.0 + element + 1.0);
+  // The layer before, on its way to its file: weights and codes, and the library's own of them.
+  const double written = leads ? 2 * (block_bytes + model_.linear_weights() / 2) : 0.0;
   double gaps = 0;
   for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
     gaps += gap_share * std::min(bytes, largest_gap);
@@ -122,6 +127,7 @@ MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_sta
            {"Hessian: float32", whole_bytes(4.0 * squared)},
            {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
            {"solved rows", whole_bytes(solved)},
+           {"the layer that is being written", whole_bytes(written)},
            {"gaps between tensors", whole_bytes(gaps)}}};
 }
 

@@ -101,7 +101,7 @@ class DensePass {
     embed();
     BlockReader reader(session_, world_, layers);
     for (int64_t layer = 0; layer < layers; ++layer) {
-      if (any(world_, session_.stop.requested())) throw Stopped();
+      stop_together(world_, session_.stop);
       const BlockWeights weights = reader.read(layer);
       std::vector<Weighed> all;
       for (const auto& [job, counts] : jobs)

@@ -73,8 +73,8 @@ class Planner {
     settings.depth = std::min(settings.depth, config_.layout.depth == 0 ? ranks : settings.depth);
     std::vector<Option> options;
     std::exception_ptr first_error;
-    for (const auto& open :
-         layout_options(settings, config_.propagation, ranks, model_.shape.layers)) {
+    for (const auto& open : layout_options(settings, config_.propagation == Propagation::dense,
+                                           ranks, model_.shape.layers)) {
       try {
         const Layout layout(open, ranks, model_.layer_costs);
         // More shards may leave no rank to sample alone, which is not what `split` asks for.

@@ -32,10 +32,16 @@ std::string to_json(const Plan& plan) {
   for (size_t phase = 0; phase < phase_names.size(); ++phase)
     json["seconds"][std::string(phase_names[phase])] = plan.seconds[phase];
   const HardwareRates& rates = plan.machine.rates;
-  json["rates"] = {{"threads", rates.threads},        {"forward", rates.forward},
-                   {"decode", rates.decode},          {"statistics", rates.statistics},
-                   {"factorise", rates.factorise},    {"solve", rates.solve},
-                   {"network", plan.machine.network}, {"latency", plan.machine.latency}};
+  json["rates"] = {{"threads", rates.threads},
+                   {"forward", rates.forward},
+                   {"decode", rates.decode},
+                   {"network", plan.machine.network},
+                   {"latency", plan.machine.latency}};
+  for (const auto& [columns, width] : rates.by_width)
+    json["rates"]["by_width"][std::to_string(columns)] = {{"sums", width.sums},
+                                                          {"statistics", width.statistics},
+                                                          {"factorise", width.factorise},
+                                                          {"solve", width.solve}};
   json["memory_limit"] = plan.memory_limit;
   json["keeps_states"] = plan.keeps_states;
   json["ranks"] = ordered_json::array();

@@ -1,85 +1,227 @@
 #include "pipeline/rates.hpp"
 
 #include <ATen/ATen.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <chrono>
+#include <cmath>
 #include <functional>
+#include <span>
+#include <vector>
 
+#include "pipeline/leaves.hpp"
+#include "stages/calibrate/column_norms.hpp"
 #include "stages/calibrate/hessian.hpp"
 #include "stages/solve/method.hpp"
 
 namespace selfcal {
 namespace {
 
-constexpr int64_t leaf_tokens = 2048;
-constexpr int64_t decode_weights = 1 << 25;  // a weight far larger than the caches
-constexpr int64_t solve_rows = 512;
+constexpr int64_t widest = 2048;          // a wider product is no faster
+constexpr double largest_block = 1e11;    // flop of a leaf: larger ones are all products
+constexpr double step_weights = 1 << 26;  // bytes far larger than the caches
+constexpr double largest_step = 1 << 29;  // bytes of a block: larger ones are all products
+constexpr int64_t most_solve_rows = 512;
 
-/// Work a second: the best of three, after one that does not count.
+/// Work a second: the median of three, after one that does not count.
 double rate(double work, const std::function<void()>& action) {
   action();
-  double best = 1e30;
-  for (int time = 0; time < 3; ++time) {
+  std::array<double, 3> seconds{};
+  for (double& taken : seconds) {
     const auto start = std::chrono::steady_clock::now();
     action();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    best = std::min(best, taken.count());
+    taken = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  return work / std::max(best, 1e-9);
+  std::ranges::sort(seconds);
+  return work / std::max(seconds[1], 1e-9);
 }
 
-/// Deterministic values of about unit size: the speed must not depend on zeros or denormals.
-at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype) {
+/// Deterministic values in [-size, size): the speed must not depend on zeros or denormals.
+at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype, double size = 1) {
   at::Tensor tensor = at::empty(shape, at::kFloat);
   float* data = tensor.mutable_data_ptr<float>();
   uint32_t state = 1;
+  const auto scale = static_cast<float>(size);
   for (int64_t i = 0; i < tensor.numel(); ++i) {
     state = state * 1664525u + 1013904223u;
-    data[i] = static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+    data[i] = scale * (static_cast<float>(state >> 8) / 8388608.0f - 1.0f);
   }
   return tensor.to(dtype);
 }
 
-}  // namespace
-
-int64_t calibration_columns(int64_t widest_input) {
-  return std::clamp<int64_t>(widest_input / 64 * 64, 64, 2048);
+/// Through which activations stay of about unit size.
+BlockWeights random_weights(const BlockSpec& block, at::ScalarType dtype) {
+  BlockWeights weights;
+  for (const auto& [name, shape] : block.parameters)
+    weights[name] = shape.size() == 1
+                        ? at::ones(shape, dtype)
+                        : values(shape, dtype, 1 / std::sqrt(static_cast<double>(shape.back())));
+  return weights;
 }
 
-HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtype,
-                            int64_t micro_batch, int64_t columns) {
-  HardwareRates rates;
-  rates.threads = context.threads->size();
-  const at::Tensor leaf = values({leaf_tokens, columns}, dtype),
-                   weight = values({columns, columns}, dtype);
-  rates.forward =
-      rate(2.0 * leaf_tokens * columns * columns, [&] { kernels::linear(context, leaf, weight); });
+/// Tokens of a leaf, which no micro-batch ends in.
+int64_t leaf_tokens(const CalibrationSettings& calibration) {
+  return std::min({leaf_rows(calibration.length), calibration.micro_batch, calibration.sequences}) *
+         calibration.length;
+}
 
+double measure_forward(const kernels::Context& context, const Model& model,
+                       const CalibrationSettings& calibration) {
+  const auto& shape = model.shape();
+  const Block& block = model.block(0);
+  const int64_t length = calibration.length, rows = leaf_tokens(calibration) / length;
+  const double flops =
+      forward_flops(block.spec(), shape.hidden, length, static_cast<double>(rows * length));
+  if (flops <= largest_block) {
+    const auto weights = random_weights(block.spec(), shape.compute_dtype);
+    const at::Tensor hidden = values({rows, length, shape.hidden}, shape.compute_dtype);
+    return rate(flops, [&] { forward(block, hidden, weights); });
+  }
+  const at::Tensor leaf = values({rows * length, widest}, shape.compute_dtype),
+                   weight = values({widest, widest}, shape.compute_dtype);
+  return rate(2.0 * static_cast<double>(leaf.numel() * widest),
+              [&] { kernels::linear(context, leaf, weight); });
+}
+
+double measure_step(const kernels::Context& context, const Model& model,
+                    const CalibrationSettings& calibration) {
+  const auto& shape = model.shape();
+  const Block& block = model.block(0);
+  const int64_t rows = calibration.micro_batch;
+  double parameters = 0;
+  for (const auto& [name, sizes] : block.spec().parameters)
+    parameters += static_cast<double>(c10::multiply_integers(sizes));
+  const auto element = static_cast<double>(at::elementSize(shape.compute_dtype));
+  if (parameters * element > largest_step) {
+    const at::Tensor batch = values({rows, widest}, shape.compute_dtype),
+                     weight =
+                         values({static_cast<int64_t>(step_weights / element) / widest, widest},
+                                shape.compute_dtype);
+    return rate(static_cast<double>(weight.nbytes()),
+                [&] { kernels::linear(context, batch, weight); });
+  }
+  // So many layers that none is in a cache when its turn comes.
+  std::vector<BlockWeights> layers;
+  std::vector<KeyValueCache> caches;
+  while (static_cast<double>(layers.size()) * parameters * element < step_weights) {
+    layers.push_back(random_weights(block.spec(), shape.compute_dtype));
+    caches.push_back(model.make_cache(rows, calibration.length));
+  }
+  const at::Tensor input = values({rows, shape.hidden}, shape.compute_dtype),
+                   positions = at::full({rows}, calibration.length / 2, at::kLong);
+  return rate(
+      static_cast<double>(layers.size()) * step_bytes(parameters, shape, element, calibration),
+      [&] {
+        at::Tensor hidden = input;
+        for (size_t layer = 0; layer < layers.size(); ++layer)
+          hidden = block.step(hidden, positions, caches[layer], layers[layer]);
+      });
+}
+
+/// The method as the job has it, but for groups that do not fit a width that was cut down.
+MethodSettings method_for(const RunConfig& config, int64_t columns) {
+  MethodSettings method = settle(config.method);
+  if (method.group_size > 0 && columns % method.group_size != 0) method.group_size = -1;
+  if (method.sparsity.by_outliers) method.sparsity = {method.sparsity.share, {}};
+  return method;
+}
+
+WidthRates measure_width(const kernels::Context& context, const RunConfig& config,
+                         at::ScalarType dtype, int64_t columns, int64_t rows) {
+  const int64_t tokens = leaf_tokens(config.calibration);
+  const at::Tensor leaf = values({tokens, columns}, dtype);
+  const auto squared = static_cast<double>(columns * columns);
+  const MethodSettings settings = method_for(config, columns);
   at::Tensor hessian;
-  rates.statistics = rate(static_cast<double>(leaf_tokens * columns * columns), [&] {
+  const auto measure_products = [&](int leaves) {
     HessianAccumulator accumulator(columns, context);
-    accumulator.observe(leaf);
-    accumulator.add(leaf);
-    hessian = accumulator.finish(leaf_tokens);
-  });
-
-  MethodSettings settings;
-  settings.group_size = columns / 8;
+    for (int i = 0; i < leaves; ++i) accumulator.observe(leaf);
+    for (int i = 0; i < leaves; ++i) accumulator.add(leaf);
+    hessian = accumulator.finish(leaves * tokens);
+  };
+  const auto measure_norms = [&](int leaves) {
+    ColumnNorms norms(columns, context);
+    for (int i = 0; i < leaves; ++i) norms.add(leaf);
+    norms.count();
+    hessian = norms.finish(leaves * tokens).square_();
+  };
+  const auto seconds_of_leaves = [&](int leaves) {
+    return 1 / rate(1, [&] {
+             needs_products(settings) ? measure_products(leaves) : measure_norms(leaves);
+           });
+  };
+  WidthRates rates;
+  const double one = seconds_of_leaves(1), three = seconds_of_leaves(3);
+  const double leaf_seconds = std::max((three - one) / 2, one / 100);
+  rates.statistics = static_cast<double>(tokens) * squared / leaf_seconds;
+  rates.sums = squared / std::max(one - leaf_seconds, one / 100);
   const auto method = make_method(settings, context);
   Factor factor;
-  rates.factorise = rate(static_cast<double>(columns * columns * columns),
-                         [&] { factor = method->factorise(hessian); });
-  const at::Tensor rows = values({solve_rows, columns}, dtype);
-  rates.solve = rate(static_cast<double>(solve_rows * columns * columns), [&] {
-    method->controls(rows, hessian, dtype);
-    method->solve(rows, hessian, factor, dtype);
+  rates.factorise =
+      rate(squared * static_cast<double>(columns), [&] { factor = method->factorise(hessian); });
+  const at::Tensor weight = values({rows, columns}, dtype);
+  rates.solve = rate(static_cast<double>(rows) * squared, [&] {
+    method->controls(weight, hessian, dtype);
+    method->solve(weight, hessian, factor, dtype);
   });
+  return rates;
+}
 
-  const at::Tensor batch = values({micro_batch, columns}, dtype);
-  const at::Tensor wide = weight.repeat({decode_weights / (columns * columns), 1});
-  rates.decode =
-      rate(static_cast<double>(wide.nbytes()), [&] { kernels::linear(context, batch, wide); });
+}  // namespace
+
+const WidthRates& HardwareRates::at(int64_t columns) const {
+  const auto found = by_width.find(std::min(columns, widest));
+  return found == by_width.end() ? wide : found->second;
+}
+
+double step_bytes(double block_parameters, const ModelShape& shape, double element_bytes,
+                  const CalibrationSettings& calibration) {
+  const auto cache = static_cast<double>(calibration.micro_batch * calibration.length *
+                                         shape.key_value_heads * shape.head_dim);
+  return (block_parameters + cache) * element_bytes;
+}
+
+double forward_flops(const BlockSpec& block, int64_t hidden, int64_t length, double tokens) {
+  double weights = 0;
+  for (const auto& linear : block.linears)
+    weights += static_cast<double>(linear.rows * linear.columns);
+  return 2 * tokens * (weights + static_cast<double>(length * hidden));
+}
+
+HardwareRates measure_rates(const kernels::Context& context, const Model& model,
+                            const RunConfig& config) {
+  const at::ScalarType dtype = model.shape().compute_dtype;
+  const BlockSpec& block = model.block(0).spec();
+  HardwareRates rates;
+  rates.threads = context.threads->size();
+  rates.forward = measure_forward(context, model, config.calibration);
+  std::map<int64_t, int64_t> rows;  // by width: the most of a matrix
+  for (const auto& linear : block.linears) {
+    int64_t& most = rows[std::min(linear.columns, widest)];
+    most = std::max(most, std::min(linear.rows, most_solve_rows));
+  }
+  for (const auto& [columns, most] : rows)
+    rates.wide = rates.by_width[columns] = measure_width(context, config, dtype, columns, most);
+
+  rates.decode = measure_step(context, model, config.calibration);
+  return rates;
+}
+
+HardwareRates slowest(const Communicator& ranks, HardwareRates rates) {
+  std::vector<double*> all{&rates.forward, &rates.decode};
+  const auto list = [&](WidthRates& width) {
+    all.insert(all.end(), {&width.statistics, &width.sums, &width.factorise, &width.solve});
+  };
+  list(rates.wide);
+  for (auto& [columns, width] : rates.by_width) list(width);
+  // The bits of positive numbers are in the order of the numbers.
+  std::vector<int64_t> bits;
+  for (const double* rate : all) bits.push_back(std::bit_cast<int64_t>(*rate));
+  ranks.all_reduce(std::span(bits), ReduceOp::min);
+  for (size_t i = 0; i < all.size(); ++i) *all[i] = std::bit_cast<double>(bits[i]);
   return rates;
 }
 

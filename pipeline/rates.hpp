@@ -1,30 +1,49 @@
 // How fast this machine is at what a run does most, measured through the very code that runs.
 #pragma once
 #include <cstdint>
+#include <map>
 
-#include "stages/kernels/ops.hpp"
+#include "comm/communicator.hpp"
+#include "pipeline/config.hpp"
+#include "stages/model/model.hpp"
 
 namespace selfcal {
 
-/// Rates of all threads of the context it was measured with. Where the work of a step is not one
-/// product, its rate is in "useful" operations: those that the formulas of the plan count.
-struct HardwareRates {
-  int threads = 1;
-  double forward = 0;     // flop/s of linear layers over a leaf
-  double decode = 0;      // weight bytes/s of linear layers over the rows of a micro-batch
+/// Of what is done with inputs of one width, in "useful" operations: those that the formulas of the
+/// plan count.
+struct WidthRates {
   double statistics = 0;  // tokens x columns^2 a second
+  double sums = 0;        // columns^2 a second, made and finished once whatever the tokens; 0: free
   double factorise = 0;   // columns^3 a second
   double solve = 0;       // rows x columns^2 a second
 };
 
-/// Takes about a second. `dtype`: what the model computes in; `micro_batch`: rows of a decoding
-/// step; `columns`: of the inputs, as wide as the model's but no wider than calibration_columns().
-/// Independent.
-HardwareRates measure_rates(const kernels::Context& context, at::ScalarType dtype,
-                            int64_t micro_batch, int64_t columns);
+/// Rates of all threads of the context it was measured with.
+struct HardwareRates {
+  int threads = 1;
+  double forward = 0;                      // flop/s of a block over a leaf, see forward_flops()
+  double decode = 0;                       // weight and cache bytes/s of a step of a micro-batch
+  WidthRates wide;                         // of widths that were not measured
+  std::map<int64_t, WidthRates> by_width;  // narrow inputs are slower
 
-/// The width to measure with for a model whose widest input is this: a product, a factor and a
-/// solve are slower where they are narrow.
-int64_t calibration_columns(int64_t widest_input);
+  const WidthRates& at(int64_t columns) const;
+};
+
+/// Bytes that a step of a micro-batch reads of a block: its weights, and half of a full cache.
+double step_bytes(double block_parameters, const ModelShape& shape, double element_bytes,
+                  const CalibrationSettings& calibration);
+
+/// Products of a block's forward over so many tokens, in sequences of `length`.
+double forward_flops(const BlockSpec& block, int64_t hidden, int64_t length, double tokens);
+
+/// Takes some seconds. With the job's own shapes and method: its block, unless that is large, over
+/// a leaf; statistics, a factor and rows of each width of input, up to 2048; a product of a step of
+/// sampling. Weights and inputs are random. Independent.
+HardwareRates measure_rates(const kernels::Context& context, const Model& model,
+                            const RunConfig& config);
+
+/// Collective over ranks that have measured at the same time: the lowest of each rate, since the
+/// phases of a team wait for the slowest.
+HardwareRates slowest(const Communicator& ranks, HardwareRates rates);
 
 }  // namespace selfcal

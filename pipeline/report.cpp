@@ -136,6 +136,7 @@ Json ranks_json(const std::vector<RankReport>& ranks) {
                     {"threads", rank.threads},
                     {"seconds", seconds_json(rank.seconds)},
                     {"peak_memory", rank.peak_memory},
+                    {"planned_memory", rank.planned_memory},
                     {"bytes_read", rank.bytes_read},
                     {"bytes_written", rank.bytes_written},
                     {"bytes_sent", rank.bytes_sent},
@@ -153,6 +154,7 @@ std::vector<RankReport> ranks_from(const Json& list) {
     object.at("threads").get_to(rank.threads);
     rank.seconds = seconds_from(object.at("seconds"));
     object.at("peak_memory").get_to(rank.peak_memory);
+    object.at("planned_memory").get_to(rank.planned_memory);
     object.at("bytes_read").get_to(rank.bytes_read);
     object.at("bytes_written").get_to(rank.bytes_written);
     object.at("bytes_sent").get_to(rank.bytes_sent);

@@ -43,10 +43,11 @@ struct RankReport {
   int threads = 0;
   PhaseSeconds seconds{};
   Timeline timeline;
-  int64_t peak_memory = 0;    // bytes, resident
-  int64_t bytes_read = 0;     // from files
-  int64_t bytes_written = 0;  // to files
-  int64_t bytes_sent = 0;     // to other ranks
+  int64_t peak_memory = 0;     // bytes, resident
+  int64_t planned_memory = 0;  // the plan's peak; 0: not known
+  int64_t bytes_read = 0;      // from files
+  int64_t bytes_written = 0;   // to files
+  int64_t bytes_sent = 0;      // to other ranks
 };
 
 struct PerplexityReport {

@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t batches_in_flight = 4;  // of one rank, not yet taken by rank 0
 
-enum Tag { batch_tag = 1, stop_tag, progress_tag, end_tag };
+enum Tag { batch_tag = 1, progress_tag, end_tag };
 
 std::vector<std::byte> to_message(const MicroBatch& batch) {
   return pack_tensors({{"index", at::tensor({batch.index}, at::kLong)},
@@ -58,7 +58,7 @@ int64_t number(const std::vector<std::byte>& message, size_t index = 0) {
 /// on its way.
 class Sampling {
  public:
-  Sampling(const Communicator& world, const SamplingHooks& hooks, const StopSignal& stop)
+  Sampling(const Communicator& world, const SamplingHooks& hooks, const SharedStop& stop)
       : world_(world),
         hooks_(hooks),
         stop_(stop),
@@ -76,40 +76,35 @@ class Sampling {
 
   /// True when sampling should stop; called after every token, and while a replica's rank waits.
   bool poll(int64_t tokens_in_batch) {
-    if (stop_.requested()) stopping_ = true;
+    // The rank that can end a replica's work may be another one than has the wish: all hear of it.
     if (world_.rank() == 0) {
       in_progress_[0] = sampled_ + tokens_in_batch;
       serve();
     } else {
-      // The rank that can end a replica's work may be another one: rank 0 tells all.
-      if (stopping_ && !std::exchange(told_, true)) outbox_.send(to_bytes({1}), 0, stop_tag);
-      if (next_message(world_, stop_tag)) stopping_ = told_ = true;
       const auto now = std::chrono::steady_clock::now();
       if (now > next_report_) {
         outbox_.send(to_bytes({world_.rank(), sampled_ + tokens_in_batch}), 0, progress_tag);
         next_report_ = now + std::chrono::milliseconds(500);
       }
     }
-    return stopping_;
+    return stop_.requested();
   }
 
-  /// Rank 0 takes what arrives until all have ended; the others say that they have. True when one
-  /// wanted to stop.
+  /// Rank 0 takes what arrives until all have ended; the others say that they have. Throws Stopped
+  /// on all ranks when one wants to stop.
   void end() {
-    if (stop_.requested()) stopping_ = true;
     if (world_.rank() == 0) {
       ++ended_;
       world_.wait_until({"sampled batches", Wait::anyone}, [&] {
-        if (stop_.requested()) stopping_ = true;
         serve();
         return ended_ == world_.size() && received_ == announced_;
       });
     } else {
-      outbox_.send(to_bytes({stopping_ ? 1 : 0, batches_}), 0, end_tag);
+      outbox_.send(to_bytes({batches_}), 0, end_tag);
     }
     batches_out_.finish();
     outbox_.finish();
-    if (any(world_, stopping_)) throw Stopped();
+    stop_together(world_, stop_);
   }
 
  private:
@@ -118,17 +113,11 @@ class Sampling {
       hooks_.on_arrived(to_batch(*message));
       ++received_;
     }
-    while (next_message(world_, stop_tag)) stopping_ = true;
     while (const auto message = next_message(world_, progress_tag))
       in_progress_[number(*message)] = number(*message, 1);
     while (const auto message = next_message(world_, end_tag)) {
       ++ended_;
-      announced_ += number(*message, 1);
-      if (number(*message) != 0) stopping_ = true;
-    }
-    if (stopping_ && !told_) {
-      for (int rank = 1; rank < world_.size(); ++rank) outbox_.send(to_bytes({1}), rank, stop_tag);
-      told_ = true;
+      announced_ += number(*message);
     }
     int64_t total = 0;
     for (const auto& [rank, tokens] : in_progress_) total += tokens;
@@ -137,7 +126,7 @@ class Sampling {
 
   const Communicator& world_;
   const SamplingHooks& hooks_;
-  const StopSignal& stop_;
+  const SharedStop& stop_;
   Outbox outbox_;                           // for words
   Outbox batches_out_;                      // for micro-batches
   std::map<int64_t, int64_t> in_progress_;  // rank 0: tokens sampled, by rank
@@ -145,8 +134,6 @@ class Sampling {
   int64_t batches_ = 0;                   // finished by this rank
   int64_t received_ = 0, announced_ = 0;  // rank 0: batches of the others
   int ended_ = 0;
-  bool stopping_ = false;
-  bool told_ = false;  // rank 0: all others; the others: rank 0
   std::chrono::steady_clock::time_point next_report_{};
 };
 

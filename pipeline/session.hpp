@@ -1,8 +1,8 @@
 // What a job works with: its own configuration, model and layout, and what all jobs of the run
 // share; borrowed from compress().
 #pragma once
-#include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
+#include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/layout.hpp"
@@ -19,13 +19,14 @@ struct Session {
   const Communicator& world;
   const Layout& layout;
   const RunDirectory& directory;
-  const StopSignal& stop;
+  const SharedStop& stop;
   kernels::Context context;
   std::string numeric_kind;
   PhaseTimer& timer;
   Progress& progress;
   LeafMemory leaf_memory;
-  int64_t jobs = 1;  // of the run
+  int64_t jobs = 1;             // of the run
+  uint64_t planned_memory = 0;  // bytes of this rank, by the plan
 };
 
 }  // namespace selfcal

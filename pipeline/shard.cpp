@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <future>
 
+#include "base/freed_memory.hpp"
 #include "base/hash.hpp"
 #include "pipeline/block_reader.hpp"
-#include "pipeline/handover.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
@@ -30,12 +30,13 @@ std::string heading(const Flow& flow) {
 
 class FlowRun {
  public:
-  FlowRun(const Communicator& team, Flow& flow, TimeAccount& time, NextShard& next)
+  FlowRun(const Communicator& team, Flow& flow, TimeAccount& time, Handover& handover)
       : session_(flow.front().session),
         flow_(flow),
         team_(team),
         time_(time),
-        next_(next),
+        before_(handover.before),
+        next_(handover.next),
         shard_(session_.layout.shard_of(session_.world.rank())) {
     for (const auto& leaf : flow.front().leaves)
       if (session_.layout.owner(leaf.index, shard_) == session_.world.rank())
@@ -79,7 +80,8 @@ class FlowRun {
 
   void take_note() {
     Job& job = flow_.front();
-    const JobNote note = ShardBefore(session_.world, session_.stop).note_of(job);
+    const JobNote note = before_.note_of(job);
+    stop_together(team_, session_.stop);
     if (note.code != 0)
       job.failure = {static_cast<ExitCode>(note.code), note.error.data()};
     else
@@ -98,7 +100,10 @@ class FlowRun {
       chain_.copy(note.chain.data(), note.chain.size());
     }
     if (leads()) next_.tell(job, note);
-    if (!job.failure) next_.offer(job, owned_, std::move(hidden_));
+    if (job.failure) return;
+    next_.finish();
+    stop_together(team_, session_.stop);
+    next_.offer(job, owned_, std::move(hidden_));
   }
 
   void run_layers() {
@@ -107,6 +112,7 @@ class FlowRun {
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
+      return_freed_memory();
       BlockWeights weights = reader.read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
@@ -133,8 +139,8 @@ class FlowRun {
         hidden_.push_back(
             session_.model.embed(job.calibration.tokens.narrow(0, leaf.first, leaf.rows), outer));
     } else {
-      hidden_ = flow_.inbox ? flow_.inbox->take(session_.stop)
-                            : ShardBefore(session_.world, session_.stop).take(job, owned_);
+      hidden_ = flow_.inbox ? flow_.inbox->take(session_.stop) : before_.take(job, owned_);
+      stop_together(team_, session_.stop);
       for (auto& leaf : hidden_) leaf = leaf.to(session_.model.device().memory);
     }
   }
@@ -170,7 +176,7 @@ class FlowRun {
       forward_leaves(session_.model.block(layer), place(weights, session_.model.device()), hidden_);
     }
     next_.poll();
-    if (any(team_, session_.stop.requested())) throw Stopped();
+    stop_together(team_, session_.stop);
     time_.charge(jobs);
   }
 
@@ -317,6 +323,7 @@ class FlowRun {
   Flow& flow_;
   const Communicator& team_;
   TimeAccount& time_;
+  ShardBefore& before_;
   NextShard& next_;
   int shard_;
   std::vector<Leaf> owned_;
@@ -328,17 +335,15 @@ class FlowRun {
 
 }  // namespace
 
-void compress_flows(const Communicator& team, std::vector<Flow>& flows, TimeAccount& time,
-                    const std::function<void(const Flow&)>& on_start) {
+void compress_flows(const Communicator& team, std::vector<Flow>& flows, Handover& handover,
+                    TimeAccount& time, const std::function<void(const Flow&)>& on_start) {
   if (flows.empty()) return;
-  const Session& session = flows.front().front().session;
-  NextShard next(session.world, session.stop);
   for (auto& flow : flows) {
     on_start(flow);
-    FlowRun(team, flow, time, next).run();
+    FlowRun(team, flow, time, handover).run();
   }
-  const auto scope = session.timer.measure(Phase::send);
-  next.finish();
+  const auto scope = flows.front().front().session.timer.measure(Phase::send);
+  handover.next.finish();
 }
 
 }  // namespace selfcal

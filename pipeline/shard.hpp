@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pipeline/boundary.hpp"
+#include "pipeline/handover.hpp"
 #include "pipeline/job.hpp"
 
 namespace selfcal {
@@ -26,7 +27,11 @@ struct Flow {
 /// what a shard gives to the next one passes between them. An error that a team agrees on fails the
 /// job there and in the shards after it (Job::failure), and the others go on. `on_start` is called
 /// before each flow. Fills layers and seconds of the jobs.
-void compress_flows(const Communicator& team, std::vector<Flow>& flows, TimeAccount& time,
-                    const std::function<void(const Flow&)>& on_start);
+///
+/// When a stop is wished for every team ends by itself, at its next stage: Stopped on all ranks of
+/// those that have not finished by then. What is on its way between shards stays open in `handover`
+/// and `flows`.
+void compress_flows(const Communicator& team, std::vector<Flow>& flows, Handover& handover,
+                    TimeAccount& time, const std::function<void(const Flow&)>& on_start);
 
 }  // namespace selfcal

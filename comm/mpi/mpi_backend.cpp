@@ -41,6 +41,11 @@ class ChunkedMessage : public Request::Operation {
           "MPI_Testall");
     return flag != 0;
   }
+  void give_up() override {
+    for (auto& request : requests_)
+      if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
+    MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE);
+  }
 
  private:
   std::vector<MPI_Request> requests_;
@@ -220,7 +225,29 @@ std::optional<Envelope> MpiBackend::probe(int tag) {
   if (!flag) return std::nullopt;
   int bytes = 0;
   MPI_Get_count(&status, MPI_BYTE, &bytes);
-  return Envelope{status.MPI_SOURCE, tag, bytes};
+  return Envelope{status.MPI_SOURCE, status.MPI_TAG, bytes};
+}
+
+// T. Hoefler et al., Scalable communication protocols for dynamic sparse data exchange (2010): who
+// has nothing left on its way enters a barrier that does not block, and serves others until it is
+// passed.
+void MpiBackend::drop_messages(const std::function<bool()>& all_sent) {
+  MPI_Request barrier = MPI_REQUEST_NULL;
+  bool entered = false;
+  std::vector<std::byte> dropped;
+  wait_until(*activity(), {"messages dropped", Wait::all}, [&] {
+    while (const auto envelope = probe(MPI_ANY_TAG)) {
+      dropped.resize(static_cast<size_t>(envelope->bytes));
+      receive(dropped, envelope->source, envelope->tag).wait();
+    }
+    if (!entered && all_sent()) {
+      check(MPI_Ibarrier(handle_, &barrier), "MPI_Ibarrier");
+      entered = true;
+    }
+    int passed = 0;
+    if (entered) check(MPI_Test(&barrier, &passed, MPI_STATUS_IGNORE), "MPI_Test");
+    return passed != 0;
+  });
 }
 
 void MpiBackend::abort(int code) {

@@ -40,6 +40,7 @@ class MpiBackend : public Communicator::Backend {
   Request send_until_taken(std::span<const std::byte> data, int to, int tag) override;
   Request receive(std::span<std::byte> into, int from, int tag) override;
   std::optional<Envelope> probe(int tag) override;
+  void drop_messages(const std::function<bool()>& all_sent) override;
   [[noreturn]] void abort(int code) override;
   MPI_Comm mpi() override { return handle_; }
 

@@ -38,6 +38,9 @@ class NcclBackend : public Communicator::Backend {
     return host_->receive(into, from, tag);
   }
   std::optional<Envelope> probe(int tag) override { return host_->probe(tag); }
+  void drop_messages(const std::function<bool()>& all_sent) override {
+    host_->drop_messages(all_sent);
+  }
   bool moves_device_memory() const override { return true; }
   Request broadcast(const DeviceBuffer& data, int root) override;
   Request all_reduce(const DeviceBuffer& data, Element element, ReduceOp op) override;

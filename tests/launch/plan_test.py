@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import SelfcalCase  # noqa: E402
+from tiny_model import write_tiny_model  # noqa: E402
 
 # Enough sequences that the inputs of a stage, kept, take some MiB.
 MANY = {"calibration__source": "vocabulary", "calibration__sequences": 64, "calibration__length": 256}
@@ -55,6 +56,21 @@ class PlanTest(SelfcalCase):
         self.compress("kept", **MANY)
         self.compress("recomputed", **MANY, **limit)
         self.assertEqual(self.hashes("recomputed"), self.hashes("kept"))
+
+    def test_the_peak_is_as_planned(self):
+        """With tensors that are several times the program itself; each rank's report has both."""
+        write_tiny_model(self.folder / "model-wide", hidden=256, intermediate=1024, layers=2)
+        wide = {"model__path": "model-wide", "calibration__source": "vocabulary", "calibration__sequences": 320,
+                "calibration__length": 256, "method__act_order": "none"}
+        for ranks in (None, 2):
+            with self.subTest(ranks=ranks):
+                output = f"peak-{ranks}"
+                self.compress(output, ranks, layout__mode="shared", **wide)
+                report = json.loads((self.folder / output / "jobs/default/report.json").read_text())
+                for rank in report["ranks"]:
+                    measured, planned = rank["peak_memory"], rank["planned_memory"]
+                    self.assertGreater(planned, 200 << 20)
+                    self.assertLess(abs(planned / measured - 1), 0.3, f"rank {rank['rank']}: {planned}, found {measured}")
 
     def test_a_run_that_cannot_fit_does_not_start(self):
         for ranks in (None, 2):

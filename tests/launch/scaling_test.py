@@ -6,6 +6,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import slurm_cluster  # noqa: E402
 from selfcal_case import BINARY, REPOSITORY, Job, SelfcalCase  # noqa: E402
 
 SKIPPED = 77
@@ -20,11 +21,11 @@ set: {layout: {mode: shared}}
 
 
 class Scaling(SelfcalCase):
-    def study(self, name, text, *options, code=0):
+    def study(self, name, text, *options, code=0, environment=None):
         """Runs a study; (stdout, stderr)."""
         path = self.folder / f"{name}.yaml"
         path.write_text(text.replace("output: study", f"output: {name}"))
-        job = Job([SCALING, path, *options], self.folder, {"SELFCAL_BINARY": str(BINARY)})
+        job = Job([SCALING, path, *options], self.folder, {"SELFCAL_BINARY": str(BINARY)} | (environment or {}))
         found, out, err = job.result()
         self.assertEqual(found, code, f"{out}\n{err}")
         return out, err
@@ -50,6 +51,7 @@ class Scaling(SelfcalCase):
             self.assertAlmostEqual(plan["sample"] + plan["compress"], plan["total"])
             self.assertAlmostEqual(sum(plan["by_phase"].values()), plan["total"])
             pairs = {"total s": (plan["total"], row["total"]["seconds"]),
+                     "solve s": (plan["by_phase"]["solve"], row["busiest"]["solve"]),
                      "memory MiB": (plan["memory"] / 2**20, row["peak_memory"] / 2**20)}
             for what, (planned, measured) in pairs.items():
                 figures = rf" +{planned:.2f} \| +{measured:.2f} \| +{planned / measured:.2f}"
@@ -74,6 +76,27 @@ class Scaling(SelfcalCase):
         for line in ("#SBATCH --ntasks=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --partition=cpu", "srun --mpi=pmix"):
             self.assertIn(line, out)
         self.assertFalse((self.folder / "slurm").exists())
+
+    def test_slurm_runs_them(self):
+        """On nodes of one rank each; reported when the queue is empty."""
+        if reason := slurm_cluster.reason_against():
+            self.skipTest(reason)
+        text = STUDY + "launcher: slurm\nranks_per_node: 1\n"
+        with slurm_cluster.SlurmCluster(2) as slurm:
+            out, _ = self.study("queued", text, environment=slurm.environment)
+            self.assertEqual(out.count("$ sbatch"), 2)
+            slurm.wait_for_jobs()
+            logs = "".join(path.read_text() for path in (self.folder / "queued/slurm").glob("*.log"))
+            out, _ = self.study("queued", text, "--gather")
+        self.assertIn("strong scaling", out, logs)
+        rows = self.result("queued")["rows"]
+        self.assertEqual([row["ranks"] for row in rows], [1, 2], logs)
+        reports = [json.loads((self.folder / f"queued/reports/strong-{ranks:04}-1.json").read_text()) for ranks in (1, 2)]
+        self.assertEqual([len(report["ranks"]) for report in reports], [1, 2])
+        self.assertEqual(*(report["job_id"] for report in reports))
+        # What is there is not queued again.
+        again, _ = self.study("queued", text)
+        self.assertNotIn("$ sbatch", again)
 
     def test_bad_studies(self):
         for name, text, words in [("key", STUDY + "rank: 3\n", "rank: unknown key"),

@@ -31,7 +31,7 @@ std::vector<Leaf> all_leaves() {
 // Rank 0 sends to rank 1, which posts its receives late.
 TEST(Boundary, ASlowReceiverHoldsTheSenderBack) {
   const auto world = Communicator::world();
-  const StopSignal stop;
+  const SharedStop stop(world, StopSignal());
   ASSERT_EQ(world.size(), 2);
   world.barrier();
   if (world.rank() == 0) {

@@ -66,7 +66,7 @@ class DeviceJob : public testing::Test {
             "calibration: {sequences: 8, length: 24, micro_batch: 2}\n" + settings,
         "test");
     ThreadPool pool(1, kernels::use_one_library_thread);
-    const StopSignal stop;
+    const SharedStop stop(ranks, StopSignal());
     compress(jobs, {ranks, stop, {&pool, device}, device.uses_library() ? "library" : ""});
     std::vector<std::string> hashes;
     for (int64_t layer = 0;; ++layer) {

@@ -1,5 +1,5 @@
 // Plans of a model of the demo's size on a machine of known rates.
-#include "pipeline/plan_jobs.hpp"
+#include "pipeline/run_plan.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -43,7 +43,7 @@ Machine machine(int cores, int ranks) {
   result.cores = cores;
   result.ranks = ranks;
   result.memory = uint64_t{16} << 30;
-  result.rates = {2, 120e9, 12e9, 50e9, 30e9, 20e9};
+  result.rates = {2, 120e9, 12e9, {50e9, 0, 30e9, 20e9}, {}};
   return result;
 }
 
@@ -251,11 +251,20 @@ TEST(PlanTest, CountsThePassThatWeighsBlocksByOutliers) {
 TEST(PlanTest, RatesOfThisMachineArePlausible) {
   ThreadPool pool(1, kernels::use_one_library_thread);
   kernels::use_one_library_thread();
-  const HardwareRates rates = measure_rates({&pool}, at::kFloat, 4, 256);
+  const auto model =
+      open_model(fs::path(SELFCAL_TEST_DATA) / "models" / "tied-bf16", "auto", {&pool});
+  const HardwareRates rates = measure_rates(
+      {&pool}, *model,
+      resolve(demo_config({"calibration.length=32", "method.group_size=16"}), model->shape()));
   EXPECT_EQ(rates.threads, 1);
-  for (const double rate :
-       {rates.forward, rates.decode, rates.statistics, rates.factorise, rates.solve}) {
-    EXPECT_GT(rate, 1e7);
+  std::vector<double> all{rates.forward, rates.decode};
+  for (const auto& tap : model->block(0).spec().taps) {
+    const WidthRates& width = rates.at(tap.columns);
+    ASSERT_TRUE(rates.by_width.contains(tap.columns));
+    all.insert(all.end(), {width.statistics, width.factorise, width.solve});
+  }
+  for (const double rate : all) {
+    EXPECT_GT(rate, 1e5);
     EXPECT_LT(rate, 1e14);
   }
 }
@@ -317,6 +326,55 @@ TEST(PlanTest, DenseJobsOfOneTextShareItsForward) {
        {Phase::sample, Phase::read, Phase::forward, Phase::statistics, Phase::reduce})
     shared += seconds_of(one, phase);
   EXPECT_NEAR(sum_of(seconds_beside_others(jobs)), 3 * one.total_seconds - 2 * shared, 1e-9);
+}
+
+/// So many jobs of one text with grids left to the plan.
+std::vector<PlannedJob> run_of(size_t count, int ranks, const std::string& propagation) {
+  const RunConfig config =
+      demo_config({"layout.mode=auto", "method.propagation=" + propagation, "threads=1"});
+  return plan_run(std::vector<JobToPlan>(count, {config, demo_model(), machine(ranks, ranks)}),
+                  ranks);
+}
+
+TEST(PlanTest, ManySequentialJobsFlowThroughShards) {
+  EXPECT_EQ(run_of(1, 8, "sequential").front().plan.layout.shards(), 1);
+  const auto jobs = run_of(12, 8, "sequential");
+  const Plan& first = jobs.front().plan;
+  EXPECT_GT(first.layout.shards(), 1);
+  for (const auto& job : jobs) EXPECT_EQ(job.plan.layout.describe(), first.layout.describe());
+  // What was not taken is there with the seconds of all jobs, and is not faster by the same model.
+  ASSERT_FALSE(first.rejected.empty());
+  const double taken = sum_of(seconds_beside_others(jobs));
+  bool one_shard = false;
+  for (const auto& other : first.rejected) {
+    EXPECT_NE(other.layout.find("all 12 jobs"), std::string::npos);
+    if (other.layout.find("1 shard x 8") == std::string::npos) continue;
+    one_shard = true;
+    EXPECT_GT(other.seconds, taken);
+  }
+  EXPECT_TRUE(one_shard);
+}
+
+TEST(PlanTest, AJobOfARunIsPlannedAsTheRunIs) {
+  const auto jobs = run_of(3, 4, "dense");
+  const auto alone = run_of(1, 4, "dense");
+  EXPECT_EQ(jobs.size(), 3u);
+  EXPECT_EQ(alone.size(), 1u);
+  for (const auto& job : jobs)
+    EXPECT_EQ(job.plan.layout.shards(), jobs.front().plan.layout.shards());
+}
+
+TEST(PlanTest, ARunThatDoesNotFitNamesTheJob) {
+  RunConfig config = demo_config({"layout.memory=100MiB"});
+  config.name = "large";
+  const std::vector<JobToPlan> jobs(2, {config, demo_model(), machine(2, 2)});
+  try {
+    plan_run(jobs, 2);
+    FAIL() << "it fits";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    EXPECT_NE(std::string(error.what()).find("job large: layout.memory"), std::string::npos);
+  }
 }
 
 TEST(PlanTest, KnowsThisMachine) {

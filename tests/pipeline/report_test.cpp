@@ -68,6 +68,7 @@ RunReport demo_report() {
     one.rank = rank;
     one.host = "node1";
     one.peak_memory = 640'000'000 + 10'000'000 * rank;
+    one.planned_memory = 650'000'000;
     one.bytes_read = 269'000'000;
     one.bytes_written = rank == 0 ? 71'000'000 : 10'000;
     one.bytes_sent = 120'000'000;

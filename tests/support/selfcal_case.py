@@ -53,13 +53,13 @@ class Job:
                 if entry.isdigit() and session_of(entry) == self.process.pid]
 
     def signal_rank(self, number, rank):
-        """To one rank of mpirun's."""
+        """To one rank of mpirun's, and to the shell around it where there is one."""
         mark = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-        for pid in self.processes():
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                os.kill(pid, number)
-                return
-        raise AssertionError(f"no process of rank {rank}")
+        found = [pid for pid in self.processes() if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+        if not found:
+            raise AssertionError(f"no process of rank {rank}")
+        for pid in found:
+            os.kill(pid, number)
 
     def signal(self, number, to_all=True):
         for pid in self.processes() if to_all else [self.process.pid]:
