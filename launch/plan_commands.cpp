@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/gpu_module.hpp"
 #include "comm/mpi/mpi_backend.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
@@ -66,6 +67,7 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
                    at::ScalarType dtype, int64_t columns, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, dtype);
   Machine machine = this_machine(ranks_together(options));
+  if (config.device != DeviceChoice::cpu) machine.device_memory = gpu_memory();
   machine.rates = measure_rates(context, dtype, config.calibration.micro_batch, columns);
   if (launched.network) {
     machine.network = launched.network->bandwidth;

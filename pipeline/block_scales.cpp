@@ -136,7 +136,8 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
       TapStatistics statistics = measure_tap(work, states, tap, found != pairs.end());
       scaled.hessians[index] = statistics.hessian;
       if (found == pairs.end()) continue;
-      statistics.hessian = statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
+      statistics.hessian =
+          statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
       const auto& [pair, settings] = found->second;
       const at::Tensor scale = best_scale(work, prefix, pair, weights, statistics, settings);
       fold_scale(weights, pair, scale);

@@ -97,10 +97,10 @@ LayoutSettings settings_of(const Layout& layout, LayoutSettings settings) {
 
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models, int ranks,
-                   kernels::Context context) {
+OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models,
+                   const RunEnvironment& environment) {
   auto& model = models[{given.model, given.dtype}];
-  if (!model) model = open_model(given.model, given.dtype, context);
+  if (!model) model = open_model(given.model, given.dtype, environment.context);
   const RunConfig config = resolve(given, model->shape());
   const auto& calibration = config.calibration;
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
@@ -108,18 +108,20 @@ OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& model
   check_linears(config, all_linears(*model));
   RunConfig planned = config;
   if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
-  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
+  Machine machine;
+  machine.device_memory = environment.device_memory;
+  const Plan plan = make_plan(planned, sizes_of(*model), environment.world.size(), machine);
   return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
-std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
-                                kernels::Context context) {
+std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
+                                const RunEnvironment& environment) {
   OpenModels models;
   std::deque<OpenedJob> opened;
   for (const auto& config : given) try {
-      opened.push_back(open_job(config, opened.empty() ? nullptr : &opened.front().layout, models,
-                                ranks, context));
+      opened.push_back(
+          open_job(config, opened.empty() ? nullptr : &opened.front().layout, models, environment));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
       fail(error.code(), "job {}: {}", config.name, error.what());
@@ -165,7 +167,7 @@ class Run {
  public:
   Run(const std::vector<RunConfig>& given, const RunEnvironment& environment)
       : environment_(environment), world_(environment.world), progress_(world_.rank() == 0) {
-    agree(world_, [&] { opened_ = open_jobs(given, world_.size(), environment.context); });
+    agree(world_, [&] { opened_ = open_jobs(given, environment); });
     const std::string kind = agree_on_numeric_kind(world_, environment.device_kind);
     std::vector<RunConfig> configs;
     for (const auto& job : opened_) configs.push_back(job.config);

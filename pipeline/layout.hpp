@@ -30,7 +30,8 @@ class Layout {
   int replica_of(int64_t micro_batch) const { return static_cast<int>(micro_batch % replicas()); }
   std::span<const int> ranks_of(int replica) const {
     return std::span(generators_)
-        .subspan(static_cast<size_t>(replica) * static_cast<size_t>(depth_), static_cast<size_t>(depth_));
+        .subspan(static_cast<size_t>(replica) * static_cast<size_t>(depth_),
+                 static_cast<size_t>(depth_));
   }
   /// The rank that chooses a micro-batch's tokens: the last one of its replica.
   int generator_of(int64_t micro_batch) const { return ranks_of(replica_of(micro_batch)).back(); }
