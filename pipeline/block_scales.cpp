@@ -117,6 +117,7 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
   const std::string prefix = work.model.block_prefix(layer);
   const auto pairs = awq_pairs(work, spec, prefix);
   if (pairs.empty()) return {};
+  weights = place(weights, {});  // the search runs on the host's threads
   std::set<int> taps;
   for (const auto& [tap, pair] : pairs) taps.insert(tap);
   if (measured == Measured::every) taps = compressed_taps(work, spec, prefix);

@@ -59,10 +59,14 @@ class ShardBefore {
   ShardBefore(const Communicator& world, const StopSignal& stop) : world_(world), stop_(stop) {}
   /// Waits for the note about `job`.
   JobNote note_of(const Job& job) const;
-  /// Asks for the hidden states of `owned` and waits for them.
+  /// Asks for the hidden states of `owned` and waits for them; in the host's memory, or where NCCL
+  /// brings them in the device's.
   std::vector<at::Tensor> take(const Job& job, const std::vector<Leaf>& owned) const;
 
  private:
+  std::vector<at::Tensor> take_on_host(const Job& job, const std::vector<Leaf>& owned) const;
+  std::vector<at::Tensor> take_on_device(const Job& job, const std::vector<Leaf>& owned) const;
+
   const Communicator& world_;
   const StopSignal& stop_;
 };

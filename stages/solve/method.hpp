@@ -129,8 +129,8 @@ class Method {
   virtual at::Device memory() const { return at::kCPU; }
   /// Rows of a tile; part of the numerical contract: a tile's rows never change with the ranks.
   virtual int64_t row_tile() const { return solve_row_tile; }
-  /// weight: [rows, columns] any float dtype; hessian as given to factorise. Result in the host's
-  /// memory.
+  /// weight: [rows, columns] any float dtype, in the host's memory or that of memory(); hessian as
+  /// given to factorise. Result in the host's memory.
   virtual SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian,
                            const Factor& factor, at::ScalarType weight_dtype,
                            const RowTeam& team = {}) const = 0;
