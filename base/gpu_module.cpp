@@ -33,6 +33,13 @@ VisibleGpus visible_gpus() {
   return {devices, devices > 0 ? "" : "no GPU is visible"};
 }
 
+uint64_t gpu_memory() {
+  if (visible_gpus().count == 0) return 0;
+  auto* ask = function<int(size_t*, size_t*)>(dlopen(cuda_runtime, RTLD_NOW), "cudaMemGetInfo");
+  size_t free = 0, total = 0;
+  return ask != nullptr && ask(&free, &total) == 0 ? total : 0;
+}
+
 void load_cuda_tensors() {
   // The second has the factorisations (cuSOLVER); the library would load it when first asked.
   for (const char* part : {"libtorch_cuda.so", "libtorch_cuda_linalg.so"})

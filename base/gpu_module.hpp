@@ -1,6 +1,7 @@
 // The GPU part of the program: a shared library that is loaded where a GPU is visible. What is in
 // it is found by name, so that the program itself needs nothing of CUDA.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -15,6 +16,9 @@ struct VisibleGpus {
   std::string reason;
 };
 VisibleGpus visible_gpus();
+
+/// Bytes of the current GPU, or of the first; 0 where there is none. Starts CUDA on it.
+uint64_t gpu_memory();
 
 /// Loads the tensor library's CUDA part, which lies beside its CPU part, so that its operations
 /// take tensors in the memory of GPUs. To be called before the library is first asked for CUDA: it

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <span>
 
 #include "base/error.hpp"
 #include "base/gpu_module.hpp"
@@ -65,8 +66,12 @@ RunDevice take_gpu(const Communicator& world) {
         solver,
         {at::Device(at::kCUDA, static_cast<at::DeviceIndex>(mine.device)),
          &kernels::library_operations, solver.get()},
-        fmt::format("{}; {}; cuBLAS {}", kernels::library_arithmetic, mine.name, blas_version())};
+        fmt::format("{}; {}; cuBLAS {}", kernels::library_arithmetic, mine.name, blas_version()),
+        gpu_memory()};
   });
+  auto memory = static_cast<int64_t>(chosen.memory);
+  world.all_reduce(std::span(&memory, 1), ReduceOp::min);
+  chosen.memory = static_cast<uint64_t>(memory);
   NcclOptions options;
   options.device = mine.device;
   options.peers_alive = [] { return true; };  // the watchdog ends what is silent

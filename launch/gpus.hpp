@@ -14,6 +14,7 @@ struct RunDevice {
   std::shared_ptr<SolveKernels> solver = {};  // of the GPU module
   kernels::Device device = {};                // borrows it
   std::string kind = {};                   // of a GPU: model and libraries, which decide the bits
+  uint64_t memory = 0;                     // bytes of the smallest GPU of a rank
   std::optional<Communicator> ranks = {};  // all ranks, over NCCL, where they have GPUs
 };
 

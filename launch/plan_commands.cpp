@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/gpu_module.hpp"
 #include "comm/mpi/mpi_backend.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
@@ -61,6 +62,7 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
                    const Model& model, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, model.shape().compute_dtype);
   Machine machine = this_machine(ranks_together(options));
+  if (config.device != DeviceChoice::cpu) machine.device_memory = gpu_memory();
   if (launched.ranks) launched.ranks->barrier();
   machine.rates = measure_rates(context, model, config);
   if (launched.ranks) machine.rates = slowest(*launched.ranks, machine.rates);

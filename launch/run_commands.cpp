@@ -56,7 +56,7 @@ void run_on_ranks(
       const RunDevice chosen = choose_device(world, jobs.front().device);
       const Compute compute(jobs.front().threads, ranks_sharing_cores(world), chosen.device);
       const Communicator& ranks = chosen.ranks ? *chosen.ranks : world;
-      run(jobs, {ranks, stop, compute.context(), chosen.kind});
+      run(jobs, {ranks, stop, compute.context(), chosen.kind, chosen.memory});
     } catch (const AgreedError& error) {
       if (world.rank() == 0) std::fprintf(stderr, "selfcal: error: %s\n", error.what());
       failure = error.code();

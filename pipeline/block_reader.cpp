@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "pipeline/tensor_message.hpp"
+#include "pipeline/tensor_exchange.hpp"
 #include "pipeline/timed_agreement.hpp"
 
 namespace selfcal {
@@ -19,13 +19,22 @@ BlockWeights BlockReader::read(int64_t layer) {
         return session_.model.read_block(layer + 1);
       });
   });
-  if (team_.size() > 1) {
-    if (team_.rank() != 0)
-      for (const auto& [name, shape] : session_.model.block(layer).spec().parameters)
-        weights[name] = at::empty(shape, session_.model.shape().compute_dtype);
-    for (auto& [name, tensor] : weights) team_.broadcast(bytes_of(tensor), 0);
-  }
+  if (team_.size() > 1) share(weights, layer);
   return weights;
+}
+
+/// From the first rank to the others: by NCCL into their devices' memory, or by MPI into the
+/// host's.
+void BlockReader::share(BlockWeights& weights, int64_t layer) {
+  const kernels::Device& device = session_.context.device;
+  const at::Device memory = reaches_devices(team_, device) ? device.memory : at::kCPU;
+  const auto dtype = session_.model.shape().compute_dtype;
+  for (const auto& [name, shape] : session_.model.block(layer).spec().parameters) {
+    at::Tensor there = team_.rank() == 0 ? weights.at(name).to(memory)
+                                         : at::empty(shape, at::device(memory).dtype(dtype));
+    broadcast_tensor(team_, there, 0, device);
+    if (team_.rank() != 0) weights[name] = there;
+  }
 }
 
 }  // namespace selfcal

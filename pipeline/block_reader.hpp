@@ -12,10 +12,13 @@ class BlockReader {
   BlockReader(const Session& session, const Communicator& team, int64_t end)
       : session_(session), team_(team), end_(end) {}
 
-  /// Collective over the team.
+  /// Collective over the team. In the host's memory; on ranks that get them by NCCL, in their
+  /// device's.
   BlockWeights read(int64_t layer);
 
  private:
+  void share(BlockWeights& weights, int64_t layer);
+
   const Session& session_;
   const Communicator& team_;
   int64_t end_;

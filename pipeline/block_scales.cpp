@@ -117,6 +117,7 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
   const std::string prefix = work.model.block_prefix(layer);
   const auto pairs = awq_pairs(work, spec, prefix);
   if (pairs.empty()) return {};
+  weights = place(weights, {});  // the search runs on the host's threads
   std::set<int> taps;
   for (const auto& [tap, pair] : pairs) taps.insert(tap);
   if (measured == Measured::every) taps = compressed_taps(work, spec, prefix);
@@ -137,7 +138,8 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
           measure_tap(work, states, tap, {.products = true, .magnitude = found != pairs.end()});
       scaled.hessians[index] = statistics.hessian;
       if (found == pairs.end()) continue;
-      statistics.hessian = statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
+      statistics.hessian =
+          statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
       const auto& [pair, settings] = found->second;
       const at::Tensor scale = best_scale(work, prefix, pair, weights, statistics, settings);
       fold_scale(weights, pair, scale);

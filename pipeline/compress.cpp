@@ -90,32 +90,34 @@ struct OpenedJob {
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
 /// A job's configuration as resolved by its model, whose header is checked against it.
-JobToPlan open_job(const RunConfig& given, OpenModels& models, kernels::Context context) {
+JobToPlan open_job(const RunConfig& given, OpenModels& models, const RunEnvironment& environment) {
   auto& model = models[{given.model, given.dtype}];
-  if (!model) model = open_model(given.model, given.dtype, context);
+  if (!model) model = open_model(given.model, given.dtype, environment.context);
   const RunConfig config = resolve(given, model->shape());
   const auto& calibration = config.calibration;
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
     fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
   check_linears(config, all_linears(*model));
-  return {config, sizes_of(*model), Machine{}};
+  Machine machine;
+  machine.device_memory = environment.device_memory;
+  return {config, sizes_of(*model), machine};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
-std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
-                                kernels::Context context) {
+std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
+                                const RunEnvironment& environment) {
   OpenModels models;
   std::vector<JobToPlan> jobs;
   std::vector<std::shared_ptr<const Model>> of_jobs;
   for (const auto& config : given) try {
-      jobs.push_back(open_job(config, models, context));
+      jobs.push_back(open_job(config, models, environment));
       of_jobs.push_back(models.at({config.model, config.dtype}));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
       fail(error.code(), "job {}: {}", config.name, error.what());
     }
   std::deque<OpenedJob> opened;
-  for (auto& [config, sizes, plan] : plan_run(jobs, ranks))
+  for (auto& [config, sizes, plan] : plan_run(jobs, environment.world.size()))
     opened.push_back({config, of_jobs[opened.size()], plan.layout,
                       plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute, plan.ranks});
   return opened;
@@ -159,7 +161,7 @@ class Run {
  public:
   Run(const std::vector<RunConfig>& given, const RunEnvironment& environment)
       : environment_(environment), world_(environment.world), progress_(world_.rank() == 0) {
-    agree(world_, [&] { opened_ = open_jobs(given, world_.size(), environment.context); });
+    agree(world_, [&] { opened_ = open_jobs(given, environment); });
     const std::string kind = agree_on_numeric_kind(world_, environment.device_kind);
     std::vector<RunConfig> configs;
     for (const auto& job : opened_) configs.push_back(job.config);

@@ -15,6 +15,7 @@ struct RunEnvironment {
   const SharedStop& stop;
   kernels::Context context;
   std::string device_kind = {};  // what decides the bits of a device that is not the CPU
+  uint64_t device_memory = 0;    // bytes of the smallest GPU of a rank; 0: none, or not known
 };
 
 /// Collective over the world. Continues what the run directory holds of the same configuration.

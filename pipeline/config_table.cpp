@@ -144,7 +144,8 @@ std::string print_overrides(const RunConfig& config) {
 
 Key<RunConfig> memory_key() {
   return {"layout.memory", "auto or bytes (as in 900MiB or 4GB)",
-          "Memory a rank may use; the plan refuses a layout that needs more.",
+          "Memory a rank may use, of its GPU where it computes on one; the plan refuses a layout "
+          "that needs more.",
           [](RunConfig& config, const YAML::Node& node, const MapReader&) {
             config.layout.memory = bytes(node);
           },

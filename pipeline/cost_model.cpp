@@ -7,6 +7,7 @@
 
 #include "pipeline/leaves.hpp"
 #include "stages/generate/micro_batch.hpp"
+#include "stages/solve/device_tiles.hpp"
 
 namespace selfcal {
 namespace {
@@ -153,11 +154,12 @@ class CostModel {
 
   /// Matrices that read one input are stacked before their tiles are dealt.
   void add_solve(int64_t members, double layers) {
+    const int64_t tile = machine_.device.empty() ? lanes::rows : DeviceTiles::rows;
     std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
     for (const auto& linear : model_.block.linears) {
       auto& [tiles, work] = stacks[linear.tap];
-      tiles += (linear.rows + lanes::rows - 1) / lanes::rows;
-      work = static_cast<double>(lanes::rows * linear.columns * linear.columns);
+      tiles += (linear.rows + tile - 1) / tile;
+      work = static_cast<double>(tile * linear.columns * linear.columns);
     }
     for (const auto& [tap, stack] : stacks) {
       const int64_t columns = model_.block.taps.at(static_cast<size_t>(tap)).columns;

@@ -2,6 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <map>
+
+#include "pipeline/tensor_exchange.hpp"
+
 namespace selfcal {
 namespace {
 
@@ -14,6 +18,16 @@ int lane(const Job& job, int shard) {
 
 int shard_of(const Job& job, const Communicator& world) {
   return job.session.layout.shard_of(world.rank());
+}
+
+int source_of(const Job& job, const Leaf& leaf, const Communicator& world) {
+  return job.session.layout.owner(leaf.index, shard_of(job, world) - 1);
+}
+
+/// Ends without the message when a stop is wished for.
+void wait_for(const Communicator& world, const SharedStop& stop, Request request,
+              const Wait& wait) {
+  world.wait_until(wait, [&] { return request.done() || stop.requested(); });
 }
 
 std::span<std::byte> bytes(auto& value) { return std::as_writable_bytes(std::span(&value, 1)); }
@@ -51,12 +65,21 @@ void NextShard::poll() {
 }
 
 void NextShard::send_to(int rank) {
+  const Layout& layout = job_->session.layout;
   const int next = shard_of(*job_, world_) + 1;
+  std::vector<size_t> wanted;  // of owned_
   for (size_t i = 0; i < owned_.size(); ++i)
-    if (job_->session.layout.owner(owned_[i].index, next) == rank)
+    if (layout.owner(owned_[i].index, next) == rank) wanted.push_back(i);
+  if (reaches_devices(world_, job_->session.context.device)) {
+    std::vector<at::Tensor> leaves;
+    for (const size_t i : wanted) leaves.push_back(hidden_[i]);
+    wait_for(world_, stop_, send_tensors(world_, leaves, rank), {"outputs of a shard taken", rank});
+  } else {
+    for (const size_t i : wanted)
       outbox_.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_->leaves.size()),
                    lane(*job_, next), rank);
-  outbox_.finish();  // the rank that asks does nothing but receive
+    outbox_.finish();  // the rank that asks does nothing but receive
+  }
   waiting_.erase(rank);
   if (waiting_.empty()) hidden_.clear();
 }
@@ -86,19 +109,45 @@ JobNote ShardBefore::note_of(const Job& job) {
 }
 
 std::vector<at::Tensor> ShardBefore::take(const Job& job, const std::vector<Leaf>& owned) {
+  return reaches_devices(world_, job.session.context.device) ? take_on_device(job, owned)
+                                                             : take_on_host(job, owned);
+}
+
+std::vector<at::Tensor> ShardBefore::take_on_host(const Job& job, const std::vector<Leaf>& owned) {
   const int shard = shard_of(job, world_);
-  const auto& layout = job.session.layout;
   const auto& shape = job.session.model.shape();
-  const auto source = [&](const Leaf& leaf) { return layout.owner(leaf.index, shard - 1); };
-  inbox_.emplace(world_, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard), source,
-                 job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype);
+  inbox_.emplace(
+      world_, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard),
+      [&](const Leaf& leaf) { return source_of(job, leaf, world_); },
+      job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype);
   std::set<int> sources;
-  for (const auto& leaf : owned) sources.insert(source(leaf));
+  for (const auto& leaf : owned) sources.insert(source_of(job, leaf, world_));
   int64_t number = job.number;
   std::vector<Request> questions;
   for (const int rank : sources) questions.push_back(world_.send(bytes(number), rank, asking_tag));
   auto hidden = inbox_->take(stop_);
   for (auto& question : questions) question.wait();
+  return hidden;
+}
+
+/// One source after the other, in the order of their ranks, each asked when its turn comes: a
+/// sender waits for a receiver that waits for nobody but senders of lower rank.
+std::vector<at::Tensor> ShardBefore::take_on_device(const Job& job,
+                                                    const std::vector<Leaf>& owned) {
+  const auto& shape = job.session.model.shape();
+  const auto options = at::device(job.session.context.device.memory).dtype(shape.compute_dtype);
+  std::vector<at::Tensor> hidden;
+  std::map<int, std::vector<at::Tensor>> from;  // by source
+  for (const auto& leaf : owned) {
+    hidden.push_back(at::empty({leaf.rows, job.calibration.tokens.size(1), shape.hidden}, options));
+    from[source_of(job, leaf, world_)].push_back(hidden.back());
+  }
+  for (const auto& [rank, leaves] : from) {
+    int64_t number = job.number;
+    Request question = world_.send(bytes(number), rank, asking_tag);
+    wait_for(world_, stop_, receive_tensors(world_, leaves, rank), {"outputs of a shard", rank});
+    question.wait();
+  }
   return hidden;
 }
 

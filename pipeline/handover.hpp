@@ -67,10 +67,14 @@ class ShardBefore {
   ShardBefore& operator=(const ShardBefore&) = delete;
   /// Waits for the note about `job`.
   JobNote note_of(const Job& job);
-  /// Asks for the hidden states of `owned` and waits for them.
+  /// Asks for the hidden states of `owned` and waits for them; in the host's memory, or where NCCL
+  /// brings them in the device's.
   std::vector<at::Tensor> take(const Job& job, const std::vector<Leaf>& owned);
 
  private:
+  std::vector<at::Tensor> take_on_host(const Job& job, const std::vector<Leaf>& owned);
+  std::vector<at::Tensor> take_on_device(const Job& job, const std::vector<Leaf>& owned);
+
   const Communicator& world_;
   const SharedStop& stop_;
   // Open when a wait was ended.

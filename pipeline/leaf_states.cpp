@@ -11,7 +11,8 @@
 namespace selfcal {
 namespace {
 
-/// Over the team, where it has several ranks: by NCCL where the sums lie on GPUs and it is there, else through host memory.
+/// Over the team, where it has several ranks: by NCCL where the sums lie on GPUs and it is there,
+/// else through host memory.
 void add_up(const Communicator& team, HessianAccumulator& accumulator) {
   if (team.size() == 1) return;
   const auto on_device = accumulator.device_sums();

@@ -1,5 +1,6 @@
 // What a rank holds at one time, item by item, by formula.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,27 +21,53 @@ struct MemoryUse {
   uint64_t total() const;
 };
 
+/// One kind of memory of a rank.
 class MemoryModel {
  public:
-  /// Borrows both.
-  MemoryModel(const RunConfig& config, const ModelSizes& model) : config_(config), model_(model) {}
-
+  virtual ~MemoryModel() = default;
   /// Of the rank that holds run `run` of the `depth` runs of layers of a copy.
-  MemoryUse sampling(int run, int depth) const;
+  virtual MemoryUse sampling(int run, int depth) const = 0;
+  /// Of a rank of the first shard with leaves of so many sequences.
+  virtual MemoryUse embedding(int64_t sequences) const = 0;
+  /// At the times that differ. `leads`: it reads and writes for its team. `keeps_states`: the
+  /// inputs of a stage are held while they are needed.
+  virtual std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
+                                             bool keeps_states) const = 0;
   /// Of the rank that needs most when a copy is spread over `depth`.
   uint64_t most_to_sample(int depth) const;
-  /// Of a rank of the first shard with leaves of so many sequences.
-  MemoryUse embedding(int64_t sequences) const;
-  /// `leads`: it reads and writes for its team. `keeps_states`: the inputs of a stage are held
-  /// while they are needed.
-  MemoryUse compressing(int64_t sequences, bool leads, bool keeps_states) const;
+};
+
+// All borrow both.
+/// The host's memory where that is all there is.
+std::unique_ptr<MemoryModel> host_memory(const RunConfig& config, const ModelSizes& model);
+/// A GPU's, and the host's beside it (device_memory_model.cpp).
+std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model);
+std::unique_ptr<MemoryModel> memory_beside_device(const RunConfig& config, const ModelSizes& model);
+
+/// Bytes of what both kinds of memory have items of.
+struct MemoryParts {
+  MemoryParts(const RunConfig& config, const ModelSizes& model) : config_(config), model_(model) {}
+
+  int64_t sampled_layers(int run, int depth) const;
+  double sampled_weights(int run, int depth) const;
+  double caches(int run, int depth) const;
+  double logits() const;  // float32, of a step
+  double outer() const;   // embeddings and head
+  double block() const;
+  double hidden(int64_t sequences) const;
+  double states(int64_t sequences) const;  // the inputs of a stage, kept
+  double passing_leaf() const;
+  double leaf_tokens() const;
+  int64_t widest_tap() const;
+  double largest_problem() const;  // weights
 
  private:
-  double hidden_bytes(int64_t sequences) const;
-
   const RunConfig& config_;
   const ModelSizes& model_;
 };
+
+/// Rounds down to whole bytes, of which there are none below 0.
+uint64_t whole_bytes(double bytes);
 
 /// "412 MiB".
 std::string memory_text(uint64_t bytes);

@@ -178,7 +178,7 @@ class DensePass {
     std::vector<Tile> tiles;
     OutlierCount total;
     for (const auto* linear : weighed.linears) {
-      const at::Tensor& weight = weights.at(linear->name + ".weight");
+      const at::Tensor weight = weights.at(linear->name + ".weight").to(at::kCPU);
       total.entries += weight.numel();
       for (int64_t first = 0; first < linear->rows; first += solve_row_tile)
         tiles.push_back({weight.narrow(0, first, std::min(solve_row_tile, linear->rows - first)),

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
+#include <utility>
 
 #include "base/error.hpp"
 #include "pipeline/layout_options.hpp"
@@ -30,13 +32,16 @@ class Planner {
       : config_(config),
         model_(model),
         machine_(machine),
-        memory_(config, model),
+        on_device_(config.device == DeviceChoice::cuda || machine.device_memory > 0),
+        memory_(on_device_ ? device_memory(config, model) : host_memory(config, model)),
+        beside_(on_device_ ? memory_beside_device(config, model) : nullptr),
         leaves_(cut_leaves(config.calibration.sequences, config.calibration.length,
                            config.calibration.micro_batch)) {
     threads_ = config.threads > 0 ? config.threads : std::max(1, machine.cores / machine.ranks);
-    limited_ = config.layout.memory > 0 || !machine.device.empty();
-    limit_ = config.layout.memory > 0 ? config.layout.memory
-                                      : machine.memory / static_cast<uint64_t>(machine.ranks);
+    limited_ = config.layout.memory > 0 || machine.device_memory > 0;
+    const uint64_t there =
+        on_device_ ? machine.device_memory : machine.memory / static_cast<uint64_t>(machine.ranks);
+    limit_ = config.layout.memory > 0 ? config.layout.memory : there;
   }
 
   Plan plan(int ranks) const {
@@ -47,6 +52,7 @@ class Planner {
               .threads = threads_,
               .ranks = taken->ranks,
               .memory_limit = limit_,
+              .on_device = on_device_,
               .machine = machine_,
               .keeps_states = taken->keeps_states,
               .rejected = {}};
@@ -136,12 +142,19 @@ class Planner {
         plan.micro_batches += layout.replica_of(batch) == place / layout.depth() ? 1 : 0;
     }
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
-    if (plan.micro_batches > 0)
-      plan.uses.push_back(memory_.sampling(place % layout.depth(), layout.depth()));
-    if (shard == 0 || config_.method.sparsity.by_outliers)
-      plan.uses.push_back(memory_.embedding(rows));
-    plan.uses.push_back(
-        memory_.compressing(rows, layout.team_of(shard).front() == rank, keeps_states));
+    const bool embeds = shard == 0 || config_.method.sparsity.by_outliers,
+               leads = layout.team_of(shard).front() == rank;
+    const auto uses_of = [&](const MemoryModel& memory) {
+      std::vector<MemoryUse> uses;
+      if (plan.micro_batches > 0)
+        uses.push_back(memory.sampling(place % layout.depth(), layout.depth()));
+      if (embeds) uses.push_back(memory.embedding(rows));
+      for (auto& use : memory.compressing(rows, leads, keeps_states))
+        uses.push_back(std::move(use));
+      return uses;
+    };
+    plan.uses = uses_of(*memory_);
+    if (beside_) plan.host_uses = uses_of(*beside_);
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
     return plan;
   }
@@ -151,7 +164,7 @@ class Planner {
   std::optional<int> smallest_depth() const {
     if (!limited_ || !samples()) return 1;
     for (int depth = 1; depth <= static_cast<int>(model_.shape.layers); ++depth)
-      if (memory_.most_to_sample(depth) <= limit_) return depth;
+      if (memory_->most_to_sample(depth) <= limit_) return depth;
     return std::nullopt;
   }
 
@@ -196,15 +209,21 @@ class Planner {
     fail(ExitCode::config,
          "{}: rank {} needs {}, found {}, while it {}; {}{}; more ranks, fewer sequences or "
          "a smaller micro_batch need less",
-         machine_.device.empty() ? "layout.memory" : machine_.device, largest->rank,
-         memory_text(largest->memory), memory_text(limit_), use->when, depth,
-         smallest_team(option.layout.shards()));
+         limit_name(), largest->rank, memory_text(largest->memory), memory_text(limit_), use->when,
+         depth, smallest_team(option.layout.shards()));
+  }
+
+  /// What says how much a rank may use.
+  std::string limit_name() const {
+    if (config_.layout.memory > 0) return "layout.memory";
+    return machine_.device.empty() ? "device: cuda" : machine_.device;
   }
 
   const RunConfig& config_;
   const ModelSizes& model_;
   const Machine& machine_;
-  MemoryModel memory_;
+  bool on_device_;
+  std::unique_ptr<MemoryModel> memory_, beside_;
   std::vector<Leaf> leaves_;
   int threads_ = 1;
   bool limited_ = false;  // whether too much memory is an error

@@ -18,8 +18,9 @@ struct RankPlan {
   int64_t tensors = 0;        // linear layers of its shard
   int64_t micro_batches = 0;  // that it takes part in
   int64_t leaves = 0;
-  std::vector<MemoryUse> uses;
-  uint64_t memory = 0;  // bytes of the largest use
+  std::vector<MemoryUse> uses;  // of its GPU's memory where the run is on GPUs, else the host's
+  uint64_t memory = 0;          // bytes of the largest use
+  std::vector<MemoryUse> host_uses;  // of the host's memory beside a GPU
 };
 
 /// A layout that was weighed and not taken.
@@ -38,6 +39,7 @@ struct Plan {
   double total_seconds = 0;
   PhaseSeconds outlier_seconds{};  // of them, the pass that counts outliers
   uint64_t memory_limit = 0;       // bytes a rank may use; 0: not known
+  bool on_device = false;          // memory is that of GPUs
   Machine machine;
   /// Whether the inputs of a stage are held while they are needed or computed again: a rank that
   /// would need too much recomputes.

@@ -7,18 +7,24 @@ namespace {
 
 using nlohmann::ordered_json;
 
-ordered_json to_json(const RankPlan& rank) {
+ordered_json items_of(const std::vector<MemoryUse>& uses) {
   ordered_json memory;
-  for (const auto& use : rank.uses)
+  for (const auto& use : uses)
     for (const auto& item : use.items) memory[use.when][item.what] = item.bytes;
-  return {{"rank", rank.rank},
-          {"role", rank.role},
-          {"first_layer", rank.first_layer},
-          {"layers", rank.layers},
-          {"micro_batches", rank.micro_batches},
-          {"leaves", rank.leaves},
-          {"memory", rank.memory},
-          {"memory_items", memory}};
+  return memory;
+}
+
+ordered_json to_json(const RankPlan& rank) {
+  ordered_json json = {{"rank", rank.rank},
+                       {"role", rank.role},
+                       {"first_layer", rank.first_layer},
+                       {"layers", rank.layers},
+                       {"micro_batches", rank.micro_batches},
+                       {"leaves", rank.leaves},
+                       {"memory", rank.memory},
+                       {"memory_items", items_of(rank.uses)}};
+  if (!rank.host_uses.empty()) json["host_memory_items"] = items_of(rank.host_uses);
+  return json;
 }
 
 }  // namespace
@@ -43,6 +49,7 @@ std::string to_json(const Plan& plan) {
                                                           {"factorise", width.factorise},
                                                           {"solve", width.solve}};
   json["memory_limit"] = plan.memory_limit;
+  json["memory_of"] = plan.on_device ? "GPU" : "host";
   json["keeps_states"] = plan.keeps_states;
   json["ranks"] = ordered_json::array();
   for (const auto& rank : plan.ranks) json["ranks"].push_back(to_json(rank));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "pipeline/host_solves.hpp"
 #include "pipeline/leaves.hpp"
 #include "pipeline/plan.hpp"
 #include "pipeline/progress.hpp"
@@ -23,6 +24,15 @@ std::string rejected_layouts(const Plan& plan) {
         "  not        {}: {}{}\n", other.layout,
         other.seconds > 0 ? duration_text(other.seconds) + ", " : "",
         memory_text(other.memory) + " a rank" + (other.fits ? "" : ", more than it may use"));
+  return text;
+}
+
+/// Where rows are solved.
+std::string solves_text(const RunConfig& config, const ModelSizes& model) {
+  const auto lines = host_solves(config, model.linears);
+  std::string text = lines.empty() ? "solves       on the device\n" : "";
+  for (const auto& line : lines)
+    text += fmt::format("solves       on the host's threads: {}\n", line);
   return text;
 }
 
@@ -48,13 +58,15 @@ std::string heading(const Plan& plan, const RunConfig& config, const ModelSizes&
                       source, leaves == 1 ? "1 leaf" : fmt::format("{} leaves", leaves));
   text += fmt::format("layout       {}, {} a rank\n", plan.layout.describe(),
                       counted(plan.threads, "thread"));
+  if (plan.on_device) text += solves_text(config, model);
   return text + rejected_layouts(plan);
 }
 
 /// Ranks that follow each other and do as much share a line.
 std::string rank_table(const Plan& plan) {
   std::string text =
-      "\nrank         layers       tensors  micro-batches  leaves     memory  part\n";
+      fmt::format("\nrank         layers       tensors  micro-batches  leaves  {:>9}  part\n",
+                  plan.on_device ? "on a GPU" : "memory");
   const auto alike = [](const RankPlan& a, const RankPlan& b) {
     return std::tie(a.role, a.first_layer, a.layers, a.micro_batches, a.leaves, a.memory) ==
            std::tie(b.role, b.first_layer, b.layers, b.micro_batches, b.leaves, b.memory);
@@ -71,28 +83,46 @@ std::string rank_table(const Plan& plan) {
   return text;
 }
 
+std::string items_text(const MemoryUse& use) {
+  std::string text;
+  for (const auto& item : use.items)
+    text += fmt::format("  {:<40} {:>9}\n", item.what, memory_text(item.bytes));
+  return text + fmt::format("  {:<40} {:>9}\n", "all", memory_text(use.total()));
+}
+
 /// Items of the rank that needs most, at the time that it does.
 std::string memory_table(const Plan& plan) {
   const RankPlan& largest = plan.largest_rank();
   const auto& use = *std::ranges::max_element(largest.uses, {}, &MemoryUse::total);
-  std::string text = fmt::format("\nmemory of rank {} while it {}\n", largest.rank, use.when);
-  for (const auto& item : use.items)
-    text += fmt::format("  {:<40} {:>9}\n", item.what, memory_text(item.bytes));
-  text += fmt::format("  {:<40} {:>9}\n", "all", memory_text(use.total()));
+  std::string text = fmt::format("\nmemory of rank {}{} while it {}\n", largest.rank,
+                                 plan.on_device ? "'s GPU" : "", use.when) +
+                     items_text(use);
   if (plan.memory_limit > 0)
-    text += fmt::format("  {:<40} {:>9}{}\n", "a rank may use", memory_text(plan.memory_limit),
+    text += fmt::format("  {:<40} {:>9}{}\n", plan.on_device ? "a GPU has" : "a rank may use",
+                        memory_text(plan.memory_limit),
                         largest.memory > plan.memory_limit ? "  LESS THAN IT NEEDS" : "");
-  return text;
+  if (!plan.on_device) return text;
+  const auto most = [](const RankPlan& rank) {
+    return std::ranges::max_element(rank.host_uses, {}, &MemoryUse::total)->total();
+  };
+  const RankPlan& on_host = *std::ranges::max_element(plan.ranks, {}, most);
+  const auto& beside = *std::ranges::max_element(on_host.host_uses, {}, &MemoryUse::total);
+  return text +
+         fmt::format("\nmemory of rank {} on the host while it {}\n", on_host.rank, beside.when) +
+         items_text(beside);
 }
 
 std::string time_table(const Plan& plan) {
-  std::string text = "\nexpected seconds, the busiest rank of each phase" +
-                     (plan.machine.device.empty()
-                          ? std::string()
-                          : fmt::format(", at the published peak rates of {} (not measured; expect "
-                                        "more)",
-                                        plan.machine.device)) +
-                     "\n";
+  std::string text =
+      "\nexpected seconds, the busiest rank of each phase" +
+      (plan.machine.device.empty()
+           ? std::string(plan.on_device ? ", on this machine's CPU: a GPU's speed is "
+                                          "not measured here"
+                                        : "")
+           : fmt::format(", at the published peak rates of {} (not measured; expect "
+                         "more)",
+                         plan.machine.device)) +
+      "\n";
   for (size_t phase = 0; phase < phase_names.size(); ++phase)
     if (plan.seconds[phase] > 0)
       text += fmt::format("  {:<12} {:>9.1f}\n", phase_names[phase], plan.seconds[phase]);

@@ -2,16 +2,18 @@
 #pragma once
 #include <vector>
 
+#include "pipeline/config.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
 
 struct ModelSizes {
   ModelShape shape;
-  BlockSpec block;                  // of layer 0; the others are taken to be like it
-  int64_t block_parameters = 0;     // entries of all tensors of a block
-  int64_t outer_parameters = 0;     // embeddings, final norm, head
-  std::vector<double> layer_costs;  // see layout.hpp
+  BlockSpec block;                   // of layer 0; the others are taken to be like it
+  int64_t block_parameters = 0;      // entries of all tensors of a block
+  int64_t outer_parameters = 0;      // embeddings, final norm, head
+  std::vector<double> layer_costs;   // see layout.hpp
+  std::vector<NamedLinear> linears;  // of all blocks
 
   /// Bytes of a weight or an activation.
   double element_bytes() const { return shape.compute_dtype == at::kFloat ? 4.0 : 2.0; }

@@ -183,9 +183,10 @@ auto factor_key(const MethodSettings& settings) {
 /// One problem's rows [first, first + rows): this rank's, by itself.
 SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
                      const Factor& factor, kernels::Context context, const RowTeam& team = {}) {
-  return make_method(problem.settings, context)
-      ->solve(problem.weight.narrow(0, run.first, run.rows), hessian, factor,
-              problem.weight.scalar_type(), team);
+  const auto method = make_method(problem.settings, context);
+  at::Tensor rows = problem.weight.narrow(0, run.first, run.rows);
+  if (method->memory().is_cpu()) rows = rows.to(at::kCPU);
+  return method->solve(rows, hessian, factor, rows.scalar_type(), team);
 }
 
 RowControls controls_of(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,

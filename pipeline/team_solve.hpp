@@ -14,7 +14,7 @@ namespace selfcal {
 /// A linear layer to solve.
 struct LinearProblem {
   std::string name;
-  at::Tensor weight;  // [rows, columns]
+  at::Tensor weight;  // [rows, columns], in any memory
   MethodSettings settings;
 };
 

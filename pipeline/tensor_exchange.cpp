@@ -5,20 +5,38 @@
 #include "pipeline/tensor_message.hpp"
 
 namespace selfcal {
+namespace {
 
-bool travels_by_nccl(const Communicator& ranks, const at::Tensor& tensor,
-                     const kernels::Device& device) {
-  return ranks.moves_device_memory() && device.uses_library() && tensor.device() == device.memory;
+Request exchange(const Communicator& ranks, DeviceMessage::Kind kind,
+                 const std::vector<at::Tensor>& tensors, int peer) {
+  std::vector<DeviceMessage> messages;
+  for (const auto& tensor : tensors) messages.push_back({kind, peer, device_bytes_of(tensor)});
+  return ranks.exchange(messages);
+}
+
+}  // namespace
+
+bool reaches_devices(const Communicator& ranks, const kernels::Device& device) {
+  return ranks.moves_device_memory() && device.uses_library();
 }
 
 void broadcast_tensor(const Communicator& ranks, at::Tensor& tensor, int root,
                       const kernels::Device& device) {
-  if (travels_by_nccl(ranks, tensor, device))
+  if (reaches_devices(ranks, device) && tensor.device() == device.memory)
     return ranks.broadcast(device_bytes_of(tensor), root).wait();
   if (tensor.is_cpu()) return ranks.broadcast(bytes_of(tensor), root);
   const at::Tensor copy = tensor.to(at::kCPU);
   ranks.broadcast(bytes_of(copy), root);
   if (ranks.rank() != root) tensor.copy_(copy);
+}
+
+Request send_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors, int to) {
+  return exchange(ranks, DeviceMessage::Kind::send, tensors, to);
+}
+
+Request receive_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors,
+                        int from) {
+  return exchange(ranks, DeviceMessage::Kind::receive, tensors, from);
 }
 
 }  // namespace selfcal

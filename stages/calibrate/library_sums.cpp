@@ -6,12 +6,6 @@
 #include <cmath>
 
 namespace selfcal {
-namespace {
-
-constexpr int64_t rows_of_a_block = 1024;  // bounds the memory of products
-
-}  // namespace
-
 LibrarySums::LibrarySums(int64_t columns, at::Device memory) : columns_(columns) {
   for (int64_t first = 0; first < columns; first += rows_of_a_block)
     blocks_.push_back(at::zeros({std::min(rows_of_a_block, columns - first), columns - first},

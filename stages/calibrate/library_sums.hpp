@@ -10,6 +10,8 @@ namespace selfcal {
 
 class LibrarySums {
  public:
+  static constexpr int64_t rows_of_a_block = 1024;  // bounds the memory of products
+
   LibrarySums(int64_t columns, at::Device memory);
 
   /// Sums of the squares of each column, in float64. x: [tokens, columns], float32 or bfloat16.

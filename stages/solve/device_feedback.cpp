@@ -14,8 +14,9 @@ namespace selfcal {
 namespace {
 
 constexpr int64_t tile_rows = DeviceTiles::rows;
-// Bounds what the device holds of a matrix at a time: its tiles are in about eight arrays.
-constexpr int64_t most_entries = int64_t{1} << 27;
+// Bounds what the device holds of a matrix at a time: tiles, their solution, the control's, and
+// what is between them.
+constexpr int64_t most_entries = int64_t{1} << 27, arrays_of_tiles = 8;
 
 int64_t rows_at_once(int64_t columns) {
   return std::max<int64_t>(most_entries / columns / tile_rows, 1) * tile_rows;
@@ -140,6 +141,12 @@ class DeviceFeedback : public Method {
 };
 
 }  // namespace
+
+double device_solve_bytes(int64_t rows, int64_t columns) {
+  const int64_t padded = kernels::ceil_divide(rows, tile_rows) * tile_rows;
+  return static_cast<double>(std::min(padded, rows_at_once(columns)) * columns) * sizeof(float) *
+         arrays_of_tiles;
+}
 
 std::optional<std::string> reason_for_host(const MethodSettings& settings) {
   const lanes::Pattern& pattern = settings.sparsity.pattern;

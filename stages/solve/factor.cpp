@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "base/error.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
@@ -115,17 +116,19 @@ bool try_library(const at::Tensor& hessian, const Diagonal& diagonal, double dam
   const at::Tensor there = order.to(hessian.device());
   at::Tensor matrix = hessian.index_select(0, there).index_select(1, there).to(dtype).mul_(scale);
   matrix.diagonal().copy_(damped);
-  const auto [lower, info] = at::linalg_cholesky_ex(matrix);
-  if (info.template item<int>() != 0) return false;
+  at::Tensor lower, info;
+  std::tie(lower, info) = at::linalg_cholesky_ex(matrix);
+  matrix.reset();  // memory of a device is short: three matrices of T at most beside the Hessian
+  if (info.item<int>() != 0) return false;
   const at::Tensor lost = lower.diagonal().square().le(
       damped * (8 * static_cast<double>(std::numeric_limits<T>::epsilon())));
   if (lost.any().item<bool>()) return false;
-  const at::Tensor unit = at::eye(n, hessian.options().dtype(dtype));
-  factor.upper = at::linalg_solve_triangular(lower, unit, /*upper=*/false)
-                     .flip({0, 1})
-                     .to(at::kFloat)
-                     .contiguous()
-                     .mul_(std::ldexp(1.0, -exponent));
+  // (J L^-T J)^T, whose rows are contiguous: the library returns columns.
+  at::Tensor inverse = at::linalg_solve_triangular(
+      lower.mT(), at::eye(n, hessian.options().dtype(dtype)), /*upper=*/true);
+  lower.reset();
+  inverse = inverse.flip({0, 1});
+  factor.upper = inverse.mT().to(at::kFloat).contiguous().mul_(std::ldexp(1.0, -exponent));
   return is_finite(factor.upper, context);
 }
 

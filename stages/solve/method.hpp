@@ -157,7 +157,8 @@ class Method {
   virtual at::Device memory() const { return at::kCPU; }
   /// Rows of a tile: ranks are dealt whole ones.
   virtual int64_t row_tile() const { return lanes::rows; }
-  /// weight, hessian: as given to controls. Result in the host's memory.
+  /// weight: as given to controls, in the host's memory or that of memory(); hessian as given to
+  /// factorise. Result in the host's memory.
   virtual SolvedRows solve(const at::Tensor& weight, const at::Tensor& hessian,
                            const Factor& factor, at::ScalarType weight_dtype,
                            const RowTeam& team = {}) const = 0;

@@ -56,7 +56,7 @@ class DeviceJob : public testing::Test {
     if (world.rank() == 0) fs::remove_all(folder);
   }
 
-  /// Content hashes of the layers of a job that `ranks` do.
+  /// Content hashes of the layers of all jobs, which `ranks` do.
   std::vector<std::string> run(const Communicator& ranks, const std::string& name,
                                const std::string& settings, const kernels::Device& device) {
     const fs::path output = folder / name;
@@ -69,11 +69,11 @@ class DeviceJob : public testing::Test {
     const SharedStop stop(ranks, StopSignal());
     compress(jobs, {ranks, stop, {&pool, device}, device.uses_library() ? "library" : ""});
     std::vector<std::string> hashes;
-    for (int64_t layer = 0;; ++layer) {
-      const fs::path file = RunDirectory(output).job(jobs.front().name).layer(layer);
-      if (!fs::exists(file)) return hashes;
-      hashes.push_back(read_layer_header(file).content_hash);
-    }
+    for (const auto& job : jobs)
+      for (int64_t layer = 0; layer < 2; ++layer)
+        hashes.push_back(
+            read_layer_header(RunDirectory(output).job(job.name).layer(layer)).content_hash);
+    return hashes;
   }
 
   const Communicator world = Communicator::world();
@@ -101,25 +101,60 @@ TEST_F(DeviceJob, ContentHashesDoNotDependOnRanks) {
   }
 }
 
-TEST_F(DeviceJob, StatisticsAndFactorsTravelByNccl) {
-  const std::string method =
-      "method: {name: gptq, bits: 4, group_size: 16}\nlayout: {mode: shared}\n";
-  const auto vendor = std::make_shared<testing_support::NcclDouble>();
-  NcclOptions options;
-  options.device = 0;  // what host memory counts as
-  const auto found = run(Communicator::nccl(world, vendor, options), "nccl", method, library);
-  EXPECT_EQ(found, run(world, "mpi", method, library));
-  EXPECT_TRUE(vendor->violations.empty()) << vendor->violations.front();
+/// The same job over the double of NCCL and over MPI; how often the double's calls were made.
+class NcclJob : public DeviceJob {
+ protected:
+  void compare(const std::string& settings) {
+    const auto vendor = std::make_shared<testing_support::NcclDouble>();
+    NcclOptions options;
+    options.device = 0;  // what host memory counts as
+    const auto found = run(Communicator::nccl(world, vendor, options), "nccl", settings, library);
+    EXPECT_EQ(found, run(world, "mpi", settings, library));
+    EXPECT_TRUE(vendor->violations.empty()) << vendor->violations.front();
+    calls = vendor->calls;
+  }
+
+  int64_t made(const std::string& name) const {
+    return std::ranges::count_if(
+        calls, [&](const std::string& call) { return call.substr(0, call.find(' ')) == name; });
+  }
+
+  std::vector<std::string> calls;
+};
+
+TEST_F(NcclJob, ATeamSharesStatisticsFactorsAndWeights) {
+  compare("method: {name: gptq, bits: 4, group_size: 16}\nlayout: {mode: shared}\n");
+  const bool together = world.size() > 1;
   // Two layers, each with the inputs of q k v, o, gate up, and down: of one block of columns each,
-  // and with a factor each.
-  const auto made = [&](const char* name) {
-    return std::ranges::count_if(vendor->calls, [&](const std::string& call) {
-      return call.find(name) != std::string::npos;
-    });
-  };
-  const int64_t expected = world.size() > 1 ? 8 : 0;
-  EXPECT_EQ(made("all_reduce"), expected);
-  EXPECT_EQ(made("broadcast"), expected);
+  // and with a factor each. Seven linear layers and two norms each.
+  EXPECT_EQ(made("all_reduce"), together ? 2 * 4 : 0);
+  EXPECT_EQ(made("broadcast"), together ? 2 * 4 + 2 * 9 : 0);
+  EXPECT_EQ(made("send") + made("receive"), 0);
+}
+
+TEST_F(NcclJob, AShardHandsItsOutputsToTheNext) {
+  if (world.size() < 2) GTEST_SKIP() << "one rank has one shard";
+  compare(
+      "method: {name: gptq, bits: 4, group_size: 16}\n"
+      "layout: {mode: shared, compressors: {shards: 2}}\n");
+  // Eight sequences of two a micro-batch, a leaf each, dealt to a team's ranks.
+  const int team = world.size() / 2, leaves = 4 / team;
+  EXPECT_EQ(made("send"), world.rank() < team ? leaves : 0);
+  EXPECT_EQ(made("receive"), world.rank() < team ? 0 : leaves);
+}
+
+/// Shards that work on different jobs at the same time, and ask each other when it suits them.
+TEST_F(NcclJob, JobsFlowThroughShards) {
+  if (world.size() < 2) GTEST_SKIP() << "one rank has one shard";
+  compare(
+      "method: {name: gptq, bits: 4, group_size: 16}\nsweep: {seed: [0, 1, 2, 3]}\n"
+      "layout: {mode: shared, compressors: {shards: 2}}\n");
+  EXPECT_GT(made("send") + made("receive"), 0);
+}
+
+TEST_F(NcclJob, HostMethodsTakeWeightsThatCameByNccl) {
+  compare(
+      "method: {name: awq, bits: 4, group_size: 16, act_order: none}\nlayout: {mode: shared}\n");
 }
 
 /// What the device's kernels take, what they leave to the host, and both in one job.

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "base/error.hpp"
+#include "pipeline/devices.hpp"
 
 namespace selfcal {
 namespace {
@@ -375,6 +376,71 @@ TEST(PlanTest, ARunThatDoesNotFitNamesTheJob) {
     EXPECT_EQ(error.code(), ExitCode::config);
     EXPECT_NE(std::string(error.what()).find("job large: layout.memory"), std::string::npos);
   }
+}
+
+uint64_t item(const std::vector<MemoryUse>& uses, const std::string& when,
+              const std::string& what) {
+  for (const auto& use : uses)
+    for (const auto& found : use.items)
+      if (use.when == when && found.what == what) return found.bytes;
+  ADD_FAILURE() << when << ": no " << what;
+  return 0;
+}
+
+TEST(PlanTest, KnowsWhatAGpuHolds) {
+  ModelSizes model = demo_model();
+  model.linears = {{"model.layers.0.q_proj", 576, 576}};
+  const auto plan_on_h100 = [&](const std::vector<std::string>& settings = {}) {
+    return make_plan(demo_config(settings), model, 1, device_machine("h100", at::kBFloat16));
+  };
+  const Plan plan = plan_on_h100();
+  const RankPlan& rank = plan.ranks.front();
+  EXPECT_TRUE(plan.on_device);
+  EXPECT_EQ(plan.memory_limit, 80'000'000'000u);
+  EXPECT_EQ(item(rank.uses, "samples", "weights of the whole model"),
+            2 * static_cast<uint64_t>(30 * model.block_parameters + model.outer_parameters));
+  EXPECT_EQ(item(rank.uses, "samples", "logits of a step"), 4u * 4 * 49152);
+  EXPECT_EQ(item(rank.uses, "measures", "hidden states of the leaves"), 2u * 16 * 512 * 576);
+  EXPECT_EQ(item(rank.uses, "measures", "Hessian: sums as integers, upper half"),
+            4u * 1536 * 1536 + 4u * 1024 * 1536);
+  EXPECT_EQ(item(rank.uses, "factorises", "factor, and room to find it"), 12u * 1536 * 1536);
+  EXPECT_EQ(item(rank.uses, "solves", "factor"), 4u * 1536 * 1536);
+  EXPECT_EQ(item(rank.uses, "solves", "rows on their way"), 8u * 4 * 1536 * 768);
+  uint64_t most = 0;
+  for (const auto& use : rank.uses) most = std::max(most, use.total());
+  EXPECT_EQ(rank.memory, most);
+  EXPECT_EQ(item(rank.host_uses, "compresses", "weights of a block"),
+            3 * 2 * static_cast<uint64_t>(model.block_parameters));
+  EXPECT_EQ(rank.host_uses.back().items.back().what, "solved rows");
+
+  const std::string text = to_text(plan, demo_config(), model);
+  for (const char* there : {"solves       on the device", "memory of rank 0's GPU while it",
+                            "a GPU has                                 74.5 GiB",
+                            "memory of rank 0 on the host while it"})
+    EXPECT_NE(text.find(there), std::string::npos) << there << text;
+  const Plan on_host = plan_on_h100({"method={name: awq}"});
+  EXPECT_EQ(item(on_host.ranks.front().host_uses, "compresses",
+                 "Hessian and factor of what the host solves"),
+            12u * 1536 * 1536);
+  EXPECT_NE(to_text(on_host, demo_config({"method={name: awq}"}), model)
+                .find("on the host's threads: 1 of 1 layers: awq has no kernel"),
+            std::string::npos);
+}
+
+TEST(PlanTest, ARealGpuIsALimitToo) {
+  Machine here = machine(2, 1);
+  here.device_memory = uint64_t{1200} << 20;
+  try {
+    make_plan(demo_config({"device=cuda"}), demo_model(), 1, here);
+    ADD_FAILURE() << "the weights of the whole model do not fit";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    EXPECT_TRUE(std::string(error.what()).starts_with("device: cuda: rank 0 needs "))
+        << error.what();
+  }
+  here.device_memory = uint64_t{80} << 30;
+  EXPECT_TRUE(make_plan(demo_config({"device=cuda"}), demo_model(), 1, here).on_device);
+  EXPECT_FALSE(make_plan(demo_config(), demo_model(), 1, machine(2, 1)).on_device);
 }
 
 TEST(PlanTest, KnowsThisMachine) {

@@ -1,0 +1,139 @@
+// What a rank holds on its GPU, and beside it in the host's memory. By formula: none of it has been
+// held against a run on a GPU.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "pipeline/host_solves.hpp"
+#include "pipeline/memory_model.hpp"
+#include "stages/calibrate/library_sums.hpp"
+#include "stages/solve/device_feedback.hpp"
+
+namespace selfcal {
+namespace {
+
+// Taken, not measured: the driver's part, kernels, workspaces of cuBLAS and cuSOLVER, NCCL's
+// buffers; and what CUDA's libraries take of the host.
+constexpr uint64_t context_bytes = uint64_t{1} << 30, program_bytes = uint64_t{1} << 30;
+
+class DeviceMemory : public MemoryModel {
+ public:
+  DeviceMemory(const RunConfig& config, const ModelSizes& model)
+      : model_(model), parts_(config, model) {}
+
+  MemoryUse sampling(int run, int depth) const override {
+    MemoryUse use{"samples", {context()}};
+    use.items.push_back(
+        {depth == 1 ? "weights of the whole model"
+                    : fmt::format("weights of {} layers", parts_.sampled_layers(run, depth)),
+         whole_bytes(parts_.sampled_weights(run, depth))});
+    use.items.push_back({depth == 1 ? "keys and values of a micro-batch"
+                                    : fmt::format("keys and values of {} micro-batches", depth),
+                         whole_bytes(parts_.caches(run, depth))});
+    if (run == depth - 1) use.items.push_back({"logits of a step", whole_bytes(parts_.logits())});
+    return use;
+  }
+
+  MemoryUse embedding(int64_t sequences) const override {
+    return {"reads the embeddings",
+            {context(),
+             {"embeddings and head", whole_bytes(parts_.outer())},
+             {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))}}};
+  }
+
+  std::vector<MemoryUse> compressing(int64_t sequences, bool, bool keeps_states) const override {
+    const auto columns = static_cast<double>(parts_.widest_tap()), squared = columns * columns;
+    const auto block_rows = static_cast<double>(LibrarySums::rows_of_a_block);
+    const MemoryItem hessian{"Hessian: float32", whole_bytes(4 * squared)};
+    std::vector<MemoryItem> always{
+        context(),
+        {"weights of a block", whole_bytes(parts_.block())},
+        {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
+        {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+         whole_bytes(keeps_states ? parts_.states(sequences) : 0)}};
+    const auto at = [&](const char* when, const std::vector<MemoryItem>& items) {
+      MemoryUse use{when, always};
+      use.items.insert(use.items.end(), items.begin(), items.end());
+      return use;
+    };
+    return {at("measures", {{"one leaf on its way", whole_bytes(parts_.passing_leaf())},
+                            {"Hessian: sums as integers, upper half",
+                             whole_bytes(4 * squared + 4 * block_rows * columns)},
+                            {"products of a leaf, float32 to integers",
+                             whole_bytes(28 * std::min(block_rows, columns) * columns +
+                                         4 * columns * parts_.leaf_tokens())}}),
+            at("factorises", {hessian, {"factor, and room to find it", whole_bytes(12 * squared)}}),
+            at("solves", {hessian,
+                          {"factor", whole_bytes(4 * squared)},
+                          {"rows on their way", whole_bytes(rows_on_their_way())}})};
+  }
+
+ private:
+  static MemoryItem context() { return {"CUDA, libraries, workspaces (taken)", context_bytes}; }
+
+  /// Of the matrix that needs most.
+  double rows_on_their_way() const {
+    double most = 0;
+    for (const auto& linear : model_.block.linears)
+      most = std::max(most, device_solve_bytes(linear.rows, linear.columns));
+    return most;
+  }
+
+  const ModelSizes& model_;
+  MemoryParts parts_;
+};
+
+class MemoryBesideDevice : public MemoryModel {
+ public:
+  MemoryBesideDevice(const RunConfig& config, const ModelSizes& model)
+      : model_(model),
+        parts_(config, model),
+        host_solves_some_(!host_solves(config, model.linears).empty()) {}
+
+  MemoryUse sampling(int run, int depth) const override {
+    MemoryUse use{"samples", {program(), {"weights of a layer, on their way", layer_bytes()}}};
+    if (run == depth - 1)
+      use.items.push_back({"logits of a step, and their order", whole_bytes(2 * parts_.logits())});
+    return use;
+  }
+
+  MemoryUse embedding(int64_t) const override {
+    return {"reads the embeddings",
+            {program(), {"embeddings and head, on their way", whole_bytes(parts_.outer())}}};
+  }
+
+  std::vector<MemoryUse> compressing(int64_t, bool leads, bool) const override {
+    const double squared = std::pow(static_cast<double>(parts_.widest_tap()), 2);
+    MemoryUse use{"compresses",
+                  {program(),
+                   {"weights of a block", whole_bytes((leads ? 3 : 2) * parts_.block())},
+                   {"solved rows",
+                    whole_bytes(parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0))}}};
+    if (host_solves_some_)
+      use.items.push_back(
+          {"Hessian and factor of what the host solves", whole_bytes(12 * squared)});
+    return {use};
+  }
+
+ private:
+  static MemoryItem program() { return {"program and libraries (taken)", program_bytes}; }
+  uint64_t layer_bytes() const { return whole_bytes(std::max(parts_.block(), parts_.outer())); }
+
+  const ModelSizes& model_;
+  MemoryParts parts_;
+  bool host_solves_some_;
+};
+
+}  // namespace
+
+std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model) {
+  return std::make_unique<DeviceMemory>(config, model);
+}
+
+std::unique_ptr<MemoryModel> memory_beside_device(const RunConfig& config,
+                                                  const ModelSizes& model) {
+  return std::make_unique<MemoryBesideDevice>(config, model);
+}
+
+}  // namespace selfcal
