@@ -35,6 +35,8 @@ const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
                                           {"float16", at::kHalf}}};
 const Words<GroupParameters> group_parameters{
     {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
+const Words<ScaleLoss> scale_losses{
+    {{"linear", ScaleLoss::linear}, {"module", ScaleLoss::module}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
 const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
@@ -246,6 +248,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
       flag_key<C>("method.duo_scaling", FIELD(method.duo_scaling), "awq: scales come from the sizes of the weights too, not from those of the inputs alone."),
       flag_key<C>("method.clip", FIELD(method.clip), "awq: weights of a group are cut off where that makes its outputs better (not in q and k, as published)."),
+      word_key<C>("method.scale_loss", FIELD(method.scale_loss), scale_losses, "awq: what a scale is chosen by: the errors of the outputs of the linear layers that read the input, or, where they are several, of the attention or MLP that they are part of (as published; slower)."),
       number_key<C>("method.sparsity", FIELD(method.sparsity.share), share_rule, "Share of the weights that a pruner sets to zero: sparsegpt of each block of columns of the matrix, wanda and magnitude of each row."),
       {"method.pattern", pattern_expected, "n:m sparsity instead of a share: zeros of every so many columns of a row.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.method.sparsity.pattern = read_pattern(node); },

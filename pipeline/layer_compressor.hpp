@@ -12,6 +12,7 @@
 #include "base/stop_signal.hpp"
 #include "comm/communicator.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/leaves.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "stages/model/model.hpp"
 
@@ -29,7 +30,8 @@ struct LayerWork {
   const StopSignal& stop;
   PhaseTimer& timer;
   kernels::Context context;
-  int64_t tokens = 0;  // of all leaves of all ranks
+  int64_t tokens = 0;                 // of all leaves of all ranks
+  std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
   std::function<void()> between_stages = {};    // for what must not wait for the end of a block
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers

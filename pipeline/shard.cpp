@@ -182,6 +182,7 @@ class FlowRun {
             session_.timer,
             session_.context,
             job.calibration.tokens.numel(),
+            owned_,
             session_.leaf_memory,
             [this] { next_.poll(); },
             job.block_sparsity};

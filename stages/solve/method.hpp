@@ -36,6 +36,7 @@ constexpr bool prunes(MethodName name) {
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
 enum class GroupParameters { published, current };
+enum class ScaleLoss { linear, module };
 
 /// What a pruner takes away: a share of the weights, or some of every run of columns of a row.
 struct Sparsity {
@@ -74,6 +75,7 @@ struct MethodSettings {
   Sparsity sparsity;
   bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
   bool clip = true;         // AWQ: cut off large weights where that helps
+  ScaleLoss scale_loss = ScaleLoss::linear;  // AWQ: whose outputs the search of scales compares
 
   bool prunes() const { return selfcal::prunes(name); }
   bool quantises() const { return bits != unquantised_bits; }
