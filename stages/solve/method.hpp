@@ -35,6 +35,7 @@ constexpr bool prunes(MethodName name) {
 }
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
+enum class StaticGroups { automatic, no, yes };
 enum class GroupParameters { published, current };
 enum class ScaleLoss { linear, module };
 
@@ -66,7 +67,7 @@ struct MethodSettings {
   int64_t group_size = 128;  // -1: a whole row
   bool symmetric = true;
   ActOrder act_order = ActOrder::static_order;
-  bool static_groups = true;
+  StaticGroups static_groups = StaticGroups::yes;
   bool mse = false;          // search the clipping range (published grid)
   double damping = 0.01;     // fraction of mean(diag H)
   int64_t block_size = 128;  // columns between lazy updates
