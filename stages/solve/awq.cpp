@@ -82,14 +82,22 @@ at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
   const lanes::Grid grid = grid_of(settings, weight.scalar_type());
   const Groups groups = plain_groups(settings, columns);
   const RowSolver solver{settings, kernels, context};
+  const at::Tensor factors = scales.contiguous();
   at::Tensor losses = at::empty({rows, candidates}, at::kDouble);
   kernels::for_ranges(
       context, rows, solver.rows_of_a_task(rows), [&](int64_t first, int64_t count) {
-        const at::Tensor tiles = load_tiles(weight, first, count);
+        const at::Tensor tiles = load_tiles(weight, first, count), errors = at::empty_like(tiles);
         for (int64_t candidate = 0; candidate < candidates; ++candidate) {
-          const at::Tensor scale = scales[candidate].view({1, columns, 1});
-          const at::Tensor rounded = round_to_nearest(tiles * scale, grid, groups, kernels).weight;
-          const at::Tensor loss = form(rounded / scale - tiles).flatten().narrow(0, 0, count);
+          for (int64_t tile = 0; tile < tiles.size(0); ++tile)
+            for (int64_t column = 0; column < columns; column += groups.size) {
+              const int64_t offset = (tile * columns + column) * lanes::rows;
+              kernels.errors_of_scaled(
+                  grid, tiles.const_data_ptr<float>() + offset,
+                  std::min(groups.size, columns - column),
+                  factors.const_data_ptr<float>() + candidate * columns + column,
+                  errors.mutable_data_ptr<float>() + offset);
+            }
+          const at::Tensor loss = form(errors).flatten().narrow(0, 0, count);
           losses.narrow(0, first, count).select(1, candidate).copy_(loss);
         }
       });
