@@ -105,7 +105,9 @@ std::string planned(const PlanOptions& options, const Launched& launched) {
       machines[kind] = machine_of(options, launched, config, dtype, columns, compute.context());
     const ModelSizes sizes = sizes_of(*model);
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
-    jobs.push_back({config, sizes, make_plan(config, sizes, options.ranks, machines[kind])});
+    jobs.push_back(
+        {config, sizes,
+         make_plan(config, sizes, options.ranks, machines[kind], jobs_sharing(given, all_given))});
   }
   return options.json ? to_json(jobs) : to_text(jobs);
 }

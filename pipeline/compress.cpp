@@ -10,7 +10,7 @@
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
 #include "pipeline/outliers.hpp"
-#include "pipeline/plan.hpp"
+#include "pipeline/plan_jobs.hpp"
 #include "pipeline/shard.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
@@ -96,8 +96,8 @@ LayoutSettings settings_of(const Layout& layout, LayoutSettings settings) {
 
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& models, int ranks,
-                   kernels::Context context) {
+OpenedJob open_job(const RunConfig& given, int sharing, const Layout* grid, OpenModels& models,
+                   int ranks, kernels::Context context) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, context);
   const RunConfig config = resolve(given, model->shape());
@@ -107,7 +107,7 @@ OpenedJob open_job(const RunConfig& given, const Layout* grid, OpenModels& model
   check_linears(config, all_linears(*model));
   RunConfig planned = config;
   if (grid != nullptr) planned.layout = settings_of(*grid, config.layout);
-  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{});
+  const Plan plan = make_plan(planned, sizes_of(*model), ranks, Machine{}, sharing);
   return {config, model, plan.layout, plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute};
 }
 
@@ -117,8 +117,9 @@ std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given, int ranks,
   OpenModels models;
   std::deque<OpenedJob> opened;
   for (const auto& config : given) try {
-      opened.push_back(open_job(config, opened.empty() ? nullptr : &opened.front().layout, models,
-                                ranks, context));
+      opened.push_back(open_job(config, jobs_sharing(config, given),
+                                opened.empty() ? nullptr : &opened.front().layout, models, ranks,
+                                context));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
       fail(error.code(), "job {}: {}", config.name, error.what());
@@ -155,8 +156,8 @@ std::string describe_sharing(const std::vector<Job*>& jobs) {
   for (const Job* job : jobs) names.push_back(job->name());
   return fmt::format(
       "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
-      "time; factors, solves and writes are each job's own, and so are the forward and statistics "
-      "of a block that AWQ rescales",
+      "time; a factor counts with the first job that asks for it; solves and writes are each job's "
+      "own, and so are the forward and statistics of a block that AWQ rescales",
       jobs.size(), fmt::join(names, ", "));
 }
 

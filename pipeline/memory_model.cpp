@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "pipeline/leaves.hpp"
 
@@ -83,6 +84,57 @@ MemoryUse MemoryModel::embedding(int64_t sequences) const {
            {"hidden states of the leaves", whole_bytes(hidden_bytes(sequences))}}};
 }
 
+/// Whether a layer may have one of these methods.
+bool MemoryModel::uses(std::initializer_list<MethodName> methods) const {
+  const auto is_one = [&](MethodName name) {
+    return std::ranges::find(methods, name) != methods.end();
+  };
+  return is_one(config_.method.name) ||
+         std::ranges::any_of(config_.overrides, [&](const Override& entry) {
+           return entry.method && is_one(*entry.method);
+         });
+}
+
+/// Entries of the Hessians that wait for their stage while the widest is in work: AWQ takes them
+/// from the block before it is rounded, jobs that share statistics from a block that is measured
+/// whole.
+double MemoryModel::kept_hessians() const {
+  const bool scaled = uses({MethodName::awq});
+  if (!scaled && sharing_ == 1) return 0;
+  const bool replaced_at_once =
+      config_.propagation == Propagation::sequential && config_.true_sequential;
+  std::set<int> taps;
+  for (const auto& linear : model_.block.linears) {
+    const bool is_scaled = std::ranges::any_of(model_.block.scale_pairs, [&](const auto& pair) {
+      return pair.consumers.front() == linear.name;
+    });
+    if (!replaced_at_once || is_scaled) taps.insert(linear.tap);
+  }
+  double all = 0, widest = 0;
+  for (const int tap : taps) {
+    const auto columns = static_cast<double>(model_.block.taps[static_cast<size_t>(tap)].columns);
+    all += columns * columns;
+    widest = std::max(widest, columns * columns);
+  }
+  return all - widest;
+}
+
+/// Of AWQ's search by the outputs of modules: the weights of a candidate, its outputs and the dense
+/// ones of a leaf.
+double MemoryModel::tried_module(double leaf_tokens) const {
+  if (!uses({MethodName::awq}) || config_.method.scale_loss == ScaleLoss::linear) return 0;
+  double most = 0;
+  for (const auto& pair : model_.block.scale_pairs) {
+    double weights = 0;
+    for (const auto& linear : model_.block.linears)
+      if (std::ranges::find(pair.consumers, linear.name) != pair.consumers.end())
+        weights += static_cast<double>(linear.rows * linear.columns);
+    if (pair.consumers.size() > 1) most = std::max(most, weights);
+  }
+  return (most + 2 * leaf_tokens * static_cast<double>(model_.shape.hidden)) *
+         model_.element_bytes();
+}
+
 MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_states) const {
   const auto& block = model_.block;
   const auto& shape = model_.shape;
@@ -108,21 +160,30 @@ MemoryUse MemoryModel::compressing(int64_t sequences, bool leads, bool keeps_sta
       keeps_states ? row_tokens * element * static_cast<double>(shape.hidden + widest_tap) : 0.0;
   const double passing = leaf * element * static_cast<double>(2 * widest_output + 2 * widest_tap);
   const double solved = largest_problem * (4.0 + element + 1.0);
+  const double kept = 4.0 * kept_hessians(), tried = tried_module(leaf);
+  const double factors = sharing_ > 1 ? kept + 4.0 * squared : 0;
   double gaps = 0;
   for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
     gaps += gap_share * std::min(bytes, largest_gap);
-  return {"compresses",
-          {{"program and libraries", program_bytes},
-           {"weights of a block", whole_bytes(blocks)},
-           {"hidden states of the leaves", whole_bytes(hidden_bytes(sequences))},
-           {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-            whole_bytes(states)},
-           {"one leaf on its way", whole_bytes(passing)},
-           {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
-           {"Hessian: float32", whole_bytes(4.0 * squared)},
-           {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
-           {"solved rows", whole_bytes(solved)},
-           {"gaps between tensors", whole_bytes(gaps)}}};
+  MemoryUse use{"compresses",
+                {{"program and libraries", program_bytes},
+                 {"weights of a block", whole_bytes(blocks)},
+                 {"hidden states of the leaves", whole_bytes(hidden_bytes(sequences))},
+                 {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+                  whole_bytes(states)},
+                 {"one leaf on its way", whole_bytes(passing)},
+                 {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
+                 {"Hessian: float32", whole_bytes(4.0 * squared)},
+                 {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
+                 {"solved rows", whole_bytes(solved)},
+                 {"gaps between tensors", whole_bytes(gaps)}}};
+  const auto add = [&](const char* what, double bytes) {
+    if (bytes > 0) use.items.push_back({what, whole_bytes(bytes)});
+  };
+  add("Hessians of the block's other inputs", kept);
+  add("factors that jobs share", factors);
+  add("a module that scales are tried on", tried);
+  return use;
 }
 
 }  // namespace selfcal

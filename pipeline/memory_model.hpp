@@ -1,5 +1,6 @@
 // What a rank holds at one time, item by item, by formula.
 #pragma once
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,10 @@ struct MemoryUse {
 
 class MemoryModel {
  public:
-  /// Borrows both.
-  MemoryModel(const RunConfig& config, const ModelSizes& model) : config_(config), model_(model) {}
+  /// Borrows both. `sharing`: jobs that have one forward and its statistics with this one, itself
+  /// among them.
+  MemoryModel(const RunConfig& config, const ModelSizes& model, int sharing = 1)
+      : config_(config), model_(model), sharing_(sharing) {}
 
   /// Of the rank that holds run `run` of the `depth` runs of layers of a copy.
   MemoryUse sampling(int run, int depth) const;
@@ -37,9 +40,13 @@ class MemoryModel {
 
  private:
   double hidden_bytes(int64_t sequences) const;
+  double kept_hessians() const;
+  double tried_module(double leaf_tokens) const;
+  bool uses(std::initializer_list<MethodName> methods) const;
 
   const RunConfig& config_;
   const ModelSizes& model_;
+  int sharing_;
 };
 
 /// "412 MiB".

@@ -26,11 +26,11 @@ struct Option {
 
 class Planner {
  public:
-  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine)
+  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine, int sharing)
       : config_(config),
         model_(model),
         machine_(machine),
-        memory_(config, model),
+        memory_(config, model, sharing),
         leaves_(cut_leaves(config.calibration.sequences, config.calibration.length,
                            config.calibration.micro_batch)) {
     threads_ = config.threads > 0 ? config.threads : std::max(1, machine.cores / machine.ranks);
@@ -217,9 +217,9 @@ const RankPlan& Plan::largest_rank() const {
   return *std::ranges::max_element(ranks, {}, &RankPlan::memory);
 }
 
-Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
-               const Machine& machine) {
-  return Planner(config, model, machine).plan(ranks);
+Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine,
+               int sharing) {
+  return Planner(config, model, machine, sharing).plan(ranks);
 }
 
 }  // namespace selfcal
