@@ -129,14 +129,21 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
   return statistics;
 }
 
+void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                    BlockStatistics& statistics) {
+  for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage)
+    for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
+      for (const auto& settings : factors_of(group)) statistics.factors[tap].expect(settings);
+}
+
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                                  const BlockStatistics& statistics) {
+                                  BlockStatistics& statistics) {
   CompressedBlock compressed;
   for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage) {
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
-      compressed.linears.merge(
-          solve_together(work.team, group, statistics.hessians.at(tap), work.timer, work.context));
+      compressed.linears.merge(solve_together(work.team, group, statistics.hessians.at(tap),
+                                              work.timer, work.context, &statistics.factors[tap]));
   }
   return compressed;
 }

@@ -14,6 +14,7 @@
 #include "pipeline/config.hpp"
 #include "pipeline/leaves.hpp"
 #include "pipeline/phase_timer.hpp"
+#include "pipeline/team_solve.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
@@ -50,7 +51,8 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
 
 /// What solvers need of a block whose weights stay as they are, for many jobs at once.
 struct BlockStatistics {
-  std::map<int, at::Tensor> hessians;  // by tap, float32 [columns, columns]
+  std::map<int, at::Tensor> hessians;    // by tap, float32 [columns, columns]
+  std::map<int, SharedFactors> factors;  // by tap: of the uses that were expected
 };
 
 /// The taps that the job's linear layers in block `layer` read; nothing where AWQ's scales rewrite
@@ -64,9 +66,14 @@ std::optional<std::set<int>> shared_taps(const Model& model, const RunConfig& co
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                               const std::set<int>& taps, std::vector<at::Tensor>& hidden);
 
+/// A factor that several jobs ask for is found for the first of them: each job is announced here
+/// before the first of them is compressed.
+void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                    BlockStatistics& statistics);
+
 /// A job's part of a block that has been measured. Collective over the team.
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                                  const BlockStatistics& statistics);
+                                  BlockStatistics& statistics);
 
 /// Leaves through a block with the given weights, all in the device's memory. Independent.
 void forward_leaves(const Block& block, const BlockWeights& weights,

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <span>
-#include <tuple>
 
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
@@ -136,13 +135,6 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
   return team.rank() == owner ? factor : to_factor(unpack_tensors(message));
 }
 
-/// Problems whose settings lead to one and the same factor.
-auto factor_key(const MethodSettings& settings) {
-  const bool ordered = settings.act_order != ActOrder::none;
-  return std::tuple(settings.name, settings.act_order, settings.damping,
-                    ordered ? settings.sparsity.pattern.of : 0);
-}
-
 /// One problem's rows [first, first + rows): this rank's, by itself.
 SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
                      const Factor& factor, kernels::Context context, const RowTeam& team = {}) {
@@ -187,19 +179,37 @@ Tensors solve_runs(const Communicator& team, const std::vector<const LinearProbl
 
 }  // namespace
 
+Factor SharedFactors::get(const FactorSettings& settings, const std::function<Factor()>& find) {
+  Kept& kept = kept_[settings];
+  Factor factor = kept.factor ? *kept.factor : find();
+  kept.factor.reset();
+  if (--kept.uses > 0) kept.factor = factor;
+  return factor;
+}
+
+std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems) {
+  std::set<FactorSettings> all;
+  for (const auto& problem : problems) all.insert(factor_settings(problem.settings));
+  return all;
+}
+
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
                                                        const std::vector<LinearProblem>& problems,
                                                        const at::Tensor& hessian, PhaseTimer& timer,
-                                                       kernels::Context context) {
-  std::map<decltype(factor_key({})), std::vector<const LinearProblem*>> groups;
-  for (const auto& problem : problems) groups[factor_key(problem.settings)].push_back(&problem);
+                                                       kernels::Context context,
+                                                       SharedFactors* shared) {
+  std::map<FactorSettings, std::vector<const LinearProblem*>> groups;
+  for (const auto& problem : problems)
+    groups[factor_settings(problem.settings)].push_back(&problem);
 
   std::map<std::string, CompressedLinear> results;
   int owner = 0;
   for (const auto& [key, stacked] : groups) {
     const auto first_method = make_method(stacked.front()->settings, context);
-    const Factor factor =
-        factorise_together(team, *first_method, hessian, owner++ % team.size(), timer);
+    const auto find = [&, owner = owner++ % team.size(), &method = *first_method] {
+      return factorise_together(team, method, hessian, owner, timer);
+    };
+    const Factor factor = shared ? shared->get(key, find) : find();
 
     const auto runs = deal_rows(stacked, team.size());
     Tensors mine;

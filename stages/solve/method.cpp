@@ -41,10 +41,8 @@ class ErrorFeedback : public Method {
       : settings_(settings), context_(context) {}
 
   Factor factorise(const at::Tensor& hessian) const override {
-    const bool ordered = settings_.act_order != ActOrder::none;
-    // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
-    const int64_t run = std::max(1, settings_.sparsity.pattern.of);
-    return factorise_inverse(hessian, settings_.damping, ordered ? run : 0, context_);
+    const FactorSettings settings = factor_settings(settings_);
+    return factorise_inverse(hessian, settings.damping, settings.ordered_run, context_);
   }
 
   bool rows_meet() const override { return settings_.sparsity.share > 0; }
@@ -120,6 +118,13 @@ class Independent : public Method {
 };
 
 }  // namespace
+
+FactorSettings factor_settings(const MethodSettings& settings) {
+  if (settings.name != MethodName::gptq && settings.name != MethodName::sparsegpt) return {};
+  // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
+  const int64_t run = std::max(1, settings.sparsity.pattern.of);
+  return {true, settings.damping, settings.act_order == ActOrder::none ? 0 : run};
+}
 
 std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Context context) {
   check_settings(settings);

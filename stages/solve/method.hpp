@@ -82,9 +82,20 @@ struct MethodSettings {
   bool quantises() const { return bits != unquantised_bits; }
 };
 
-/// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; act_order automatic
-/// becomes static where the method and static groups allow it, else none. Idempotent.
+/// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
+/// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
+/// automatic becomes static for GPTQ with static groups, else none. Idempotent.
 MethodSettings settle(MethodSettings settings);
+
+/// What decides the factor of a Hessian: methods and settings that agree here share it.
+struct FactorSettings {
+  bool inverts = false;  // else there is none to find
+  double damping = 0;
+  int64_t ordered_run = 0;  // columns that move together into falling order of their diagonal; 0:
+                            // all stay
+  auto operator<=>(const FactorSettings&) const = default;
+};
+FactorSettings factor_settings(const MethodSettings& settings);
 
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.
