@@ -36,6 +36,7 @@ void add_solve(CLI::App& app) {
   method.group_parameters = GroupParameters::published;
   method.bits = 0;
   method.act_order = ActOrder::automatic;
+  method.static_groups = StaticGroups::automatic;
   command->add_option("problem", options->problem, "safetensors with weight and hessian")
       ->required();
   command->add_option("--out", options->out, "safetensors to write")->required();
@@ -59,8 +60,12 @@ void add_solve(CLI::App& app) {
                                                           {"none", ActOrder::none},
                                                           {"static", ActOrder::static_order},
                                                           {"dynamic", ActOrder::dynamic_order}}));
-  command->add_option("--static-groups", method.static_groups,
-                      "group parameters from the original weight");
+  command
+      ->add_option("--static-groups", method.static_groups,
+                   "group parameters from the original weight: auto, true or false")
+      ->transform(CLI::CheckedTransformer(Words<StaticGroups>{{"auto", StaticGroups::automatic},
+                                                              {"true", StaticGroups::yes},
+                                                              {"false", StaticGroups::no}}));
   command->add_option("--duo-scaling", method.duo_scaling,
                       "awq: scales from the sizes of the weights too");
   command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");

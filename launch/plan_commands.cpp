@@ -104,7 +104,7 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
       machines[kind] = machine_of(options, launched, config, *model, compute.context());
     const ModelSizes sizes = sizes_of(*model);
     if (options.scaling) return scaling_of(options, config, sizes, machines[kind]);
-    jobs.push_back({config, sizes, machines[kind]});
+    jobs.push_back({config, sizes, machines[kind], jobs_sharing(given, all_given)});
   }
   const auto planned = plan_run(jobs, options.ranks);
   return options.json ? to_json(planned) : to_text(planned);

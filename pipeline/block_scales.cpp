@@ -3,11 +3,12 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cstring>
+#include <functional>
 #include <set>
 
 #include "comm/agreement.hpp"
 #include "pipeline/leaf_states.hpp"
+#include "pipeline/module_loss.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "stages/solve/awq.hpp"
 
@@ -20,22 +21,22 @@ const Linear& find_linear(const BlockSpec& spec, const std::string& name) {
   return *found;
 }
 
-/// The settings of a pair's consumers, if AWQ has them all and nothing else reads their input.
-std::optional<MethodSettings> settings_of(const LayerWork& work, const BlockSpec& spec,
-                                          const std::string& prefix, const ScalePair& pair) {
+/// The settings of a pair's consumers, in their order, if AWQ has them all and nothing else reads
+/// their input; else none.
+std::vector<MethodSettings> settings_of(const LayerWork& work, const BlockSpec& spec,
+                                        const std::string& prefix, const ScalePair& pair) {
   const int tap = find_linear(spec, pair.consumers.front()).tap;
-  const auto consumes = [&](const Linear& linear) {
-    return std::ranges::find(pair.consumers, linear.name) != pair.consumers.end();
-  };
-  std::optional<MethodSettings> first;
   for (const auto& linear : spec.linears) {
-    if (consumes(linear) != (linear.tap == tap)) return std::nullopt;
-    if (!consumes(linear)) continue;
-    const auto settings = settings_for(work.config, prefix + linear.name + ".weight");
-    if (!settings || settings->name != MethodName::awq) return std::nullopt;
-    if (!first) first = settings;
+    const bool consumes = std::ranges::find(pair.consumers, linear.name) != pair.consumers.end();
+    if (consumes != (linear.tap == tap)) return {};
   }
-  return first;
+  std::vector<MethodSettings> all;
+  for (const auto& name : pair.consumers) {
+    const auto settings = settings_for(work.config, prefix + name + ".weight");
+    if (!settings || settings->name != MethodName::awq) return {};
+    all.push_back(*settings);
+  }
+  return all;
 }
 
 /// Rows of `weight` that this rank looks at: tiles dealt in runs.
@@ -64,30 +65,40 @@ at::Tensor losses_together(const LayerWork& work, const at::Tensor& weight,
   return at::cat(parts).sum(0);
 }
 
-at::Tensor best_scale(const LayerWork& work, const std::string& prefix, const ScalePair& pair,
-                      const BlockWeights& weights, const TapStatistics& statistics,
-                      const MethodSettings& settings) {
-  const auto scope = work.timer.measure(Phase::solve);
-  std::vector<at::Tensor> consumers;
-  for (const auto& name : pair.consumers) consumers.push_back(weights.at(name + ".weight"));
-  return search_scale(
-      candidate_scales(consumers, statistics.magnitude, settings), rows_of(consumers),
-      [&](const at::Tensor& scales, int64_t row_step) {
-        at::Tensor losses;
-        for (size_t i = 0; i < consumers.size(); ++i) {
-          const auto own = settings_for(work.config, prefix + pair.consumers[i] + ".weight");
-          const at::Tensor rows = consumers[i].slice(0, 0, consumers[i].size(0), row_step);
-          const at::Tensor more = losses_together(work, rows, statistics, scales, *own);
-          losses = losses.defined() ? losses + more : more;
-        }
-        return losses;
-      });
-}
-
+/// A pair that AWQ scales, with the settings of each of its consumers.
 struct AwqPair {
   ScalePair pair;
-  MethodSettings settings;
+  std::vector<MethodSettings> settings;
+
+  /// Whether other outputs than those of its consumers are compared.
+  bool inspects_module() const {
+    return settings.front().scale_loss == ScaleLoss::module &&
+           pair.inspected != pair.consumers.front();
+  }
 };
+
+/// `dense`: the weights that `states` have come through, where the consumers are as in `weights`.
+at::Tensor best_scale(const LayerWork& work, const Block& block, const AwqPair& found,
+                      const LeafStates& states, const BlockWeights& dense,
+                      const TapStatistics& statistics) {
+  const auto scope = work.timer.measure(Phase::solve);
+  const auto& [pair, settings] = found;
+  std::vector<at::Tensor> consumers;
+  for (const auto& name : pair.consumers) consumers.push_back(dense.at(name + ".weight"));
+  const at::Tensor candidates = candidate_scales(consumers, statistics.magnitude, settings.front());
+  if (found.inspects_module()) {
+    const ModuleLoss loss(work, block, states, dense, pair, settings);
+    return search_scale(candidates, loss.step(), std::cref(loss));
+  }
+  return search_scale(candidates, row_step(consumers), [&](const at::Tensor& scales, int64_t step) {
+    at::Tensor losses = at::zeros({scales.size(0)}, at::kDouble);
+    for (size_t i = 0; i < consumers.size(); ++i) {
+      const at::Tensor rows = consumers[i].slice(0, 0, consumers[i].size(0), step);
+      losses += losses_together(work, rows, statistics, scales, settings[i]);
+    }
+    return losses;
+  });
+}
 
 /// By tap, the pair that scales it: a tap has one at most, since it must have all of the tap's
 /// layers.
@@ -95,8 +106,8 @@ std::map<int, AwqPair> awq_pairs(const LayerWork& work, const BlockSpec& spec,
                                  const std::string& prefix) {
   std::map<int, AwqPair> pairs;
   for (const auto& pair : spec.scale_pairs)
-    if (const auto settings = settings_of(work, spec, prefix, pair))
-      pairs[find_linear(spec, pair.consumers.front()).tap] = {pair, *settings};
+    if (auto settings = settings_of(work, spec, prefix, pair); !settings.empty())
+      pairs[find_linear(spec, pair.consumers.front()).tap] = {pair, std::move(settings)};
   return pairs;
 }
 
@@ -140,8 +151,8 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
       if (found == pairs.end()) continue;
       statistics.hessian =
           statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
-      const auto& [pair, settings] = found->second;
-      const at::Tensor scale = best_scale(work, prefix, pair, weights, statistics, settings);
+      const ScalePair& pair = found->second.pair;
+      const at::Tensor scale = best_scale(work, block, found->second, states, dense, statistics);
       fold_scale(weights, pair, scale);
       scaled.hessians[index] = hessian_of_scaled(statistics.hessian, scale);
       for (const auto& name : folded_tensors(weights, pair)) rewritten.insert(name);

@@ -18,7 +18,8 @@ struct ScaledBlock {
 };
 
 /// Finds a scale for every pair of the block all of whose consumers are AWQ's, the one with the
-/// least tr(E H E^T) of the consumers' outputs once they are rounded, and folds it into `weights`.
+/// least squared error once they are rounded, of their own outputs or of the module's that they are
+/// part of (MethodSettings::scale_loss), and folds it into `weights`.
 /// The Hessian of x / s is D^-1 H D^-1, D = diag(s), but for the rounding of the producer to the
 /// model's dtype: the published code divides the inputs that it kept in the same way. Nothing is
 /// measured or rewritten where no pair is AWQ's. Collective over the team; every rank comes to the

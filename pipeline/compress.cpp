@@ -90,7 +90,8 @@ struct OpenedJob {
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
 /// A job's configuration as resolved by its model, whose header is checked against it.
-JobToPlan open_job(const RunConfig& given, OpenModels& models, const RunEnvironment& environment) {
+JobToPlan open_job(const RunConfig& given, int sharing, OpenModels& models,
+                   const RunEnvironment& environment) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, environment.context);
   const RunConfig config = resolve(given, model->shape());
@@ -100,7 +101,7 @@ JobToPlan open_job(const RunConfig& given, OpenModels& models, const RunEnvironm
   check_linears(config, all_linears(*model));
   Machine machine;
   machine.device_memory = environment.device_memory;
-  return {config, sizes_of(*model), machine};
+  return {config, sizes_of(*model), machine, sharing};
 }
 
 /// Independent; what is wrong with a job names it where there are several.
@@ -110,7 +111,7 @@ std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
   std::vector<JobToPlan> jobs;
   std::vector<std::shared_ptr<const Model>> of_jobs;
   for (const auto& config : given) try {
-      jobs.push_back(open_job(config, models, environment));
+      jobs.push_back(open_job(config, jobs_sharing(config, given), models, environment));
       of_jobs.push_back(models.at({config.model, config.dtype}));
     } catch (const Error& error) {
       if (given.size() == 1) throw;
@@ -152,8 +153,8 @@ std::string describe_sharing(const std::vector<Job*>& jobs) {
   for (const Job* job : jobs) names.push_back(job->name());
   return fmt::format(
       "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
-      "time; factors, solves and writes are each job's own, and so are the forward and statistics "
-      "of a block that AWQ rescales",
+      "time; a factor counts with the first job that asks for it; solves and writes are each job's "
+      "own, and so are the forward and statistics of a block that AWQ rescales",
       jobs.size(), fmt::join(names, ", "));
 }
 

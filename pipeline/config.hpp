@@ -59,6 +59,7 @@ struct RunConfig {
     method.bits = 0;
     method.act_order = ActOrder::automatic;
     method.error_measure = ErrorMeasure::automatic;
+    method.static_groups = StaticGroups::automatic;
   }
 
   fs::path model;
@@ -70,8 +71,9 @@ struct RunConfig {
   int threads = 0;  // 0: the cores this rank may use
   LayoutSettings layout;
   CalibrationSettings calibration;
-  MethodSettings method;  // scale_dtype Undefined: auto, until resolve(); bits 0, act_order
-                          // automatic: as each layer's method needs, see settings_for()
+  MethodSettings method;  // scale_dtype Undefined: auto, until resolve(); bits 0, act_order and
+                          // static_groups automatic: as each layer's method needs, see
+                          // settings_for()
   Propagation propagation = Propagation::sequential;
   bool true_sequential = true;
   std::vector<std::string> skip = {"lm_head"};

@@ -33,11 +33,14 @@ const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
                                           {"float32", at::kFloat},
                                           {"bfloat16", at::kBFloat16},
                                           {"float16", at::kHalf}}};
+const Words<StaticGroups> static_groups{
+    {{"auto", StaticGroups::automatic}, {"true", StaticGroups::yes}, {"false", StaticGroups::no}}};
 const Words<GroupParameters> group_parameters{
     {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
 const Words<ErrorMeasure> error_measures{{{"auto", ErrorMeasure::automatic},
                                           {"hessian", ErrorMeasure::hessian},
                                           {"norms", ErrorMeasure::norms}}};
+const Words<ScaleLoss> scale_losses{{{"linear", ScaleLoss::linear}, {"module", ScaleLoss::module}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
 const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
@@ -242,7 +245,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
       flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
       word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups; auto: static for gptq with static groups, else none. sparsegpt may take static too (an n:m pattern moves its runs of columns as a whole), and dynamic where bits are set; wanda and magnitude know no order."),
-      flag_key<C>("method.static_groups", FIELD(method.static_groups), "Scales of all groups are set before the first column; act_order static needs it. For sparsegpt with bits false is better: weights that make good for pruned ones may grow beyond a range set before."),
+      word_key<C>("method.static_groups", FIELD(method.static_groups), static_groups, "Scales of all groups are set before the first column; act_order static needs it. auto: true, but false where sparsegpt quantises too, whose kept weights grow beyond a range set before as they make good for pruned ones."),
       flag_key<C>("method.mse", FIELD(method.mse), "Search the clipping range that has the least squared error."),
       number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
@@ -250,6 +253,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       word_key<C>("method.group_params", FIELD(method.group_parameters), group_parameters, "Weights that dynamic groups take their scales from: published (without updates inside the block) or current."),
       flag_key<C>("method.duo_scaling", FIELD(method.duo_scaling), "awq: scales come from the sizes of the weights too, not from those of the inputs alone."),
       flag_key<C>("method.clip", FIELD(method.clip), "awq: weights of a group are cut off where that makes its outputs better (not in q and k, as published)."),
+      word_key<C>("method.scale_loss", FIELD(method.scale_loss), scale_losses, "awq: what a scale is chosen by: the errors of the outputs of the linear layers that read the input, or, where they are several, of the attention or MLP that they are part of (as published; slower)."),
       number_key<C>("method.sparsity", FIELD(method.sparsity.share), share_rule, "Share of the weights that a pruner sets to zero: sparsegpt of each block of columns of the matrix, wanda and magnitude of each row."),
       {"method.pattern", pattern_expected, "n:m sparsity instead of a share: zeros of every so many columns of a row.",
        [](C& c, const YAML::Node& node, const MapReader&) { c.method.sparsity.pattern = read_pattern(node); },

@@ -121,7 +121,10 @@ class CostModel {
     const double layers = layers_of(shard);
     // Leaves and tiles are whole: the busiest rank counts.
     const double leaf_part = busiest(leaves_, members) / static_cast<double>(leaves_);
-    const bool twice = config_.propagation == Propagation::sequential && !config_.true_sequential;
+    const bool awq = config_.method.name == MethodName::awq;
+    // The dense block and the compressed one, unless one is what the other is measured on.
+    const bool twice =
+        config_.propagation == Propagation::sequential && (awq || !config_.true_sequential);
     add(Phase::forward,
         layers * leaf_part * forward_flops() * (twice ? 2 : 1) / (machine_.rates.forward * share_));
     // A ring moves a sum twice through every link but one; a tree has log2 steps.
@@ -143,6 +146,7 @@ class CostModel {
             layers * (4 * squared / machine_.network + 6 * steps * machine_.latency));
     }
     add_solve(members, layers);
+    if (awq) add_scale_search(leaf_part, members, layers);
     const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
     // The next layer is read while one is compressed: only the first is waited for.
     add(Phase::read, block_bytes / machine_.disk);
@@ -166,6 +170,17 @@ class CostModel {
       add(Phase::solve, layers * busiest(stack.first, members) * stack.second /
                             (machine_.rates.at(columns).solve * share_));
     }
+  }
+
+  /// All candidates on an eighth of the rows or leaves, the best four on all of them: x H x^T of a
+  /// row takes what its solve takes.
+  void add_scale_search(double leaf_part, int64_t members, double layers) {
+    constexpr double tried = 21.0 / 8 + 4;
+    if (config_.method.scale_loss == ScaleLoss::linear)
+      add_solve(members, tried * layers);
+    else
+      add(Phase::solve,
+          layers * leaf_part * (tried + 1) * forward_flops() / (machine_.rates.forward * share_));
   }
 
   /// Each layer once more in the gathered checkpoint and in every export.

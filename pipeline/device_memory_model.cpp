@@ -19,8 +19,8 @@ constexpr uint64_t context_bytes = uint64_t{1} << 30, program_bytes = uint64_t{1
 
 class DeviceMemory : public MemoryModel {
  public:
-  DeviceMemory(const RunConfig& config, const ModelSizes& model)
-      : model_(model), parts_(config, model) {}
+  DeviceMemory(const RunConfig& config, const ModelSizes& model, int sharing)
+      : model_(model), parts_(config, model, sharing) {}
 
   MemoryUse sampling(int run, int depth) const override {
     MemoryUse use{"samples", {context()}};
@@ -52,6 +52,10 @@ class DeviceMemory : public MemoryModel {
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
         {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
          whole_bytes(keeps_states ? parts_.states(sequences) : 0)}};
+    const double waiting = parts_.kept_hessians() + parts_.shared_factors();
+    if (waiting > 0)
+      always.push_back(
+          {"Hessians of the block's other inputs, shared factors", whole_bytes(waiting)});
     const auto at = [&](const char* when, const std::vector<MemoryItem>& items) {
       MemoryUse use{when, always};
       use.items.insert(use.items.end(), items.begin(), items.end());
@@ -127,8 +131,9 @@ class MemoryBesideDevice : public MemoryModel {
 
 }  // namespace
 
-std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model) {
-  return std::make_unique<DeviceMemory>(config, model);
+std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model,
+                                           int sharing) {
+  return std::make_unique<DeviceMemory>(config, model, sharing);
 }
 
 std::unique_ptr<MemoryModel> memory_beside_device(const RunConfig& config,

@@ -64,7 +64,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
                                          replace_at_once ? Measured::scaled : Measured::every);
   const BlockWeights scaled = weights;
   const BlockNeeds needs = needs_of(work.model, work.config, layer);
-  BlockStatistics statistics;  // layers of several stages may read one tap
+  std::map<int, TapStatistics> statistics;  // layers of several stages may read one tap
   for (const auto& [tap, hessian] : scales.hessians)
     statistics[tap] = {hessian, hessian.diagonal().contiguous(), {}};
   const bool scaled_with_statistics = !replace_at_once && !scales.rewritten.empty();
@@ -127,8 +127,9 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& linear : spec.linears)
-      if (linear.stage == stage && needs.contains(linear.tap) && !statistics.contains(linear.tap))
-        statistics[linear.tap] = measure_tap(
+      if (linear.stage == stage && needs.contains(linear.tap) &&
+          !statistics.taps.contains(linear.tap))
+        statistics.taps[linear.tap] = measure_tap(
             work, states, spec.taps.at(static_cast<size_t>(linear.tap)), needs.at(linear.tap));
     states.advance(stage);
   }
@@ -136,14 +137,21 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
   return statistics;
 }
 
+void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                    BlockStatistics& statistics) {
+  for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage)
+    for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
+      for (const auto& settings : factors_of(group)) statistics.factors[tap].expect(settings);
+}
+
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                                  const BlockStatistics& statistics) {
+                                  BlockStatistics& statistics) {
   CompressedBlock compressed;
   for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage) {
     honour_stop(work);
     for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
-      compressed.linears.merge(
-          solve_together(work.team, group, statistics.at(tap), work.timer, work.context));
+      compressed.linears.merge(solve_together(work.team, group, statistics.taps.at(tap), work.timer,
+                                              work.context, &statistics.factors[tap]));
   }
   return compressed;
 }

@@ -11,8 +11,10 @@
 #include "comm/communicator.hpp"
 #include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/leaves.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "pipeline/tap_statistics.hpp"
+#include "pipeline/team_solve.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
@@ -29,7 +31,8 @@ struct LayerWork {
   const SharedStop& stop;
   PhaseTimer& timer;
   kernels::Context context;
-  int64_t tokens = 0;  // of all leaves of all ranks
+  int64_t tokens = 0;                 // of all leaves of all ranks
+  std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
   std::function<void()> between_stages = {};    // for what must not wait for the end of a block
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
@@ -47,7 +50,10 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
                                std::vector<at::Tensor>& hidden);
 
 /// What solvers need of a block whose weights stay as they are, for many jobs at once.
-using BlockStatistics = std::map<int, TapStatistics>;  // by tap
+struct BlockStatistics {
+  std::map<int, TapStatistics> taps;
+  std::map<int, SharedFactors> factors;  // by tap: of the uses that were expected
+};
 using BlockNeeds = std::map<int, TapNeeds>;
 
 /// What the job's linear layers in block `layer` need of the taps that they read; nothing where
@@ -60,9 +66,14 @@ std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& conf
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                               const BlockNeeds& needs, std::vector<at::Tensor>& hidden);
 
+/// A factor that several jobs ask for is found for the first of them: each job is announced here
+/// before the first of them is compressed.
+void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& weights,
+                    BlockStatistics& statistics);
+
 /// A job's part of a block that has been measured. Collective over the team.
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                                  const BlockStatistics& statistics);
+                                  BlockStatistics& statistics);
 
 /// Leaves through a block with the given weights, all in the device's memory. Independent.
 void forward_leaves(const Block& block, const BlockWeights& weights,

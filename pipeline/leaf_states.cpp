@@ -50,12 +50,15 @@ LeafStates::LeafStates(const LayerWork& work, const Block& block,
 
 void LeafStates::for_each(const std::string& tap,
                           const std::function<void(const at::Tensor&)>& visit) const {
-  for (size_t leaf = 0; leaf < hidden_.size(); ++leaf) {
-    if (work_.memory == LeafMemory::keep)
-      visit(states_[leaf].at(tap));
-    else
-      visit(computed_again(leaf).at(tap));
-  }
+  for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
+    look_at(leaf, [&](const State& state) { visit(state.at(tap)); });
+}
+
+void LeafStates::look_at(size_t leaf, const std::function<void(const State&)>& visit) const {
+  if (work_.memory == LeafMemory::keep)
+    visit(states_[leaf]);
+  else
+    visit(computed_again(leaf));
 }
 
 void LeafStates::advance(int stage) {

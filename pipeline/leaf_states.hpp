@@ -28,6 +28,8 @@ class LeafStates {
   LeafStates(const LayerWork& work, const Block& block, const std::vector<at::Tensor>& hidden,
              const BlockWeights& weights);
 
+  /// Calls visit(state) with that of one of the rank's leaves.
+  void look_at(size_t leaf, const std::function<void(const State&)>& visit) const;
   /// Calls visit(tap) for every leaf, in order.
   void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
   /// Through the linear layers of `stage`, with the weights as they are now.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "pipeline/leaves.hpp"
 
@@ -19,8 +20,8 @@ constexpr double largest_gap = 64 << 20;
 
 class HostMemory : public MemoryModel {
  public:
-  HostMemory(const RunConfig& config, const ModelSizes& model)
-      : model_(model), parts_(config, model) {}
+  HostMemory(const RunConfig& config, const ModelSizes& model, int sharing)
+      : model_(model), parts_(config, model, sharing) {}
 
   MemoryUse sampling(int run, int depth) const override {
     MemoryUse use{"samples", {{"program and libraries", program_bytes}}};
@@ -60,19 +61,26 @@ class HostMemory : public MemoryModel {
     double gaps = 0;
     for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
       gaps += gap_share * std::min(bytes, largest_gap);
-    return {{"compresses",
-             {{"program and libraries", program_bytes},
-              {"weights of a block", whole_bytes(blocks)},
-              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
-              {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-               whole_bytes(states)},
-              {"one leaf on its way", whole_bytes(passing)},
-              {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
-              {"Hessian: float32", whole_bytes(4.0 * squared)},
-              {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
-              {"solved rows", whole_bytes(solved)},
-              {"the layer that is being written", whole_bytes(written)},
-              {"gaps between tensors", whole_bytes(gaps)}}}};
+    MemoryUse use{"compresses",
+                  {{"program and libraries", program_bytes},
+                   {"weights of a block", whole_bytes(blocks)},
+                   {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
+                   {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+                    whole_bytes(states)},
+                   {"one leaf on its way", whole_bytes(passing)},
+                   {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
+                   {"Hessian: float32", whole_bytes(4.0 * squared)},
+                   {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
+                   {"solved rows", whole_bytes(solved)},
+                   {"the layer that is being written", whole_bytes(written)},
+                   {"gaps between tensors", whole_bytes(gaps)}}};
+    const auto add = [&](const char* what, double bytes) {
+      if (bytes > 0) use.items.push_back({what, whole_bytes(bytes)});
+    };
+    add("Hessians of the block's other inputs", parts_.kept_hessians());
+    add("factors that jobs share", parts_.shared_factors());
+    add("a module that scales are tried on", parts_.tried_module());
+    return {use};
   }
 
  private:
@@ -82,8 +90,9 @@ class HostMemory : public MemoryModel {
 
 }  // namespace
 
-std::unique_ptr<MemoryModel> host_memory(const RunConfig& config, const ModelSizes& model) {
-  return std::make_unique<HostMemory>(config, model);
+std::unique_ptr<MemoryModel> host_memory(const RunConfig& config, const ModelSizes& model,
+                                         int sharing) {
+  return std::make_unique<HostMemory>(config, model, sharing);
 }
 
 uint64_t whole_bytes(double bytes) { return static_cast<uint64_t>(std::max(0.0, bytes)); }
@@ -174,6 +183,53 @@ double MemoryParts::largest_problem() const {
   for (const auto& linear : model_.block.linears)
     largest = std::max(largest, static_cast<double>(linear.rows * linear.columns));
   return largest;
+}
+
+bool MemoryParts::uses_awq() const {
+  return config_.method.name == MethodName::awq ||
+         std::ranges::any_of(config_.overrides,
+                             [](const Override& entry) { return entry.method == MethodName::awq; });
+}
+
+/// AWQ takes them from the block before it is rounded, jobs that share statistics from a block that
+/// is measured whole.
+double MemoryParts::kept_hessians() const {
+  if (!uses_awq() && sharing_ == 1) return 0;
+  const bool replaced_at_once =
+      config_.propagation == Propagation::sequential && config_.true_sequential;
+  std::set<int> taps;
+  for (const auto& linear : model_.block.linears) {
+    const bool is_scaled = std::ranges::any_of(model_.block.scale_pairs, [&](const auto& pair) {
+      return pair.consumers.front() == linear.name;
+    });
+    if (!replaced_at_once || is_scaled) taps.insert(linear.tap);
+  }
+  double all = 0, widest = 0;
+  for (const int tap : taps) {
+    const auto columns = static_cast<double>(model_.block.taps[static_cast<size_t>(tap)].columns);
+    all += columns * columns;
+    widest = std::max(widest, columns * columns);
+  }
+  return 4.0 * (all - widest);
+}
+
+double MemoryParts::shared_factors() const {
+  const auto widest = static_cast<double>(widest_tap());
+  return sharing_ > 1 ? kept_hessians() + 4.0 * widest * widest : 0;
+}
+
+double MemoryParts::tried_module() const {
+  if (!uses_awq() || config_.method.scale_loss == ScaleLoss::linear) return 0;
+  double most = 0;
+  for (const auto& pair : model_.block.scale_pairs) {
+    double weights = 0;
+    for (const auto& linear : model_.block.linears)
+      if (std::ranges::find(pair.consumers, linear.name) != pair.consumers.end())
+        weights += static_cast<double>(linear.rows * linear.columns);
+    if (pair.consumers.size() > 1) most = std::max(most, weights);
+  }
+  return (most + 2 * leaf_tokens() * static_cast<double>(model_.shape.hidden)) *
+         model_.element_bytes();
 }
 
 }  // namespace selfcal

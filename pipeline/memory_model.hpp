@@ -37,16 +37,20 @@ class MemoryModel {
   uint64_t most_to_sample(int depth) const;
 };
 
-// All borrow both.
+// All borrow both. `sharing`: jobs that have one forward and its statistics with this one, itself
+// among them.
 /// The host's memory where that is all there is.
-std::unique_ptr<MemoryModel> host_memory(const RunConfig& config, const ModelSizes& model);
+std::unique_ptr<MemoryModel> host_memory(const RunConfig& config, const ModelSizes& model,
+                                         int sharing);
 /// A GPU's, and the host's beside it (device_memory_model.cpp).
-std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model);
+std::unique_ptr<MemoryModel> device_memory(const RunConfig& config, const ModelSizes& model,
+                                           int sharing);
 std::unique_ptr<MemoryModel> memory_beside_device(const RunConfig& config, const ModelSizes& model);
 
 /// Bytes of what both kinds of memory have items of.
 struct MemoryParts {
-  MemoryParts(const RunConfig& config, const ModelSizes& model) : config_(config), model_(model) {}
+  MemoryParts(const RunConfig& config, const ModelSizes& model, int sharing = 1)
+      : config_(config), model_(model), sharing_(sharing) {}
 
   int64_t sampled_layers(int run, int depth) const;
   double sampled_weights(int run, int depth) const;
@@ -60,10 +64,18 @@ struct MemoryParts {
   double leaf_tokens() const;
   int64_t widest_tap() const;
   double largest_problem() const;  // weights
+  double kept_hessians() const;    // those that wait while the widest is in work
+  double shared_factors() const;
+  /// Of AWQ's search by the outputs of modules: the weights of a candidate, its outputs and the
+  /// dense ones of a leaf.
+  double tried_module() const;
 
  private:
+  bool uses_awq() const;
+
   const RunConfig& config_;
   const ModelSizes& model_;
+  int sharing_;
 };
 
 /// Rounds down to whole bytes, of which there are none below 0.

@@ -28,12 +28,13 @@ struct Option {
 
 class Planner {
  public:
-  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine)
+  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine, int sharing)
       : config_(config),
         model_(model),
         machine_(machine),
         on_device_(config.device == DeviceChoice::cuda || machine.device_memory > 0),
-        memory_(on_device_ ? device_memory(config, model) : host_memory(config, model)),
+        memory_(on_device_ ? device_memory(config, model, sharing)
+                           : host_memory(config, model, sharing)),
         beside_(on_device_ ? memory_beside_device(config, model) : nullptr),
         leaves_(cut_leaves(config.calibration.sequences, config.calibration.length,
                            config.calibration.micro_batch)) {
@@ -236,9 +237,9 @@ const RankPlan& Plan::largest_rank() const {
   return *std::ranges::max_element(ranks, {}, &RankPlan::memory);
 }
 
-Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks,
-               const Machine& machine) {
-  return Planner(config, model, machine).plan(ranks);
+Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine,
+               int sharing) {
+  return Planner(config, model, machine, sharing).plan(ranks);
 }
 
 }  // namespace selfcal

@@ -55,7 +55,9 @@ struct Plan {
 /// than layout.memory (or the device's memory) allows even when it recomputes; the message has the
 /// numbers, and the smallest generator depth and team that would do. Without rates there are no
 /// seconds.
-Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine);
+/// `sharing`: jobs that have one forward and its statistics with this one, itself among them.
+Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine,
+               int sharing = 1);
 
 /// A table for people.
 std::string to_text(const Plan& plan, const RunConfig& config, const ModelSizes& model);

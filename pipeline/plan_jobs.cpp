@@ -77,6 +77,16 @@ std::string job_table(const std::vector<PlannedJob>& jobs) {
 
 }  // namespace
 
+int jobs_sharing(const RunConfig& job, const std::vector<RunConfig>& jobs) {
+  const auto shares = [](const RunConfig& config) {
+    return config.propagation == Propagation::dense && config.method.name != MethodName::awq;
+  };
+  if (!shares(job)) return 1;
+  const std::string key = forward_key(job);
+  return static_cast<int>(std::ranges::count_if(
+      jobs, [&](const RunConfig& other) { return shares(other) && forward_key(other) == key; }));
+}
+
 std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
   std::vector<double> seconds;
   Wavefront wavefront;

@@ -26,7 +26,7 @@ PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks
                    const Machine& machine, bool named) try {
   RunConfig config = job.config;
   config.layout = layout;
-  return {job.config, job.sizes, make_plan(config, job.sizes, ranks, machine)};
+  return {job.config, job.sizes, make_plan(config, job.sizes, ranks, machine, job.sharing)};
 } catch (const Error& error) {
   if (!named) throw;
   fail(error.code(), "job {}: {}", job.config.name, error.what());

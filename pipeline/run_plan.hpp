@@ -10,6 +10,7 @@ struct JobToPlan {
   RunConfig config;
   ModelSizes sizes;
   Machine machine;
+  int sharing = 1;  // jobs_sharing()
 };
 
 /// Plans in the order of the jobs, all on the grid that the first one's configuration asks for.

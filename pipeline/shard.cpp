@@ -188,6 +188,7 @@ class FlowRun {
             session_.timer,
             session_.context,
             job.calibration.tokens.numel(),
+            owned_,
             session_.leaf_memory,
             [this] { next_.poll(); },
             job.block_sparsity};
@@ -230,14 +231,16 @@ class FlowRun {
     for (const Job* job : fresh) before[job] = job->seconds;
 
     note_pass(layer, static_cast<int64_t>(sharing.size()));
-    const BlockStatistics statistics =
+    BlockStatistics statistics =
         measure_block(work_for(*fresh.front()), layer, weights, needs, hidden_);
+    for (const Job* job : sharing) expect_factors(work_for(*job), layer, weights, statistics);
     time_.charge(sharing.empty() ? fresh : sharing);
     for (Job* job : sharing)
       attempt({job}, [&] {
         commit(*job, layer, compress_measured(work_for(*job), layer, weights, statistics), sources,
                before[job]);
       });
+    statistics = {};
     for (Job* job : apart)
       attempt({job}, [&] {
         note_pass(layer, 1);

@@ -6,7 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <span>
-#include <tuple>
+#include <utility>
 
 #include "pipeline/tensor_exchange.hpp"
 #include "pipeline/tensor_message.hpp"
@@ -50,7 +50,7 @@ std::vector<int64_t> tiles_of_ranks(int64_t all, int ranks, int owner, double fa
 
 /// Tiles of the stacked matrices, dealt in runs: rank after rank.
 std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks,
-                              int owner, kernels::Context context) {
+                              int owner, bool has_factor, kernels::Context context) {
   std::vector<RowRun> tiles;
   double factor = 0;
   for (size_t problem = 0; problem < problems.size(); ++problem) {
@@ -59,7 +59,7 @@ std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems,
                   tile = make_method(settings, context)->row_tile();
     for (int64_t first = 0; first < rows; first += tile)
       tiles.push_back({problem, first, std::min(tile, rows - first), 0});
-    if (compensates(settings.name))
+    if (has_factor)
       factor =
           static_cast<double>(problems[problem]->weight.size(1)) / static_cast<double>(2 * tile);
   }
@@ -173,13 +173,6 @@ Factor factorise_together(const Communicator& team, const Method& method, const 
   return factor;
 }
 
-/// Problems whose settings lead to one and the same factor.
-auto factor_key(const MethodSettings& settings) {
-  const bool ordered = settings.act_order != ActOrder::none;
-  return std::tuple(settings.name, settings.act_order, settings.damping,
-                    ordered ? settings.sparsity.pattern.of : 0);
-}
-
 /// One problem's rows [first, first + rows): this rank's, by itself.
 SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
                      const Factor& factor, kernels::Context context, const RowTeam& team = {}) {
@@ -235,38 +228,60 @@ void solve_runs(const Communicator& team, const std::vector<const LinearProblem*
 
 }  // namespace
 
+Factor SharedFactors::get(const FactorSettings& settings, const std::function<Factor()>& find) {
+  Kept& kept = kept_[settings];
+  Factor factor = kept.factor ? *kept.factor : find();
+  kept.factor.reset();
+  if (--kept.uses > 0) kept.factor = factor;
+  return factor;
+}
+
+std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems) {
+  std::set<FactorSettings> all;
+  for (const auto& problem : problems) all.insert(factor_settings(problem.settings));
+  return all;
+}
+
 std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
                                                        const std::vector<LinearProblem>& problems,
                                                        const TapStatistics& statistics,
-                                                       PhaseTimer& timer,
-                                                       kernels::Context context) {
-  std::map<decltype(factor_key({})), std::vector<const LinearProblem*>> groups;
-  for (const auto& problem : problems) groups[factor_key(problem.settings)].push_back(&problem);
+                                                       PhaseTimer& timer, kernels::Context context,
+                                                       SharedFactors* shared) {
+  // By factor, and by what of the input's statistics the layers need.
+  std::map<std::pair<FactorSettings, bool>, std::vector<const LinearProblem*>> groups;
+  for (const auto& problem : problems)
+    groups[{factor_settings(problem.settings), needs_products(problem.settings)}].push_back(
+        &problem);
 
   std::map<std::string, CompressedLinear> results;
   int next_owner = 0;
   for (const auto& [key, stacked] : groups) {
+    const FactorSettings& wanted = key.first;
+    const bool sharing = shared != nullptr && wanted.inverts,
+               is_there = sharing && shared->has(wanted);
     const auto method = make_method(stacked.front()->settings, context);
     const at::Tensor& hessian = statistics.of(stacked.front()->settings);
     const at::Tensor near = hessian.to(method->memory());
     const int owner = next_owner++ % team.size();
-    const auto runs = deal_rows(stacked, team.size(), owner, context);
+    const auto runs = deal_rows(stacked, team.size(), owner, wanted.inverts && !is_there, context);
     Tensors mine;  // as "run/field"
+    bool has_controls = false;
     const auto measure_controls = [&] {
+      if (std::exchange(has_controls, true)) return;
       const auto scope = timer.measure(Phase::solve);
       for (size_t run = 0; run < runs.size(); ++run)
         if (runs[run].owner == team.rank())
           keep(mine, run,
                to_tensors(controls_of(*stacked[runs[run].problem], runs[run], near, context)));
     };
-    const Factor factor =
-        factorise_together(team, *method, hessian, owner, measure_controls, timer, context.device);
+    const auto find = [&] {
+      return factorise_together(team, *method, hessian, owner, measure_controls, timer,
+                                context.device);
+    };
+    const Factor factor = sharing ? shared->get(wanted, find) : find();
     {
       const auto scope = timer.measure(Phase::solve);
-      const auto controls_of_owner = [&] {
-        if (team.rank() == owner) measure_controls();
-      };
-      solve_runs(team, stacked, runs, near, factor, controls_of_owner, timer, context, mine);
+      solve_runs(team, stacked, runs, near, factor, measure_controls, timer, context, mine);
     }
 
     const auto scope = timer.measure(Phase::gather);

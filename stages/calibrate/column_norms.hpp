@@ -7,13 +7,13 @@
 #include <span>
 #include <vector>
 
+#include "stages/calibrate/exact_sums.hpp"
 #include "stages/kernels/ops.hpp"
 
 namespace selfcal {
 
 /// add() every leaf, once; all_reduce(max) exponents(); count(); all_reduce(sum) sums(); finish().
-/// A leaf's sums are float64, over the tokens in order. With 2^h_i above column i's in any
-/// leaf, each is rounded to a unit of 2^(h_i - 45): 2^17 leaves fit in 63 bits.
+/// A leaf's sums are float64, over the tokens in order.
 class ColumnNorms {
  public:
   ColumnNorms(int64_t columns, kernels::Context context);
@@ -21,19 +21,16 @@ class ColumnNorms {
   /// x: [tokens, columns], float32 or bfloat16, contiguous: a whole leaf. Not finite:
   /// ExitCode::data.
   void add(const at::Tensor& x);
-  std::span<int32_t> exponents() { return exponents_; }
-  /// Turns the leaves' sums into whole numbers, once the exponents are those of all ranks.
-  void count();
-  std::span<int64_t> sums() { return sums_; }
+  std::span<int32_t> exponents() { return sums_.exponents(); }
+  void count() { sums_.count(); }
+  std::span<int64_t> sums() { return sums_.sums(); }
   /// float32 [columns]. `tokens`: of all leaves of all ranks.
   at::Tensor finish(int64_t tokens) const;
 
  private:
   int64_t columns_;
   kernels::Context context_;
-  std::vector<std::vector<double>> leaves_;  // sum of squares of each column
-  std::vector<int32_t> exponents_;
-  std::vector<int64_t> sums_;
+  ExactSums sums_;  // of squares
 };
 
 }  // namespace selfcal

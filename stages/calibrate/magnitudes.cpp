@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 
+#include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal {
@@ -16,16 +17,13 @@ constexpr int unit_bits = 40;
 }  // namespace
 
 void MagnitudeAccumulator::add(const at::Tensor& x) {
-  const int64_t tokens = x.size(0), columns = x.size(1);
+  const int64_t columns = x.size(1);
   kernels::require(columns == int64_t(sums_.size()), "magnitudes: a leaf has {} columns, not {}",
                    columns, sums_.size());
+  const kernels::Matrix leaf = kernels::matrix_of(x);
   kernels::for_ranges(context_, columns, columns_of_a_task, [&](int64_t first, int64_t count) {
-    std::array<double, columns_of_a_task> sums{};
-    kernels::with_element(x, [&](auto element) {
-      const auto* row = x.const_data_ptr<decltype(element)>() + first;
-      for (int64_t t = 0; t < tokens; ++t, row += columns)
-        for (int64_t i = 0; i < count; ++i) sums[i] += std::abs(double(float(row[i])));
-    });
+    std::array<double, columns_of_a_task> sums;
+    kernels::vector_kernels().sum_sizes(leaf, first, count, sums.data());
     for (int64_t i = 0; i < count; ++i)
       sums_[first + i] += std::llrint(std::ldexp(sums[i], unit_bits - exponents_[first + i]));
   });

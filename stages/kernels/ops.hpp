@@ -22,8 +22,8 @@ struct Operations;
 extern const Operations cpu_operations;      // our kernels; host memory only
 extern const Operations library_operations;  // the tensor library's; memory of any kind
 
-/// Where tensors live on their way through a block, and the code that works on them. Library operations on
-/// host memory are the double of a GPU that tests use.
+/// Where tensors live on their way through a block, and the code that works on them. Library
+/// operations on host memory are the double of a GPU that tests use.
 struct Device {
   at::Device memory{at::kCPU};
   const Operations* operations = &cpu_operations;

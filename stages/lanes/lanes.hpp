@@ -55,6 +55,14 @@ struct Kernels {
   void (*round_columns)(const Grid& grid, float* tile, int64_t columns, const int32_t* group,
                         const float* scale, const float* zero, float* codes);
 
+  /// What rounding a group's columns to the grid of their own changes, in the units of `tile`,
+  /// which stays: errors[j] = round(tile[j] * factors[j]) / factors[j] - tile[j].
+  void (*errors_of_scaled)(const Grid& grid, const float* tile, int64_t columns,
+                           const float* factors, float* errors);
+  /// errors[j] = round(cut(tile[j])) - tile[j], where cut() keeps a row within +-limits[row].
+  void (*errors_of_cut)(const Grid& grid, const float* tile, int64_t columns, const float* limits,
+                        float* errors);
+
   /// round_columns, one column after the other: column j's error (weight - rounded) / upper[j][j]
   /// is kept in errors[j] and taken off, times upper[j][i], from the columns i > j of the run.
   /// `stride`: of upper's rows.

@@ -128,6 +128,39 @@ void round_columns(const Grid& grid, float* tile, int64_t columns, const int32_t
   }
 }
 
+void errors_of_scaled(const Grid& grid, const float* tile, int64_t columns, const float* factors,
+                      float* errors) {
+  for (int64_t row = 0; row < rows; row += width) {
+    for (int64_t j = 0; j < columns; ++j)
+      store(errors + j * rows + row, load(tile + j * rows + row) * all(factors[j]));
+    float scale[width], zero[width];
+    find_scale_of_vector(grid, errors + row, columns, scale, zero);
+    const Vector step = load(scale), origin = load(zero);
+    for (int64_t j = 0; j < columns; ++j) {
+      float* at = errors + j * rows + row;
+      const Vector rounded = weight_of(grid, code_of(grid, load(at), step, origin), step, origin);
+      store(at, rounded / all(factors[j]) - load(tile + j * rows + row));
+    }
+  }
+}
+
+void errors_of_cut(const Grid& grid, const float* tile, int64_t columns, const float* limits,
+                   float* errors) {
+  for (int64_t row = 0; row < rows; row += width) {
+    const Vector limit = load(limits + row);
+    for (int64_t j = 0; j < columns; ++j)
+      store(errors + j * rows + row, larger(smaller(load(tile + j * rows + row), limit), -limit));
+    float scale[width], zero[width];
+    find_scale_of_vector(grid, errors + row, columns, scale, zero);
+    const Vector step = load(scale), origin = load(zero);
+    for (int64_t j = 0; j < columns; ++j) {
+      float* at = errors + j * rows + row;
+      const Vector rounded = weight_of(grid, code_of(grid, load(at), step, origin), step, origin);
+      store(at, rounded - load(tile + j * rows + row));
+    }
+  }
+}
+
 void round_with_feedback(const Grid& grid, float* tile, int64_t columns, const float* upper,
                          int64_t stride, const int32_t* group, const float* scale,
                          const float* zero, float* codes, float* errors) {
@@ -168,6 +201,8 @@ extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
                              add_dot_products,
                              find_scale,
                              round_columns,
+                             errors_of_scaled,
+                             errors_of_cut,
                              round_with_feedback,
                              score_columns,
                              keep_best,

@@ -36,7 +36,7 @@ struct ScalePair {
   std::string producer;
   std::vector<std::string> consumers;
   std::string inspected;     // whose output the search compares: a linear layer's name, a module's
-                             // ("self_attn", "mlp"), or "block", the whole
+                             // ("self_attn", "mlp"), or "block", both together
   double norm_offset = 0.0;  // 1 where the norm multiplies by (1 + weight)
 };
 
@@ -71,6 +71,12 @@ class Block {
   virtual State advance(State state, int stage, const BlockWeights& weights) const = 0;
   /// The block's output, [sequences, tokens, hidden].
   virtual at::Tensor finish(State state) const = 0;
+
+  /// What a scale pair's inspected module gives, [tokens, hidden], before any norm of it and the
+  /// residual. `state`: as it is when the pair's tap is read. An unknown module is
+  /// ExitCode::internal.
+  virtual at::Tensor output_of(const std::string& module, const State& state,
+                               const BlockWeights& weights) const = 0;
 
   /// One token for each sequence: hidden [sequences, hidden], positions int64 [sequences] (a
   /// sequence whose position is p reads cache entries 0..p, entry p is written here).

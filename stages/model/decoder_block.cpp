@@ -12,6 +12,7 @@ constexpr const char* attention_input_name = "attention_input";
 constexpr const char* attention_output_name = "attention_output";
 constexpr const char* mlp_input_name = "mlp_input";
 constexpr const char* mlp_activation_name = "mlp_activation";
+constexpr const char* whole_block = "block";  // as a scale pair's inspected module
 
 at::Tensor rows(const at::Tensor& hidden) { return hidden.reshape({-1, hidden.size(-1)}); }
 
@@ -31,7 +32,7 @@ std::vector<ScalePair> scale_pairs(const BlockParts& parts, bool shares_input) {
   if (norms_first && shares_input) {
     std::vector<std::string> consumers = attention.inputs();
     for (auto& linear : mlp.inputs()) consumers.push_back(std::move(linear));
-    from_norm(*parts.attention_norm, std::move(consumers), "block");
+    from_norm(*parts.attention_norm, std::move(consumers), whole_block);
   } else if (norms_first) {
     from_norm(*parts.attention_norm, attention.inputs(), attention.module);
   }
@@ -93,6 +94,24 @@ State DecoderBlock::advance(State state, int stage, const BlockWeights& weights)
 }
 
 at::Tensor DecoderBlock::finish(State state) const { return take(state, hidden_name); }
+
+at::Tensor DecoderBlock::output_of(const std::string& module, const State& state,
+                                   const BlockWeights& weights) const {
+  const auto attention = [&] {
+    const at::Tensor mixed = parts_.attention.mix(context_, state.at(attention_input_name),
+                                                  state.at(hidden_name).size(0), weights);
+    return apply_linear(context_, mixed, weights, parts_.attention.output);
+  };
+  const auto mlp = [&] {
+    const char* input = shares_input() ? attention_input_name : mlp_input_name;
+    return apply_linear(context_, parts_.mlp.activate(context_, state.at(input), weights), weights,
+                        parts_.mlp.down);
+  };
+  if (module == parts_.attention.module) return attention();
+  if (module == parts_.mlp.module) return mlp();
+  if (module == whole_block && shares_input()) return kernels::add(context_, attention(), mlp());
+  fail(ExitCode::internal, "{}: not a module of the block", module);
+}
 
 at::Tensor DecoderBlock::step(const at::Tensor& hidden, const at::Tensor& positions,
                               KeyValueCache& cache, const BlockWeights& weights) const {

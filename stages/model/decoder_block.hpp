@@ -33,6 +33,8 @@ class DecoderBlock : public Block {
   State begin(const at::Tensor& hidden, const BlockWeights& weights) const override;
   State advance(State state, int stage, const BlockWeights& weights) const override;
   at::Tensor finish(State state) const override;
+  at::Tensor output_of(const std::string& module, const State& state,
+                       const BlockWeights& weights) const override;
   at::Tensor step(const at::Tensor& hidden, const at::Tensor& positions, KeyValueCache& cache,
                   const BlockWeights& weights) const override;
 

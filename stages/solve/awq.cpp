@@ -13,9 +13,8 @@ namespace selfcal {
 namespace {
 
 constexpr int scale_ratios = 20;
-// Of the search: rows of a sample are every eighth at the most, and no fewer than fill two tiles.
 constexpr int64_t largest_row_step = 8, fewest_sampled_rows = 2 * lanes::rows;
-constexpr int64_t tried_on_all_rows = 4;
+constexpr int64_t tried_on_all = 4;
 
 /// Mean over all rows of |w| / (the largest |w| of its group): float32 [columns].
 at::Tensor relative_size(const std::vector<at::Tensor>& weights, const MethodSettings& settings) {
@@ -57,6 +56,23 @@ at::Tensor candidate_scales(const std::vector<at::Tensor>& weights, const at::Te
   return at::stack(scales);
 }
 
+at::Tensor rounded_behind(const at::Tensor& weight, const at::Tensor& scale,
+                          const MethodSettings& settings, const kernels::Context& context) {
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  const lanes::Grid grid = grid_of(settings, weight.scalar_type());
+  const Groups groups = plain_groups(settings, columns);
+  const RowSolver solver{settings, lanes::kernels(), context};
+  const at::Tensor factors = scale.view({1, columns, 1});
+  at::Tensor behind = at::empty_like(weight);
+  kernels::for_ranges(
+      context, rows, solver.rows_of_a_task(rows), [&](int64_t first, int64_t count) {
+        const at::Tensor tiles = load_tiles(weight, first, count) * factors;
+        const at::Tensor rounded = round_to_nearest(tiles, grid, groups, solver.kernels).weight;
+        store_tiles(rounded / factors, behind, first, count);
+      });
+  return behind;
+}
+
 at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
                             const at::Tensor& scales, const MethodSettings& settings,
                             const kernels::Context& context) {
@@ -66,32 +82,39 @@ at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
   const lanes::Grid grid = grid_of(settings, weight.scalar_type());
   const Groups groups = plain_groups(settings, columns);
   const RowSolver solver{settings, kernels, context};
+  const at::Tensor factors = scales.contiguous();
   at::Tensor losses = at::empty({rows, candidates}, at::kDouble);
   kernels::for_ranges(
       context, rows, solver.rows_of_a_task(rows), [&](int64_t first, int64_t count) {
-        const at::Tensor tiles = load_tiles(weight, first, count);
+        const at::Tensor tiles = load_tiles(weight, first, count), errors = at::empty_like(tiles);
         for (int64_t candidate = 0; candidate < candidates; ++candidate) {
-          const at::Tensor scale = scales[candidate].view({1, columns, 1});
-          const at::Tensor rounded = round_to_nearest(tiles * scale, grid, groups, kernels).weight;
-          const at::Tensor loss = form(rounded / scale - tiles).flatten().narrow(0, 0, count);
+          for (int64_t tile = 0; tile < tiles.size(0); ++tile)
+            for (int64_t column = 0; column < columns; column += groups.size) {
+              const int64_t offset = (tile * columns + column) * lanes::rows;
+              kernels.errors_of_scaled(
+                  grid, tiles.const_data_ptr<float>() + offset,
+                  std::min(groups.size, columns - column),
+                  factors.const_data_ptr<float>() + candidate * columns + column,
+                  errors.mutable_data_ptr<float>() + offset);
+            }
+          const at::Tensor loss = form(errors).flatten().narrow(0, 0, count);
           losses.narrow(0, first, count).select(1, candidate).copy_(loss);
         }
       });
   return losses;
 }
 
-int64_t rows_of(const std::vector<at::Tensor>& weights) {
+int64_t row_step(const std::vector<at::Tensor>& weights) {
   int64_t rows = weights.front().size(0);
   for (const auto& weight : weights) rows = std::min(rows, weight.size(0));
-  return rows;
+  return std::clamp<int64_t>(rows / fewest_sampled_rows, 1, largest_row_step);
 }
 
-at::Tensor search_scale(const at::Tensor& candidates, int64_t rows, const LossesOf& losses) {
-  const int64_t row_step = std::clamp<int64_t>(rows / fewest_sampled_rows, 1, largest_row_step);
+at::Tensor search_scale(const at::Tensor& candidates, int64_t step, const LossesOf& losses) {
   at::Tensor tried = candidates;
-  if (row_step > 1 && candidates.size(0) > tried_on_all_rows) {
-    const at::Tensor order = losses(candidates, row_step).argsort(/*stable=*/true);
-    const at::Tensor best = std::get<0>(order.narrow(0, 0, tried_on_all_rows).sort());
+  if (step > 1 && candidates.size(0) > tried_on_all) {
+    const at::Tensor order = losses(candidates, step).argsort(/*stable=*/true);
+    const at::Tensor best = std::get<0>(order.narrow(0, 0, tried_on_all).sort());
     tried = candidates.index_select(0, best);
   }
   const at::Tensor all = losses(tried, 1);

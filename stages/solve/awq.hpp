@@ -25,22 +25,27 @@ at::Tensor losses_of_scales(const at::Tensor& weight, const at::Tensor& hessian,
                             const at::Tensor& scales, const MethodSettings& settings,
                             const kernels::Context& context);
 
-/// Loss of each candidate, float64 [candidates], over the rows 0, row_step, 2 row_step ... of every
-/// matrix that reads the input.
-using LossesOf = std::function<at::Tensor(const at::Tensor& scales, int64_t row_step)>;
+/// The weight that the candidate s leaves to the input as it is, round(w s) / s: of the weight's
+/// dtype and shape [rows, columns].
+at::Tensor rounded_behind(const at::Tensor& weight, const at::Tensor& scale,
+                          const MethodSettings& settings, const kernels::Context& context);
 
-/// The candidate of the least loss over all rows, of equal ones the first. In large matrices all
-/// candidates are tried on a sample of the rows, those that do best there on all of them. rows: of
-/// the smallest matrix.
+/// Loss of each candidate, float64 [candidates], over every `step`-th part of what there is to look
+/// at.
+using LossesOf = std::function<at::Tensor(const at::Tensor& scales, int64_t step)>;
+
+/// The candidate of the least loss over all parts, of equal ones the first. With a step above 1 all
+/// candidates are tried on every step-th part, and on all of them those that do best there.
 ///
 /// The published code compares outputs of a whole module where several layers read the input (q, k,
-/// v: attention; gate, up: the MLP), and those of the layer itself where one does. The loss here is
-/// that of the layers' own outputs: for one layer the same, mean |(W' - W) x|^2 = tr(E H E^T), over
-/// all tokens and not a sample of them.
-at::Tensor search_scale(const at::Tensor& candidates, int64_t rows, const LossesOf& losses);
+/// v: attention; gate, up: the MLP), and those of the layer itself where one does. For one layer
+/// that is mean |(W' - W) x|^2 = tr(E H E^T), which losses_of_scales() finds by rows and over all
+/// tokens.
+at::Tensor search_scale(const at::Tensor& candidates, int64_t step, const LossesOf& losses);
 
-/// Rows of the smallest matrix.
-int64_t rows_of(const std::vector<at::Tensor>& weights);
+/// What part of the rows a sample of matrices may be: every eighth row at the most, and no fewer
+/// of any matrix than fill two tiles.
+int64_t row_step(const std::vector<at::Tensor>& weights);
 
 /// Of x / scale, given that of x: D^-1 H D^-1, exactly symmetric.
 at::Tensor hessian_of_scaled(const at::Tensor& hessian, const at::Tensor& scale);

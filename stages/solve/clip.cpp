@@ -10,15 +10,6 @@ namespace {
 
 constexpr int cut_steps = 20, cuts_tried = 10;  // shares 1 - i / cut_steps
 
-/// A layout of one group.
-Groups one_group(int64_t columns) {
-  Groups group;
-  group.size = columns;
-  group.count = 1;
-  group.of_position.assign(static_cast<size_t>(columns), 0);
-  return group;
-}
-
 }  // namespace
 
 ClipSearch::ClipSearch(const at::Tensor& hessian, const Groups& groups, const lanes::Grid& grid,
@@ -34,21 +25,32 @@ ClipSearch::ClipSearch(const at::Tensor& hessian, const Groups& groups, const la
 
 /// The group's columns, float32 [tiles, columns of the group, 32], cut where it is best.
 at::Tensor ClipSearch::cut(const at::Tensor& tiles, int64_t group) const {
-  const Groups alone = one_group(tiles.size(1));
+  const int64_t columns = tiles.size(1), lanes_of_all = tiles.size(0) * lanes::rows;
   const at::Tensor largest = tiles.abs().amax(1, /*keepdim=*/true);  // [tiles, 1, 32]
-  at::Tensor best =
-      at::full({tiles.size(0), lanes::rows}, std::numeric_limits<double>::infinity(), at::kDouble);
-  at::Tensor limit = largest.clone();
+  at::Tensor here = at::empty_like(largest), best_limits = largest.clone(),
+             errors = at::empty_like(tiles);
+  const float* most = largest.const_data_ptr<float>();
+  float *limits = here.mutable_data_ptr<float>(), *kept = best_limits.mutable_data_ptr<float>();
+  std::vector<double> best(static_cast<size_t>(lanes_of_all),
+                           std::numeric_limits<double>::infinity());
   for (int i = 0; i < cuts_tried; ++i) {
-    const at::Tensor here = largest * float(1 - double(i) / cut_steps);
-    const at::Tensor clamped = at::max(at::min(tiles, here), -here);
-    const at::Tensor rounded = round_to_nearest(clamped, grid_, alone, kernels_).weight;
-    const at::Tensor loss = forms_[static_cast<size_t>(group)](rounded - tiles);
-    const at::Tensor better = loss < best;
-    best = at::where(better, loss, best);
-    limit = at::where(better.unsqueeze(1), here, limit);
+    const float share = float(1 - double(i) / cut_steps);
+    for (int64_t lane = 0; lane < lanes_of_all; ++lane) limits[lane] = most[lane] * share;
+    for (int64_t tile = 0; tile < tiles.size(0); ++tile) {
+      const int64_t offset = tile * columns * lanes::rows;
+      kernels_.errors_of_cut(grid_, tiles.const_data_ptr<float>() + offset, columns,
+                             limits + tile * lanes::rows,
+                             errors.mutable_data_ptr<float>() + offset);
+    }
+    const at::Tensor losses = forms_[static_cast<size_t>(group)](errors);
+    const double* loss = losses.const_data_ptr<double>();
+    for (int64_t lane = 0; lane < lanes_of_all; ++lane)
+      if (loss[lane] < best[static_cast<size_t>(lane)]) {
+        best[static_cast<size_t>(lane)] = loss[lane];
+        kept[lane] = limits[lane];
+      }
   }
-  return at::max(at::min(tiles, limit), -limit);
+  return at::max(at::min(tiles, best_limits), -best_limits);
 }
 
 TileSolution ClipSearch::operator()(const at::Tensor& tiles) const {

@@ -144,10 +144,8 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
 
 Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,
                          const kernels::Context& context) {
-  const bool ordered = settings.act_order != ActOrder::none;
-  // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
-  const int64_t run = std::max(1, settings.sparsity.pattern.of);
-  return factorise_inverse(hessian, settings.damping, ordered ? run : 0, context);
+  const FactorSettings wanted = factor_settings(settings);
+  return factorise_inverse(hessian, wanted.damping, wanted.ordered_run, context);
 }
 
 Factor factorise_inverse(const at::Tensor& given, double damping, int64_t ordered_run,

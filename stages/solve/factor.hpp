@@ -10,11 +10,11 @@ namespace selfcal {
 Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,
                          const kernels::Context& context);
 
-/// `ordered_run`: runs of so many
-/// columns in descending order of the sum of their diag(H), ties by column; 0: all as they are. The
-/// fraction `damping` of the mean live diagonal is added; a matrix that is not positive definite in
-/// float32 is tried in float64, then the fraction is doubled, up to 1. Not finite, or never
-/// positive definite: ExitCode::data. Bits do not depend on the number of threads.
+/// `ordered_run`: runs of so many columns in descending order of the sum of their diag(H), ties by
+/// column; 0: all as they are. The fraction `damping` of the mean live diagonal is added; a matrix
+/// that is not positive definite in float32 is tried in float64, then the fraction is doubled, up
+/// to 1. Not finite, or never positive definite: ExitCode::data. Bits do not depend on the number
+/// of threads.
 Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
                          const kernels::Context& context);
 

@@ -57,8 +57,8 @@ class ErrorFeedback : public OnTheHost {
     std::unique_ptr<GptqTiles> tiles;
     team.run([&] {
       check_problem(weight, hessian, settings());
-      tiles = std::make_unique<GptqTiles>(settings(), weight_dtype, factor, lanes::kernels(),
-                                          context());
+      tiles = std::make_unique<GptqTiles>(settings(), weight_dtype, on_host(factor),
+                                          lanes::kernels(), context());
     });
     const RowSolver by_rows = solver();
     ThresholdSparsity together(*tiles, settings().sparsity.share, by_rows);
@@ -114,6 +114,13 @@ class Independent : public OnTheHost {
 };
 
 }  // namespace
+
+FactorSettings factor_settings(const MethodSettings& settings) {
+  if (!compensates(settings.name)) return {};
+  // The runs of an n:m pattern are runs of the stored columns: they move as a whole.
+  const int64_t run = std::max(1, settings.sparsity.pattern.of);
+  return {true, settings.damping, settings.act_order == ActOrder::none ? 0 : run};
+}
 
 std::unique_ptr<Method> make_method(const MethodSettings& settings, kernels::Context context) {
   check_settings(settings);

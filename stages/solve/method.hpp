@@ -35,7 +35,9 @@ constexpr bool prunes(MethodName name) {
 }
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
+enum class StaticGroups { automatic, no, yes };
 enum class GroupParameters { published, current };
+enum class ScaleLoss { linear, module };
 
 /// What the errors of rows are measured with: H, or its diagonal alone, which takes the columns of
 /// the input for uncorrelated.
@@ -69,7 +71,7 @@ struct MethodSettings {
   int64_t group_size = 128;  // -1: a whole row
   bool symmetric = true;
   ActOrder act_order = ActOrder::static_order;
-  bool static_groups = true;
+  StaticGroups static_groups = StaticGroups::yes;
   bool mse = false;          // search the clipping range (published grid)
   double damping = 0.01;     // fraction of mean(diag H)
   int64_t block_size = 128;  // columns between lazy updates
@@ -79,14 +81,16 @@ struct MethodSettings {
   bool duo_scaling = true;  // AWQ: scales from the weights too, not from the inputs alone
   bool clip = true;         // AWQ: cut off large weights where that helps
   ErrorMeasure error_measure = ErrorMeasure::hessian;
+  ScaleLoss scale_loss = ScaleLoss::linear;  // AWQ: whose outputs the search of scales compares
 
   bool prunes() const { return selfcal::prunes(name); }
   bool quantises() const { return bits != unquantised_bits; }
 };
 
-/// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; act_order automatic
-/// becomes static where the method and static groups allow it, else none; error_measure automatic
-/// becomes norms for Wanda, which solves with them, else hessian. Idempotent.
+/// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
+/// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
+/// automatic becomes static for GPTQ with static groups, else none; error_measure automatic becomes
+/// norms for Wanda, which solves with them, else hessian. Idempotent.
 MethodSettings settle(MethodSettings settings);
 
 /// Whether the method feeds errors forward, and so needs a factor of the Hessian.
@@ -102,6 +106,16 @@ inline bool needs_products(const MethodSettings& settings) {
 inline at::Tensor mean_squares(const at::Tensor& hessian) {
   return hessian.dim() == 1 ? hessian : hessian.diagonal();
 }
+
+/// What decides the factor of a Hessian: methods and settings that agree here share it.
+struct FactorSettings {
+  bool inverts = false;  // else there is none to find
+  double damping = 0;
+  int64_t ordered_run = 0;  // columns that move together into falling order of their diagonal; 0:
+                            // all stay
+  auto operator<=>(const FactorSettings&) const = default;
+};
+FactorSettings factor_settings(const MethodSettings& settings);
 
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.

@@ -76,8 +76,15 @@ std::optional<lanes::Pattern> parse_pattern(const std::string& text) {
 
 MethodSettings settle(MethodSettings settings) {
   if (settings.bits == 0) settings.bits = settings.prunes() ? unquantised_bits : 4;
+  if (settings.static_groups == StaticGroups::automatic) {
+    // Weights that make good for pruned ones grow beyond a range that was set before.
+    const bool grow = settings.name == MethodName::sparsegpt && settings.quantises() &&
+                      settings.act_order != ActOrder::static_order;
+    settings.static_groups = grow ? StaticGroups::no : StaticGroups::yes;
+  }
   if (settings.act_order == ActOrder::automatic) {
-    const bool orders = settings.name == MethodName::gptq && settings.static_groups;
+    const bool orders =
+        settings.name == MethodName::gptq && settings.static_groups == StaticGroups::yes;
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
   if (settings.error_measure == ErrorMeasure::automatic)
@@ -92,8 +99,9 @@ void check_settings(const MethodSettings& settings) {
     fail(ExitCode::config, "bits is {}, expected 2 to 8{}", settings.bits,
          settings.prunes() ? " or 16" : "");
   if (settings.act_order == ActOrder::automatic ||
-      settings.error_measure == ErrorMeasure::automatic)
-    fail(ExitCode::internal, "act_order or error_measure is automatic, expected settled settings");
+      settings.error_measure == ErrorMeasure::automatic ||
+      settings.static_groups == StaticGroups::automatic)
+    fail(ExitCode::internal, "settings are left to the method, expected settled ones");
   if (settings.act_order != ActOrder::none && settings.prunes() &&
       settings.name != MethodName::sparsegpt)
     fail(ExitCode::config, "{} takes the columns in their order: expected act_order auto or none",
@@ -139,7 +147,8 @@ Groups lay_out_groups(const MethodSettings& settings, const at::Tensor& permutat
   Groups groups = plain_groups(settings, columns);
   const bool whole_rows = settings.group_size == -1;
   groups.by_position = settings.act_order == ActOrder::dynamic_order && !whole_rows;
-  const bool fixed = settings.static_groups && settings.act_order != ActOrder::dynamic_order;
+  const bool fixed =
+      settings.static_groups == StaticGroups::yes && settings.act_order != ActOrder::dynamic_order;
   groups.dynamic = !whole_rows && !fixed && settings.act_order != ActOrder::static_order;
   if (!groups.by_position) {
     const auto* column = permutation.const_data_ptr<int64_t>();

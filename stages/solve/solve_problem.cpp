@@ -80,9 +80,9 @@ at::Tensor find_scale(const at::Tensor& weight, const at::Tensor& hessian,
     fail(ExitCode::data, "group size {} does not divide the {} columns of tensor 'weight'",
          settings.group_size, columns);
   }
-  return search_scale(candidate_scales({weight}, magnitude, settings), weight.size(0),
-                      [&](const at::Tensor& scales, int64_t row_step) {
-                        const at::Tensor rows = weight.slice(0, 0, weight.size(0), row_step);
+  return search_scale(candidate_scales({weight}, magnitude, settings), row_step({weight}),
+                      [&](const at::Tensor& scales, int64_t step) {
+                        const at::Tensor rows = weight.slice(0, 0, weight.size(0), step);
                         return losses_of_scales(rows, hessian, scales, settings, context).sum(0);
                       });
 }

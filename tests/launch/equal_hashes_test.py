@@ -59,6 +59,8 @@ OTHER_JOBS = {
             ["1 of depth 2 + 1", "3 + 1", "4 shared"]),
     "awq, dense": ({"method__name": "awq", "method__propagation": "dense", "method__act_order": "auto", "method__bits": 3},
                    ["1 + 2 shards", "3 shards", "2 replicas of depth 2"]),
+    "awq by module": ({"method__name": "awq", "method__scale_loss": "module", "method__bits": 3,
+                       "overrides": "[{match: layers.2.mlp, method: gptq}]"}, ["1 + team 3", "2 shards x team 2"]),
     "sparsegpt, ordered and quantised": (
         {**PRUNER, "method__name": "sparsegpt", "method__pattern": "2:4", "method__bits": 4, "method__act_order": "static"},
         ["2 shared, 2 threads", "2 + 1"]),

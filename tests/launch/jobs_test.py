@@ -126,6 +126,27 @@ class Jobs(SelfcalCase):
         self.assertEqual(alone, [1] * LAYERS)
         self.assertEqual(self.report("dense-gptq", "gptq")["shared"], "")
 
+    def test_a_factor_is_found_once_for_jobs_of_equal_settings(self):
+        settings = {"method__propagation": "dense", "method__act_order": "none"}
+        methods = {"three": {"method__bits": 3}, "four": {"method__bits": 4},
+                   "pruned": {"method__name": "sparsegpt", "method__pattern": "2:4", "method__bits": "auto"},
+                   "damped": {"method__bits": 4, "method__damping": 0.05}}
+        jobs = ", ".join(
+            f"{{name: {name}, method: {{" + ", ".join(f"{key.removeprefix('method__')}: '{value}'" for key, value in values.items())
+            + "}}" for name, values in methods.items())
+        expected = {}
+        for name, values in methods.items():
+            self.run_config("alone.yaml", f"factor-{name}", name=name, **settings, **values)
+            expected |= self.job_hashes(f"factor-{name}")
+        for ranks in (None, 3):
+            output = f"factors-{ranks}"
+            self.run_config("alone.yaml", output, ranks, jobs=f"[{jobs.replace(chr(39), '')}]", **settings)
+            self.assertEqual(self.job_hashes(output), expected)
+            for name in methods:
+                for layer in self.report(output, name)["layers"]:
+                    found = layer["seconds"].get("factorise", 0) > 0
+                    self.assertEqual(found, name in ("three", "damped"), (name, layer["layer"]))
+
     def test_shared_time_is_divided(self):
         self.run_config("dense.yaml", "time")
         reports = [self.report("time", name) for name in ("gptq", "nearest", "sparsegpt-2of4")]

@@ -55,6 +55,19 @@ class Methods(SelfcalCase):
                 self.compress(output, **settings)
                 self.assertEqual(self.hashes(output), expected)
 
+    def test_awq_by_the_modules_outputs(self):
+        settings = {"method__name": "awq", "method__act_order": "auto", "method__bits": 3, "calibration__sequences": 96}
+        for loss in ("linear", "module"):
+            self.compress(loss, method__scale_loss=loss, **settings)
+            error, control = self.means(loss)
+            self.assertLess(error, control)
+        self.assertNotEqual(self.hashes("linear"), self.hashes("module"))
+        expected = self.hashes("module")
+        for layer in self.layer_files("module")[2:]:
+            layer.unlink()
+        self.compress("module", 3, method__scale_loss="module", **settings)
+        self.assertEqual(self.hashes("module"), expected)
+
     def shares(self, output):
         """Share of zeros by layer, and which of them are of weighed linear layers."""
         return {layer["layer"]: [linear["sparsity"] for linear in layer["linears"] if "v_proj" not in linear["name"]]

@@ -103,6 +103,8 @@ INSTANTIATE_TEST_SUITE_P(
              "run.yaml:3: method.symmetric: found yes, expected true | false"},
         Case{"method: {name: awq, clip: maybe}\n",
              "run.yaml:3: method.clip: found maybe, expected true | false"},
+        Case{"method: {name: awq, scale_loss: mlp}\n",
+             "run.yaml:3: method.scale_loss: found mlp, expected linear | module"},
         Case{"method: {name: awq, duo_scaling: both}\n",
              "run.yaml:3: method.duo_scaling: found both, expected true | false"},
         Case{"method: {name: gtpq}\n",

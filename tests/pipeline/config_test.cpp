@@ -200,6 +200,21 @@ overrides: [{match: down_proj$, bits: 8}, {match: mlp, group_size: 64}, {match: 
   EXPECT_EQ(settings_for(config, "model.layers.0.mlp.up_proj")->group_size, 64);
 }
 
+TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
+  const auto groups = [](const std::string& method) {
+    return settings_for(parse("method: {" + method + "}\n"), "o_proj")->static_groups;
+  };
+  EXPECT_EQ(groups("name: gptq"), StaticGroups::yes);
+  EXPECT_EQ(groups("name: gptq, static_groups: false"), StaticGroups::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4"), StaticGroups::yes);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4"), StaticGroups::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: dynamic"), StaticGroups::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: static"), StaticGroups::yes);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, static_groups: true"),
+            StaticGroups::yes);
+  EXPECT_EQ(groups("name: wanda, pattern: 2:4, bits: 4"), StaticGroups::yes);
+}
+
 TEST(Config, LayersTakeTheirOwnMethodAndSparsity) {
   const RunConfig config = parse(R"(
 method: {name: sparsegpt, pattern: 2:4}

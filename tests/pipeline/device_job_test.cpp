@@ -177,10 +177,13 @@ TEST_F(DeviceJob, SolvesAreTheSameOnAllRanks) {
 }
 
 TEST_F(DeviceJob, AwqComesToTheSameOnAllRanks) {
-  const std::string method = "method: {name: awq, bits: 4, group_size: 16, act_order: none}\n";
-  const auto one =
-      run(world.split(world.rank()), "alone-" + std::to_string(world.rank()), method, library);
-  EXPECT_EQ(run(world, "all", method, library), one);
+  for (const std::string loss : {"linear", "module"}) {
+    const std::string method =
+        "method: {name: awq, bits: 4, group_size: 16, act_order: none, scale_loss: " + loss + "}\n";
+    const auto one =
+        run(world.split(world.rank()), loss + std::to_string(world.rank()), method, library);
+    EXPECT_EQ(run(world, loss + "-all", method, library), one);
+  }
 }
 
 }  // namespace

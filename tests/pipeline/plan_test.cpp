@@ -249,6 +249,57 @@ TEST(PlanTest, CountsThePassThatWeighsBlocksByOutliers) {
               sum(plan_of(4, {owl.begin(), owl.end() - 1}).outlier_seconds), 1e-9);
 }
 
+uint64_t bytes_of(const Plan& plan, const std::string& what) {
+  uint64_t bytes = 0;
+  for (const auto& use : plan.ranks.front().uses)
+    for (const auto& item : use.items)
+      if (item.what == what) bytes += item.bytes;
+  return bytes;
+}
+
+TEST(PlanTest, HessiansThatWaitForTheirStageAreCounted) {
+  const std::string others = "Hessians of the block's other inputs",
+                    factors = "factors that jobs share",
+                    module = "a module that scales are tried on";
+  ModelSizes model = demo_model();
+  model.block.scale_pairs = {{"norm", {"q_proj", "k_proj", "v_proj"}, "self_attn"},
+                             {"norm", {"gate_proj", "up_proj"}, "mlp"},
+                             {"up_proj", {"down_proj"}, "down_proj"}};
+  const auto plan = [&](const std::vector<std::string>& settings, int sharing = 1) {
+    return make_plan(demo_config(settings), model, 1, machine(2, 1), sharing);
+  };
+  const uint64_t narrow = 4 * 576 * 576, wide = 4 * 1536 * 1536;
+  EXPECT_EQ(bytes_of(plan({}), others), 0u);
+  EXPECT_EQ(bytes_of(plan({"method.name=awq"}), others), 2 * narrow) << "o_proj has no pair";
+  EXPECT_EQ(bytes_of(plan({"method.name=awq", "method.propagation=dense"}), others), 3 * narrow);
+  EXPECT_EQ(bytes_of(plan({"overrides=[{match: q_proj, method: awq}]"}), others), 2 * narrow);
+  const Plan shared = plan({"method.propagation=dense"}, 3);
+  EXPECT_EQ(bytes_of(shared, others), 3 * narrow);
+  EXPECT_EQ(bytes_of(shared, factors), 3 * narrow + wide);
+  EXPECT_EQ(bytes_of(plan({"method.name=awq"}), module), 0u);
+  EXPECT_EQ(bytes_of(plan({"method.name=awq", "method.scale_loss=module"}), module),
+            2u * (2 * 1536 * 576 + 2 * 2048 * 576));
+}
+
+TEST(PlanTest, DenseJobsOfOneForwardShareIt) {
+  const RunConfig dense = demo_config({"method.propagation=dense"}), sequential = demo_config(),
+                  awq = demo_config({"method.propagation=dense", "method.name=awq"}),
+                  three = demo_config({"method.propagation=dense", "method.bits=3"}),
+                  other = demo_config({"method.propagation=dense", "seed=1"});
+  const std::vector<RunConfig> all{dense, sequential, awq, three, other};
+  EXPECT_EQ(jobs_sharing(dense, all), 2);
+  EXPECT_EQ(jobs_sharing(three, all), 2);
+  for (const auto& alone : {sequential, awq, other}) EXPECT_EQ(jobs_sharing(alone, all), 1);
+}
+
+TEST(PlanTest, AwqTakesAPassOfItsOwnAndASearch) {
+  const Plan nearest = plan_of(1, {"method.name=nearest"}), awq = plan_of(1, {"method.name=awq"}),
+             module = plan_of(1, {"method.name=awq", "method.scale_loss=module"});
+  EXPECT_GT(seconds_of(awq, Phase::forward), 1.5 * seconds_of(nearest, Phase::forward));
+  EXPECT_GT(seconds_of(awq, Phase::solve), 2 * seconds_of(nearest, Phase::solve));
+  EXPECT_GT(seconds_of(module, Phase::solve), 2 * seconds_of(awq, Phase::forward));
+}
+
 TEST(PlanTest, RatesOfThisMachineArePlausible) {
   ThreadPool pool(1, kernels::use_one_library_thread);
   kernels::use_one_library_thread();

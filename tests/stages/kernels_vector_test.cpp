@@ -241,6 +241,12 @@ TEST(WholeNumbers, ColumnsBecomePanelsAndRows) {
     vectors.sum_squares(matrix_of(x), 2, columns, squares.data());
     for (int64_t i = 0; i < columns; ++i)
       EXPECT_NEAR(squares[i] / wide(x).select(1, 2 + i).square().sum().item<double>(), 1, 1e-12);
+    vectors.sum_sizes(matrix_of(x), 2, columns, squares.data());
+    for (int64_t i = 0; i < columns; ++i) {
+      double size = 0;
+      for (int64_t t = 0; t < tokens; ++t) size += std::abs(x[t][2 + i].item<double>());
+      EXPECT_EQ(squares[i], size) << i;
+    }
   });
 }
 

@@ -208,6 +208,34 @@ TEST_P(Fixture, ScalesMoveAlongThePairs) {
   }
 }
 
+TEST_P(Fixture, InspectedModulesGiveWhatTheStreamGains) {
+  const auto model = open("float32");
+  const BlockWeights weights = model->read_block(0);
+  const Block& block = model->block(0);
+  const BlockSpec& spec = block.spec();
+  if (spec.parameters.contains("post_feedforward_layernorm.weight"))
+    GTEST_SKIP() << "a norm comes between";
+  const at::Tensor hidden = at::randn({2, 20, model->shape().hidden});
+  for (const auto& pair : spec.scale_pairs) {
+    if (pair.inspected == pair.consumers.front()) continue;  // a linear layer
+    const auto consumer = std::ranges::find(spec.linears, pair.consumers.front(), &Linear::name);
+    ASSERT_NE(consumer, spec.linears.end());
+    const int first = spec.taps[static_cast<size_t>(consumer->tap)].stage;
+    State state = block.begin(hidden, weights);
+    for (int stage = 0; stage < first; ++stage)
+      state = block.advance(std::move(state), stage, weights);
+    const at::Tensor given = block.output_of(pair.inspected, state, weights),
+                     before = state.at("hidden");
+    const int end = pair.inspected == "block" ? spec.stages : first + 2;
+    for (int stage = first; stage < end; ++stage)
+      state = block.advance(std::move(state), stage, weights);
+    const at::Tensor gain = state.at("hidden") - before;
+    EXPECT_LT(distance(given, gain.view_as(given)), 1e-4) << pair.inspected;
+  }
+  State state = block.begin(hidden, weights);
+  EXPECT_THROW(block.output_of("elsewhere", state, weights), Error);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, Fixture,
                          testing::Values("llama3", "tied-bf16", "wide-heads-f16", "old-keys",
                                          "yarn", "longrope", "mistral", "gemma", "gemma2", "gemma3",

@@ -71,6 +71,43 @@ TEST(Awq, LossesAreThoseOfTheFoldedWeights) {
               1e-3);
 }
 
+/// round_columns of tile [columns, 32] as one group.
+at::Tensor rounded_group(const lanes::Kernels& kernels, const lanes::Grid& grid,
+                         const at::Tensor& tile) {
+  at::Tensor weight = tile.clone(), codes = at::empty_like(tile), scale = at::empty({lanes::rows}),
+             zero = at::empty({lanes::rows});
+  const std::vector<int32_t> group(static_cast<size_t>(tile.size(0)));
+  kernels.find_scale(grid, tile.const_data_ptr<float>(), tile.size(0),
+                     scale.mutable_data_ptr<float>(), zero.mutable_data_ptr<float>());
+  kernels.round_columns(grid, weight.mutable_data_ptr<float>(), tile.size(0), group.data(),
+                        scale.const_data_ptr<float>(), zero.const_data_ptr<float>(),
+                        codes.mutable_data_ptr<float>());
+  return weight;
+}
+
+TEST(Awq, ErrorsOfAGroupAreThoseOfItsRounding) {
+  at::manual_seed(11);
+  const auto sets = lanes::available_kernels();
+  for (int64_t i = 0; i < sets.count; ++i)
+    for (const bool symmetric : {true, false})
+      for (const lanes::Format format : {lanes::Format::float32, lanes::Format::bfloat16}) {
+        const lanes::Kernels& kernels = *sets.first[i];
+        const lanes::Grid grid{
+            .largest_code = 7, .symmetric = symmetric, .scale = format, .weight = format};
+        const at::Tensor tile = at::randn({24, lanes::rows}), factors = at::exp2(at::randn({24})),
+                         limits = 2 * at::rand({lanes::rows});
+        at::Tensor errors = at::empty_like(tile);
+        kernels.errors_of_scaled(grid, tile.const_data_ptr<float>(), 24,
+                                 factors.const_data_ptr<float>(), errors.mutable_data_ptr<float>());
+        const at::Tensor scale = factors.unsqueeze(1);
+        EXPECT_TRUE(at::equal(errors, rounded_group(kernels, grid, tile * scale) / scale - tile));
+        kernels.errors_of_cut(grid, tile.const_data_ptr<float>(), 24,
+                              limits.const_data_ptr<float>(), errors.mutable_data_ptr<float>());
+        const at::Tensor cut = at::max(at::min(tile, limits), -limits);
+        EXPECT_TRUE(at::equal(errors, rounded_group(kernels, grid, cut) - tile));
+      }
+}
+
 TEST(Awq, RowsAreIndependentOfEachOtherAndOfThreads) {
   const Problem problem = uneven_problem(3, 150, 64);
   const at::Tensor scales =
@@ -114,9 +151,10 @@ TEST(Awq, SearchTriesFewCandidatesOnAllRowsAndFindsTheBest) {
   const at::Tensor all = losses(candidates, 1);
   const at::Tensor best = candidates[all.argmin().item<int64_t>()];
   rows_tried = 0;
-  EXPECT_TRUE(same_bits(search_scale(candidates, 1024, losses), best));
+  EXPECT_TRUE(same_bits(search_scale(candidates, row_step({problem.weight}), losses), best));
   EXPECT_LT(rows_tried, 1024 * candidates.size(0) / 2);
-  EXPECT_TRUE(same_bits(search_scale(candidates, 100, losses), best));  // no rows to spare
+  EXPECT_TRUE(same_bits(search_scale(candidates, 1, losses), best));
+  EXPECT_EQ(row_step({problem.weight, problem.weight.narrow(0, 0, 100)}), 1);  // no rows to spare
 }
 
 TEST(Awq, HessianOfScaledInputsIsThatOfTheInputsScaled) {

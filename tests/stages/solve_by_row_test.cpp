@@ -58,13 +58,13 @@ std::vector<Case> cases() {
   s.act_order = ActOrder::dynamic_order;
   add("dynamic_order", s);
   s = gptq(3, 48);
-  s.static_groups = false;
+  s.static_groups = StaticGroups::no;
   add("groups_on_the_way", s, 330);
   s.group_parameters = GroupParameters::published;
   s.scale_dtype = at::kHalf;
   add("groups_as_published", s);
   s = gptq(4, 200);  // longer than a block
-  s.static_groups = false;
+  s.static_groups = StaticGroups::no;
   s.scale_dtype = at::kBFloat16;
   add("groups_longer_than_blocks", s, 500);
   s = gptq(2, -1);
@@ -72,7 +72,7 @@ std::vector<Case> cases() {
   add("whole_rows_searched", s, 130);
   s = gptq(4, 32);
   s.mse = true;
-  s.static_groups = false;
+  s.static_groups = StaticGroups::no;
   s.block_size = 64;
   add("groups_searched_on_the_way", s, 128);
   add("two_of_four", pruner(2, 4));
@@ -83,7 +83,7 @@ std::vector<Case> cases() {
   s.act_order = ActOrder::static_order;
   add("joint_ordered", s);
   s = pruner(2, 4, 3);
-  s.static_groups = false;
+  s.static_groups = StaticGroups::no;
   s.symmetric = false;
   add("joint_on_the_way", s);
   return all;

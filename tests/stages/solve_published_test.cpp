@@ -20,7 +20,7 @@ MethodSettings settings_of(const nlohmann::json& published) {
   settings.group_size = published["group_size"];
   settings.symmetric = published["symmetric"];
   settings.act_order = published["act_order"] ? ActOrder::static_order : ActOrder::none;
-  settings.static_groups = published["static_groups"];
+  settings.static_groups = published["static_groups"] ? StaticGroups::yes : StaticGroups::no;
   settings.mse = published["mse"];
   settings.damping = published["damp"];
   settings.block_size = published["block"];

@@ -77,8 +77,8 @@ at::Tensor reference_codes(const Problem& problem, const MethodSettings& setting
   const at::Tensor u = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).contiguous();
   const double* upper = u.const_data_ptr<double>();
   const int64_t* column = order.const_data_ptr<int64_t>();
-  const bool dynamic = !settings.static_groups && settings.act_order != ActOrder::static_order &&
-                       settings.group_size != -1;
+  const bool dynamic = settings.static_groups == StaticGroups::no &&
+                       settings.act_order != ActOrder::static_order && settings.group_size != -1;
   const bool by_position =
       settings.act_order == ActOrder::dynamic_order && settings.group_size != -1;
   at::Tensor codes = at::empty({rows, columns}, at::kByte);

@@ -42,16 +42,18 @@ std::vector<Case> cases() {
       {"two_bits", with([](auto& s) { s.bits = 2, s.symmetric = false; })},
       {"eight_bits", with([](auto& s) { s.bits = 8; })},
       {"static_order", with([](auto& s) { s.act_order = ActOrder::static_order; })},
-      {"dynamic_order",
-       with([](auto& s) { s.act_order = ActOrder::dynamic_order, s.static_groups = false; })},
-      {"dynamic_groups", with([](auto& s) { s.static_groups = false; })},
-      {"dynamic_groups_beyond_blocks",
-       with([](auto& s) { s.static_groups = false, s.group_size = 32, s.block_size = 16; })},
+      {"dynamic_order", with([](auto& s) {
+         s.act_order = ActOrder::dynamic_order, s.static_groups = StaticGroups::no;
+       })},
+      {"dynamic_groups", with([](auto& s) { s.static_groups = StaticGroups::no; })},
+      {"dynamic_groups_beyond_blocks", with([](auto& s) {
+         s.static_groups = StaticGroups::no, s.group_size = 32, s.block_size = 16;
+       })},
       {"published_groups", with([](auto& s) {
-         s.static_groups = false, s.group_parameters = GroupParameters::published;
+         s.static_groups = StaticGroups::no, s.group_parameters = GroupParameters::published;
        })},
       {"published_groups_across_blocks", with([](auto& s) {
-         s.static_groups = false, s.group_size = 24,
+         s.static_groups = StaticGroups::no, s.group_size = 24,
          s.group_parameters = GroupParameters::published;
        })},
       {"one_block", with([](auto& s) { s.block_size = 4096; })},

@@ -98,6 +98,8 @@ struct VectorKernels {
                        Number bias_number, int64_t n, void* y, Number number);
   /// Of columns [first, first + count) of x, over its rows in order, in float64.
   void (*sum_squares)(const Matrix& x, int64_t first, int64_t count, double* sums);
+  /// The same of |x|, each sum a running one.
+  void (*sum_sizes)(const Matrix& x, int64_t first, int64_t count, double* sums);
   /// Columns [first, first + count) of x, count at most 2 * width, times their factors, to the
   /// nearest whole number: as a panel whose sum runs along the rows of x, and as 2 * width rows,
   /// `stride` (even) apart. Zeros past the last column and up to whole_row(x.count, width) rows.

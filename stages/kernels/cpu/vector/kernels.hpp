@@ -23,6 +23,7 @@ void multiply_whole(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_str
 void narrow_whole(const int32_t* sums, float step, const float* steps, const void* bias,
                   Number bias_number, int64_t n, void* y, Number number);
 void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums);
+void sum_sizes(const Matrix& x, int64_t first, int64_t count, double* sums);
 bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float* factors,
                       int32_t* panel, int16_t* rows, int64_t stride);
 void widen(const void* x, Number number, int64_t n, float factor, float* y);

@@ -217,6 +217,33 @@ void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums) {
   });
 }
 
+void sum_sizes(const Matrix& x, int64_t first, int64_t count, double* sums) {
+  constexpr int64_t rows_at_once = 32;
+  for (int64_t i = 0; i < count; ++i) sums[i] = 0;
+  with_type(x.data, x.number, [&](const auto* data) {
+    for (int64_t row = 0; row < x.count; row += rows_at_once) {
+      const int64_t end = row + rows_at_once < x.count ? row + rows_at_once : x.count;
+      for (int64_t column = 0; column < count; column += width) {
+        const int64_t here = count - column < width ? count - column : width;
+        const auto* from = data + row * x.columns + first + column;
+        double running[width] = {};
+        std::memcpy(running, sums + column, static_cast<size_t>(here) * sizeof(double));
+        Doubles low = read<Doubles>(running), high = read<Doubles>(running + width / 2);
+        for (int64_t i = row; i < end; ++i, from += x.columns) {
+          if (column == 0) __builtin_prefetch(from + rows_at_once * x.columns);
+          const Floats values = here == width ? read_widened(from) : read_some(from, here);
+          const auto sizes = bits<Halved>(bits<Integers>(values) & 0x7fffffff);
+          low += __builtin_convertvector(sizes.low, Doubles);
+          high += __builtin_convertvector(sizes.high, Doubles);
+        }
+        write(running, low);
+        write(running + width / 2, high);
+        std::memcpy(sums + column, running, static_cast<size_t>(here) * sizeof(double));
+      }
+    }
+  });
+}
+
 bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float* factors,
                       int32_t* panel, int16_t* rows, int64_t stride) {
   const int64_t pairs = whole_row(x.count, width) / 2;
