@@ -27,7 +27,6 @@ void fix_arithmetic() {
       /*allow_reduced_precision=*/false, /*allow_splitk=*/false);
   library.setAllowBF16ReductionCuBLAS(
       /*allow_reduced_precision=*/false, /*allow_splitk=*/false);
-  library.setLinalgPreferredBackend(at::LinalgBackend::Cusolver);
   library.setDeterministicAlgorithms(true, /*warn_only=*/false);
   library.setDeterministicFillUninitializedMemory(false);
 }

@@ -74,8 +74,12 @@ apt_install() {
 # python_environment FOLDER REQUIREMENTS: a fresh virtual environment with exactly the listed packages.
 python_environment() {
   rm -rf "$1"
-  /usr/bin/python3 -m venv "$1" &&
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r "$2"
+  /usr/bin/python3 -m venv "$1" && add_packages "$1" "$2"
+}
+
+# add_packages FOLDER REQUIREMENTS: exactly the listed packages besides what a virtual environment has.
+add_packages() {
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r "$2"
 }
 
 # Compilers at work at once: one a core, each given 2 GB.

@@ -191,11 +191,8 @@ class Run {
               count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
               environment.context.threads->size(),
               environment.context.threads->size() == 1 ? "" : "s");
-    if (environment.context.device.solver == nullptr) return;
-    for (const auto& job : opened_)
-      for (const auto& line : host_solves(job.config, all_linears(*job.model)))
-        log::info("{}solved on the host's threads: {}",
-                  count > 1 ? job.config.name + ": " : std::string(), line);
+    if (environment.context.device.solver != nullptr)
+      for (const auto& job : opened_) log_host_solves(job.config, all_linears(*job.model));
   }
 
   void calibrate() {

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "base/log.hpp"
 #include "stages/solve/device_feedback.hpp"
 
 namespace selfcal {
@@ -22,6 +23,11 @@ std::vector<std::string> host_solves(const RunConfig& config,
   for (const auto& [reason, count] : layers)
     lines.push_back(fmt::format("{} of {} layers: {}", count, all, reason));
   return lines;
+}
+
+void log_host_solves(const RunConfig& config, const std::vector<NamedLinear>& linears) {
+  for (const auto& line : host_solves(config, linears))
+    log::info("job {}: solved on the host's threads: {}", config.name, line);
 }
 
 }  // namespace selfcal

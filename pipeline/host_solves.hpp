@@ -12,4 +12,7 @@ namespace selfcal {
 std::vector<std::string> host_solves(const RunConfig& config,
                                      const std::vector<NamedLinear>& linears);
 
+/// The same, told at the start of a run.
+void log_host_solves(const RunConfig& config, const std::vector<NamedLinear>& linears);
+
 }  // namespace selfcal
