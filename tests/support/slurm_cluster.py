@@ -74,7 +74,8 @@ class SlurmCluster:
                           for name, port in zip(self.names, ports))
         config = self.folder / "slurm.conf"
         config.write_text(CONFIG.format(host=host, port=control, folder=self.folder, nodes=nodes, count=count))
-        self.environment = {"SLURM_CONF": str(config)}
+        # Nodes have names of their own: to Open MPI they are hosts that share no memory.
+        self.environment = {"SLURM_CONF": str(config), "OMPI_MCA_btl": "self,tcp"}
 
     def __enter__(self):
         try:
