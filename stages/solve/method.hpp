@@ -84,7 +84,8 @@ struct MethodSettings {
 
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
 /// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
-/// automatic becomes static for GPTQ with static groups, else none. Idempotent.
+/// automatic becomes static for GPTQ with static groups and for SparseGPT that only prunes an n:m
+/// pattern, else none. Idempotent.
 MethodSettings settle(MethodSettings settings);
 
 /// What decides the factor of a Hessian: methods and settings that agree here share it.
