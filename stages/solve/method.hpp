@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <memory>
