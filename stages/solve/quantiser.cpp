@@ -83,8 +83,10 @@ MethodSettings settle(MethodSettings settings) {
     settings.static_groups = grow ? StaticGroups::no : StaticGroups::yes;
   }
   if (settings.act_order == ActOrder::automatic) {
-    const bool orders =
-        settings.name == MethodName::gptq && settings.static_groups == StaticGroups::yes;
+    const bool prunes_runs = settings.name == MethodName::sparsegpt && !settings.quantises() &&
+                             settings.sparsity.pattern.of > 0;
+    const bool orders = prunes_runs || (settings.name == MethodName::gptq &&
+                                        settings.static_groups == StaticGroups::yes);
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
   if (settings.error_measure == ErrorMeasure::automatic)

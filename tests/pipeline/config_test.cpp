@@ -224,7 +224,9 @@ overrides: [{match: q_proj, method: gptq}, {match: up_proj, bits: 4}, {match: do
   const auto of = [&](const std::string& name) { return *settings_for(config, name); };
   EXPECT_EQ(of("o_proj").name, MethodName::sparsegpt);
   EXPECT_EQ(of("o_proj").bits, 16);
-  EXPECT_EQ(of("o_proj").act_order, ActOrder::none);
+  EXPECT_EQ(of("o_proj").act_order, ActOrder::static_order);
+  EXPECT_EQ(of("up_proj").act_order, ActOrder::none) << "quantised too";
+  EXPECT_EQ(of("down_proj").act_order, ActOrder::none) << "no pattern";
   EXPECT_EQ(of("o_proj").sparsity.pattern, (lanes::Pattern{2, 4}));
   EXPECT_EQ(of("q_proj").bits, 4);
   EXPECT_EQ(of("q_proj").act_order, ActOrder::static_order);
