@@ -37,6 +37,7 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
       leaves.push_back({i, i * rows, rows, i});
       mine.push_back(hidden[static_cast<size_t>(i)]);
     }
+    const SharedStop stop(team, StopSignal());
     const LayerWork work{*model, config, team, stop, timer, {&pool, {}}, leaf_count * rows * length,
                          leaves, memory};
     LeafStates states(work, block, mine, weights);
@@ -77,7 +78,6 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
   const Block& block = model->block(0);
   const BlockWeights weights = model->read_block(0);
   RunConfig config;
-  const StopSignal stop;
   PhaseTimer timer;
   const Communicator world = Communicator::world();
   MethodSettings settings;
