@@ -16,6 +16,10 @@
 namespace selfcal {
 namespace {
 
+/// The gaps between tensors grow over the layers. Pages that are given back after every one cost 6
+/// % of the time of a small model's job.
+constexpr int64_t layers_between_returns = 4;
+
 constexpr size_t hash_digits = 32;
 
 /// "job 2 of 6 (gptq-t0.8): compress"
@@ -112,7 +116,7 @@ class FlowRun {
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
-      return_freed_memory();
+      if (layer % layers_between_returns == 0) return_freed_memory();
       BlockWeights weights = reader.read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
