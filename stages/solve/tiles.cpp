@@ -3,10 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "base/error.hpp"
+#include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal {
 namespace {
@@ -28,34 +28,6 @@ void with_float(at::ScalarType dtype, const Body& body) {
     default:
       fail(ExitCode::internal, "weights of dtype {}, expected floating point", toString(dtype));
   }
-}
-
-bool is_not_finite(float value) {
-  return (std::bit_cast<uint32_t>(value) & 0x7f800000) == 0x7f800000;
-}
-
-/// A row of the matrix into lane 0 of a tile; true if an entry is not finite.
-template <class From>
-bool load_row(const From* row, int64_t columns, float* lane) {
-  bool bad = false;
-  for (int64_t j = 0; j < columns; ++j) {
-    const float value = float(row[j]);
-    bad |= is_not_finite(value);
-    lane[j * lanes::rows] = value;
-  }
-  return bad;
-}
-
-template <class From>
-bool load_tile(const From* rows, int64_t stride, int64_t count, int64_t columns, float* tile) {
-  bool bad = false;
-  for (int64_t first = 0; first < columns; first += run) {
-    const int64_t here = std::min(run, columns - first);
-    for (int64_t row = 0; row < count; ++row) {
-      bad |= load_row(rows + row * stride + first, here, tile + first * lanes::rows + row);
-    }
-  }
-  return bad;
 }
 
 template <class Into>
@@ -100,21 +72,20 @@ at::Tensor move_columns(const at::Tensor& tiles, const Move& move) {
 }  // namespace
 
 at::Tensor load_tiles(const at::Tensor& weight, int64_t first, int64_t count) {
-  const int64_t columns = weight.size(1);
-  const at::Tensor rows = weight.narrow(0, first, count).contiguous();
-  at::Tensor tiles = at::empty({tiles_of(count), columns, lanes::rows}, at::kFloat);
-  if (count % lanes::rows != 0) tiles.select(0, tiles.size(0) - 1).zero_();
-  bool bad = false;
-  with_float(rows.scalar_type(), [&](auto element) {
-    const auto* from = rows.const_data_ptr<decltype(element)>();
-    float* tile = tiles.mutable_data_ptr<float>();
-    for (int64_t row = 0; row < count; row += lanes::rows, tile += columns * lanes::rows) {
-      const int64_t here = std::min(lanes::rows, count - row);
-      bad |= load_tile(from + row * columns, columns, here, columns, tile);
-    }
-  });
-  if (bad) fail(ExitCode::data, "weight not finite");
-  return tiles;
+  const int64_t columns = weight.size(1), tiles = tiles_of(count);
+  at::Tensor rows = weight.narrow(0, first, count).contiguous();
+  if (rows.scalar_type() != at::kBFloat16) rows = rows.to(at::kFloat);
+  if (!kernels::all_finite({}, rows)) fail(ExitCode::data, "weight not finite");
+  const kernels::VectorKernels& vectors = kernels::vector_kernels();
+  // (Whole vectors of columns are written: past those of the last tile there is room for one.)
+  const at::Tensor room = at::empty({(tiles * columns + vectors.width) * lanes::rows}, at::kFloat);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t row = tile * lanes::rows;
+    const auto part = kernels::matrix_of(rows.narrow(0, row, std::min(lanes::rows, count - row)));
+    vectors.transpose(part, lanes::rows, 0, columns,
+                      room.mutable_data_ptr<float>() + row * columns);
+  }
+  return room.narrow(0, 0, tiles * columns * lanes::rows).view({tiles, columns, lanes::rows});
 }
 
 void store_tiles(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
