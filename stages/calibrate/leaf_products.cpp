@@ -60,7 +60,7 @@ void LeafProducts::pack(const at::Tensor& x, const kernels::Context& context) {
   kernels::for_ranges(context, tokens, depth, [&](int64_t first, int64_t count) {
     const at::Tensor rows = x.narrow(0, first, count).to(at::kFloat);
     const float* from = rows.const_data_ptr<float>();
-    kernels_.pack_panels(from, columns, count, columns, 1, panels + first * panels_a_token);
+    kernels_.pack_panels(from, columns, count, columns, panels + first * panels_a_token);
     pack_strips(from, count, columns, strips + first * strips_a_token);
   });
 }

@@ -15,12 +15,15 @@ extern const Kernels kernels;
 namespace x86_64_v4 {
 extern const Kernels kernels;
 }
+namespace x86_64_v4_vnni {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
 
 struct Available {
-  std::array<const Kernels*, 3> list{};
+  std::array<const Kernels*, 4> list{};
   int64_t count = 0;
 
   Available() {
@@ -30,6 +33,7 @@ struct Available {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+    if (v4 && __builtin_cpu_supports("avx512vnni")) list[count++] = &x86_64_v4_vnni::kernels;
     if (v4) list[count++] = &x86_64_v4::kernels;
     if (v3) list[count++] = &x86_64_v3::kernels;
 #endif

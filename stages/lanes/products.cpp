@@ -48,7 +48,7 @@ void subtract_rest(const float* panels, int64_t depth, int64_t columns, const fl
 
 }  // namespace
 
-void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns, float factor,
+void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                  float* panels) {
   constexpr int64_t at_once = 16;  // panels that are written side by side while rows are read on
   const int64_t full = columns / panel, rest = columns % panel;
@@ -58,15 +58,14 @@ void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t col
       for (int64_t p = first; p < last; ++p) {
         const float* from = matrix + k * stride + p * panel;
         float* into = panels + (p * depth + k) * panel;
-        for (int j = 0; j < panel; ++j) into[j] = from[j] * factor;
+        for (int j = 0; j < panel; ++j) into[j] = from[j];
       }
     }
   }
   if (rest == 0) return;
   for (int64_t k = 0; k < depth; ++k) {
     float* into = panels + (full * depth + k) * panel;
-    for (int j = 0; j < panel; ++j)
-      into[j] = j < rest ? matrix[k * stride + full * panel + j] * factor : 0;
+    for (int j = 0; j < panel; ++j) into[j] = j < rest ? matrix[k * stride + full * panel + j] : 0;
   }
 }
 

@@ -23,9 +23,17 @@ constexpr int panel = width == 16 ? 12 : 6;
 using Vector = float __attribute__((vector_size(width * sizeof(float))));
 using Integers = int32_t __attribute__((vector_size(width * sizeof(int32_t))));
 using Unaligned = float __attribute__((vector_size(width * sizeof(float)), aligned(4), may_alias));
+using UnalignedIntegers =
+    int32_t __attribute__((vector_size(width * sizeof(int32_t)), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* into, Vector value) { *reinterpret_cast<Unaligned*>(into) = value; }
+inline Integers load(const int32_t* from) {
+  return *reinterpret_cast<const UnalignedIntegers*>(from);
+}
+inline void store(int32_t* into, Integers value) {
+  *reinterpret_cast<UnalignedIntegers*>(into) = value;
+}
 inline Vector all(float value) { return value - Vector{}; }  // (a sum would turn -0 into 0)
 
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }

@@ -18,34 +18,52 @@ GptqTiles::GptqTiles(const MethodSettings& settings, at::ScalarType weight_dtype
       permutation_(factor.permutation),
       dead_(factor.dead),
       has_dead_(dead_.any().item<bool>()),
-      panels_(upper_, cut_into_blocks(), kernels, context) {}
+      blocks_(cut_into_blocks()),
+      within_blocks_(upper_, what_steps_reach(), kernels, context),
+      beyond_blocks_(panels_beyond_blocks(weight_dtype, context)) {}
 
-std::vector<Rectangle> GptqTiles::cut_into_blocks() {
+std::vector<GptqTiles::Block> GptqTiles::cut_into_blocks() const {
   const int64_t columns = upper_.size(0),
                 step_columns = by_row::columns_of_step(settings_.sparsity.pattern);
   // Scales that are found on the way are found between steps.
   const bool stop_at_groups =
       groups_.dynamic && settings_.group_parameters == GroupParameters::current;
-  std::vector<Rectangle> rectangles;
-  const auto rectangle = [&](int64_t row, int64_t depth, int64_t column, int64_t last) -> int64_t {
-    if (column == last) return -1;
-    rectangles.push_back({row, depth, column, last - column});
-    return int64_t(rectangles.size()) - 1;
-  };
+  std::vector<Block> blocks;
+  int64_t steps = 0;
   for (int64_t first = 0; first < columns; first += settings_.block_size) {
-    Block block{first, std::min(first + settings_.block_size, columns), int64_t(steps_.size()), 0,
-                0};
-    for (int64_t at = first; at < block.last;) {
+    Block block{first, std::min(first + settings_.block_size, columns), steps, {}};
+    for (int64_t at = first; at < block.last; at = block.steps.back().last) {
       int64_t last = std::min(at + step_columns, block.last);
       if (stop_at_groups) last = std::min(last, (at / groups_.size + 1) * groups_.size);
-      steps_.push_back({at, last, rectangle(at, last - at, last, block.last)});
-      at = last;
+      block.steps.push_back({at, last});
     }
-    block.last_step = int64_t(steps_.size());
-    block.beyond = rectangle(first, block.last - first, block.last, columns);
-    blocks_.push_back(block);
+    steps += int64_t(block.steps.size());
+    blocks.push_back(std::move(block));
   }
+  return blocks;
+}
+
+std::vector<Rectangle> GptqTiles::what_steps_reach() const {
+  std::vector<Rectangle> rectangles;
+  for (const Block& block : blocks_)
+    for (const Step& step : block.steps)
+      rectangles.push_back({step.first, step.last - step.first, step.last, block.last - step.last});
   return rectangles;
+}
+
+std::vector<Rectangle> GptqTiles::what_blocks_reach() const {
+  std::vector<Rectangle> rectangles;
+  for (const Block& block : blocks_)
+    rectangles.push_back(
+        {block.first, block.last - block.first, block.last, upper_.size(0) - block.last});
+  return rectangles;
+}
+
+GptqTiles::AnyPanels GptqTiles::panels_beyond_blocks(at::ScalarType weight_dtype,
+                                                     const kernels::Context& context) const {
+  if (weight_dtype != at::kBFloat16) return Panels(upper_, what_blocks_reach(), kernels_, context);
+  // (Errors are changes of weights divided by the pivot of their row.)
+  return WholePanels(upper_, upper_.diagonal(), what_blocks_reach(), kernels_, context);
 }
 
 /// Scales of the groups of positions that begin in [first, last), from the weights as they are now.
@@ -88,20 +106,20 @@ void GptqTiles::solve_block(TilesInWork& work, int64_t index) const {
   const bool on_the_way = groups_.dynamic && grid_.quantises,
              published = settings_.group_parameters == GroupParameters::published;
   if (on_the_way && published) find_scales(work, block.first, block.last);
-  for (int64_t i = block.first_step; i < block.last_step; ++i) {
-    const Step& step = steps_[i];
+  int64_t rectangle = block.steps_before;
+  for (const Step& step : block.steps) {
     if (on_the_way && !published) find_scales(work, step.first, step.first + 1);
     const int64_t row = step.first - block.first;
     for (int64_t tile = 0; tile < work.tiles(); ++tile) round_step(work, step, row, tile);
-    if (step.within_block >= 0) {
-      panels_.subtract(step.within_block, work.tiles(), work.errors_at(0, row),
-                       work.errors.stride(0), work.weight_at(0, step.last), work.tile_size());
-    }
+    within_blocks_.subtract(rectangle++, work.tiles(), work.errors_at(0, row),
+                            work.errors.stride(0), work.weight_at(0, step.last), work.tile_size());
   }
-  if (block.beyond >= 0) {
-    panels_.subtract(block.beyond, work.tiles(), work.errors_at(0, 0), work.errors.stride(0),
-                     work.weight_at(0, block.last), work.tile_size());
-  }
+  if (block.last == upper_.size(0)) return;
+  const auto subtract = [&](const auto& panels) {
+    panels.subtract(index, work.tiles(), work.errors_at(0, 0), work.errors.stride(0),
+                    work.weight_at(0, block.last), work.tile_size());
+  };
+  std::visit(subtract, beyond_blocks_);
 }
 
 TilesInWork GptqTiles::begin(const at::Tensor& tiles) const {

@@ -2,8 +2,11 @@
 // transformers", 2023): columns are rounded in turn, and what a rounding changes in the output is
 // made good by the columns that follow.
 #pragma once
+#include <variant>
+
 #include "stages/solve/panels.hpp"
 #include "stages/solve/row_solver.hpp"
+#include "stages/solve/whole_panels.hpp"
 
 namespace selfcal {
 
@@ -60,17 +63,22 @@ class GptqTiles {
   /// product.
   struct Step {
     int64_t first, last;
-    int64_t within_block;  // rectangle of panels_: what the step's errors take off the rest of the
-                           // block; -1: none
   };
   struct Block {
     int64_t first, last;
-    int64_t first_step, last_step;
-    int64_t beyond;  // rectangle of panels_: what the block's errors take off the columns beyond
-                     // it; -1: none
+    int64_t steps_before;  // of other blocks
+    std::vector<Step> steps;
   };
 
-  std::vector<Rectangle> cut_into_blocks();
+  std::vector<Block> cut_into_blocks() const;
+  /// A rectangle a step: what its errors take off the rest of the block.
+  std::vector<Rectangle> what_steps_reach() const;
+  /// A rectangle a block: what its errors take off the columns beyond it.
+  std::vector<Rectangle> what_blocks_reach() const;
+  /// In whole numbers for a bfloat16 model, as its linear layers and statistics are.
+  using AnyPanels = std::variant<Panels, WholePanels>;
+  AnyPanels panels_beyond_blocks(at::ScalarType weight_dtype,
+                                 const kernels::Context& context) const;
   void find_scales(TilesInWork& work, int64_t first, int64_t last) const;
   void round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const;
 
@@ -81,8 +89,8 @@ class GptqTiles {
   at::Tensor upper_, permutation_, dead_;
   bool has_dead_;
   std::vector<Block> blocks_;
-  std::vector<Step> steps_;
-  Panels panels_;
+  Panels within_blocks_;
+  AnyPanels beyond_blocks_;
 };
 
 }  // namespace selfcal

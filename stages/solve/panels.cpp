@@ -26,9 +26,8 @@ Panels::Panels(const at::Tensor& matrix, std::vector<Rectangle> rectangles,
   float* into = data_.mutable_data_ptr<float>();
   const float* from = matrix.const_data_ptr<float>();
   kernels::for_tiles(context, int64_t(rectangles_.size()), [&](int64_t i) {
-    const auto& [row, depth, column, columns, factor] = rectangles_[i];
-    kernels.pack_panels(from + row * stride + column, stride, depth, columns, factor,
-                        into + offsets_[i]);
+    const auto& [row, depth, column, columns] = rectangles_[i];
+    kernels.pack_panels(from + row * stride + column, stride, depth, columns, into + offsets_[i]);
   });
 }
 

@@ -14,7 +14,6 @@ namespace selfcal {
 /// A rectangle of a matrix: rows [row, row + depth) x columns [column, column + columns).
 struct Rectangle {
   int64_t row, depth, column, columns;
-  float factor = 1;  // a power of two that its entries are multiplied by
 };
 
 /// Rectangles of one matrix, each packed in panels for Kernels::subtract_products.

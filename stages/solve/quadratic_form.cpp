@@ -7,17 +7,13 @@ namespace {
 
 constexpr int64_t block = 128;
 
-/// Blocks of the upper triangle, column of blocks after column of blocks. Those off the diagonal
-/// stand for their mirror images too.
+/// Blocks of the upper triangle, column of blocks after column of blocks.
 std::vector<Rectangle> upper_blocks(int64_t columns) {
   std::vector<Rectangle> blocks;
-  for (int64_t column = 0; column < columns; column += block) {
-    for (int64_t row = 0; row <= column; row += block) {
-      const float times = row == column ? 1.0f : 2.0f;
+  for (int64_t column = 0; column < columns; column += block)
+    for (int64_t row = 0; row <= column; row += block)
       blocks.push_back(
-          {row, std::min(block, columns - row), column, std::min(block, columns - column), times});
-    }
-  }
+          {row, std::min(block, columns - row), column, std::min(block, columns - column)});
   return blocks;
 }
 
@@ -29,7 +25,7 @@ QuadraticForm::QuadraticForm(const at::Tensor& hessian, const lanes::Kernels& ke
   if (hessian.dim() == 1)
     diagonal_ = hessian.unsqueeze(1);
   else
-    panels_.emplace(hessian, upper_blocks(columns_), kernels, context);
+    panels_.emplace(hessian, hessian.diagonal().sqrt(), upper_blocks(columns_), kernels, context);
 }
 
 at::Tensor QuadraticForm::by_diagonal(const at::Tensor& tiles) const {
@@ -52,17 +48,21 @@ at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
   at::Tensor sums = at::zeros({count, lanes::rows}, at::kDouble);
   float* product = products.mutable_data_ptr<float>();
   double* sum = sums.mutable_data_ptr<double>();
+  std::vector<WholeTiles> before;  // twice, since they stand for their mirror images too
   int64_t index = 0;
   for (int64_t column = 0; column < columns_; column += block) {
+    const int64_t width = std::min(block, columns_ - column);
+    const float* here = x + column * lanes::rows;
     std::fill_n(product, products.numel(), 0.0f);
-    for (int64_t row = 0; row <= column; row += block) {
-      panels_->subtract(index++, count, x + row * lanes::rows, tile_size, product, product_size);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      kernels_->add_dot_products(x + i * tile_size + column * lanes::rows,
-                                 product + i * product_size, std::min(block, columns_ - column),
+    for (const WholeTiles& tiles_before : before)
+      panels_->subtract(index++, tiles_before, product, product_size);
+    WholeTiles last = panels_->whole(column, width, count, here, tile_size);
+    panels_->subtract(index++, last, product, product_size);
+    for (int64_t i = 0; i < count; ++i)
+      kernels_->add_dot_products(here + i * tile_size, product + i * product_size, width,
                                  sum + i * lanes::rows);
-    }
+    last.steps.mul_(2);
+    before.push_back(std::move(last));
   }
   return sums.neg_();
 }

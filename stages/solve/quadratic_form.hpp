@@ -2,7 +2,7 @@
 #pragma once
 #include <optional>
 
-#include "stages/solve/panels.hpp"
+#include "stages/solve/whole_panels.hpp"
 
 namespace selfcal {
 
@@ -14,7 +14,7 @@ class QuadraticForm {
                 const kernels::Context& context);
 
   /// x H x^T of each row: tiles float32 [tiles, columns, 32] -> float64 [tiles, 32]. Products are
-  /// summed in float32 by blocks of 128 columns, the forms in float64. A row's value does not
+  /// of whole numbers by blocks of 128 columns, the forms summed in float64. A row's value does not
   /// depend on the others.
   at::Tensor operator()(const at::Tensor& tiles) const;
 
@@ -23,8 +23,8 @@ class QuadraticForm {
 
   int64_t columns_;
   const lanes::Kernels* kernels_;
-  at::Tensor diagonal_;           // [columns, 1]
-  std::optional<Panels> panels_;  // else
+  at::Tensor diagonal_;                // [columns, 1]
+  std::optional<WholePanels> panels_;  // else
 };
 
 }  // namespace selfcal

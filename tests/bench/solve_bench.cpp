@@ -63,12 +63,13 @@ MethodSettings pattern_2_4() {
 
 /// Rows through the solver: packing, rounding or pruning, errors fed forward; neither measured nor
 /// stored.
-void solve_with(benchmark::State& state, const MethodSettings& s) {
+void solve_with(benchmark::State& state, const MethodSettings& s,
+                at::ScalarType weight_dtype = at::kFloat) {
   const auto rows = state.range(0), columns = state.range(1);
   const Problem& p = problem(rows, columns);
   Threads threads(state.range(2));
   for (auto _ : state) {
-    const GptqTiles tiles(s, at::kFloat, p.factor, lanes::kernels(), threads.context());
+    const GptqTiles tiles(s, weight_dtype, p.factor, lanes::kernels(), threads.context());
     threads.pool.parallel_for((rows + 63) / 64, [&](int64_t i) {
       benchmark::DoNotOptimize(
           tiles(load_tiles(p.weight, 64 * i, std::min<int64_t>(64, rows - 64 * i))));
@@ -78,7 +79,12 @@ void solve_with(benchmark::State& state, const MethodSettings& s) {
 }
 
 void solve(benchmark::State& state) { solve_with(state, settings()); }
+/// Of a bfloat16 model: products between blocks in whole numbers.
+void solve_bfloat16(benchmark::State& state) { solve_with(state, settings(), at::kBFloat16); }
 void sparsegpt_2_4(benchmark::State& state) { solve_with(state, pattern_2_4()); }
+void sparsegpt_2_4_bfloat16(benchmark::State& state) {
+  solve_with(state, pattern_2_4(), at::kBFloat16);
+}
 void sparsegpt_2_4_with_codes(benchmark::State& state) {
   MethodSettings joint = pattern_2_4();
   joint.bits = 4;
@@ -86,17 +92,21 @@ void sparsegpt_2_4_with_codes(benchmark::State& state) {
 }
 
 /// Method::solve as the pipeline calls it: with the three quadratic forms and packed codes.
-void measure_with(benchmark::State& state, const MethodSettings& s) {
+void measure_with(benchmark::State& state, const MethodSettings& s,
+                  at::ScalarType weight_dtype = at::kFloat) {
   const Problem& p = problem(state.range(0), state.range(1));
   Threads threads(state.range(2));
   const auto method = make_method(s, threads.context());
   for (auto _ : state) {
-    benchmark::DoNotOptimize(method->controls(p.weight, p.hessian, at::kFloat).reference);
-    benchmark::DoNotOptimize(method->solve(p.weight, p.hessian, p.factor, at::kFloat).error);
+    benchmark::DoNotOptimize(method->controls(p.weight, p.hessian, weight_dtype).reference);
+    benchmark::DoNotOptimize(method->solve(p.weight, p.hessian, p.factor, weight_dtype).error);
   }
 }
 
 void solve_and_measure(benchmark::State& state) { measure_with(state, settings()); }
+void solve_and_measure_bfloat16(benchmark::State& state) {
+  measure_with(state, settings(), at::kBFloat16);
+}
 /// With the threshold over all rows of each block.
 void sparsegpt_50_and_measure(benchmark::State& state) {
   MethodSettings pruning = pattern_2_4();
@@ -250,14 +260,17 @@ void sizes(benchmark::internal::Benchmark* bench) {
 }
 
 BENCHMARK(solve)->Apply(shapes);
+BENCHMARK(solve_bfloat16)->Apply(shapes);
 BENCHMARK(products_alone)->Apply(shapes);
 BENCHMARK(published)->Apply(shapes);
 BENCHMARK(sparsegpt_2_4)->Apply(shapes);
+BENCHMARK(sparsegpt_2_4_bfloat16)->Apply(shapes);
 BENCHMARK(sparsegpt_2_4_with_codes)->Apply(shapes);
 BENCHMARK(published_2_4)->Apply(shapes);
 BENCHMARK(sparsegpt_50_and_measure)->Apply(shapes);
 BENCHMARK(one_quadratic_form)->Apply(shapes);
 BENCHMARK(solve_and_measure)->Apply(shapes);
+BENCHMARK(solve_and_measure_bfloat16)->Apply(shapes);
 BENCHMARK(factor)->Apply(sizes);
 BENCHMARK(lapack_trio)->Apply(sizes);
 

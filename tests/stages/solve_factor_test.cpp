@@ -7,7 +7,6 @@
 #include "base/gpu_module.hpp"
 #include "stages/lanes/lanes.hpp"
 #include "stages/solve/factor.hpp"
-#include "stages/solve/quadratic_form.hpp"
 #include "stages/solve/tiles.hpp"
 #include "tests/stages/solve_support.hpp"
 
@@ -146,22 +145,6 @@ TEST(FactorByLibrary, OfAGpuIsThatOfTheHost) {
   const at::Tensor upper = found.upper.to(at::kCPU), size = expected.upper.diagonal().unsqueeze(0);
   EXPECT_LT(((upper - expected.upper).abs() / size).max().item<float>(), 1e-3);
   EXPECT_TRUE(same_bits(factor_on(at::kCUDA).upper.to(at::kCPU), upper));
-}
-
-TEST(QuadraticForm, AgreesWithFloat64OnEveryInstructionSet) {
-  Threads threads(2);
-  for (const int64_t columns : {1, 5, 128, 200, 300}) {
-    const Problem problem = random_problem(4, 70, columns);
-    const at::Tensor w = problem.weight.to(at::kDouble);
-    const at::Tensor expected = (w.mm(problem.hessian.to(at::kDouble)) * w).sum(1);
-    const auto sets = lanes::available_kernels();
-    for (int64_t set = 0; set < sets.count; ++set) {
-      const QuadraticForm form(problem.hessian, *sets.first[set], threads.context());
-      const at::Tensor found = form(load_tiles(problem.weight, 0, 70)).view(-1).narrow(0, 0, 70);
-      EXPECT_LT(((found - expected).abs() / expected).max().item<double>(), 1e-5)
-          << sets.first[set]->instruction_set;
-    }
-  }
 }
 
 }  // namespace
