@@ -2,12 +2,12 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
 #include "stages/export/half_scales.hpp"
+#include "stages/export/module_rules.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal::awq_format {
@@ -25,6 +25,12 @@ at::Tensor interleaved_words(const at::Tensor& codes) {
   const at::Tensor reordered =
       codes.contiguous().view({n, rows / 8, 8}).index_select(2, places).view({n, rows});
   return pack_codes(reordered, bits).view(at::kInt);
+}
+
+/// The layer of NeoX behind which the format's readers scale the activation, by a tensor of its
+/// own.
+bool is_before_scaled_activation(const std::string& module) {
+  return module.ends_with(".mlp.dense_h_to_4h");
 }
 
 }  // namespace
@@ -45,6 +51,8 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   tensors[module + ".qweight"] = interleaved_words(unpack_codes(linear.codes, bits, columns).t());
   tensors[module + ".qzeros"] = interleaved_words(zero_points(linear).t());
   tensors[module + ".scales"] = half_scales(linear, name);
+  if (is_before_scaled_activation(module))
+    tensors[module.substr(0, module.rfind('.')) + ".act.scales"] = at::ones({rows}, at::kHalf);
   return tensors;
 }
 
@@ -57,18 +65,25 @@ std::string add_quantization(const std::string& config_text,
       fail(ExitCode::config,
            "{}: groups of {}, {} has {} (0: whole rows); the awq format has one group size for all",
            module, scheme.group_size, first_module, first.group_size);
-  std::vector<std::string> left;
-  for (const auto& module : plain)
-    if (module.find(".layers.") != std::string::npos) left.push_back(module);
-  std::ranges::sort(left);
+  const std::vector<std::string> left = module_rules::inside_blocks(plain);
+  Json dynamic = Json::object();  // GPTQModel reads this instead of modules_to_not_convert
+  for (const auto& module : left) {
+    if (is_before_scaled_activation(module))
+      fail(ExitCode::config,
+           "{}: is not quantised; readers of the awq format expect a scaled activation behind it, "
+           "which would have no scale; export gptq or gptq_v2",
+           module);
+    dynamic[module_rules::left_out(module)] = Json::object();
+  }
   Json config = Json::parse(config_text);
-  config["quantization_config"] = {
-      {"quant_method", "awq"},
-      {"version", "gemm"},
-      {"bits", bits},
-      {"group_size", first.group_size == 0 ? -1 : first.group_size},
-      {"zero_point", true},
-      {"modules_to_not_convert", left.empty() ? Json(nullptr) : Json(left)}};
+  Json quantization = {{"quant_method", "awq"},
+                       {"version", "gemm"},
+                       {"bits", bits},
+                       {"group_size", first.group_size == 0 ? -1 : first.group_size},
+                       {"zero_point", true},
+                       {"modules_to_not_convert", left.empty() ? Json(nullptr) : Json(left)}};
+  if (!left.empty()) quantization["dynamic"] = dynamic;
+  config["quantization_config"] = quantization;
   return config.dump(2) + "\n";
 }
 

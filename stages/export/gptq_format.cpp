@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "stages/export/half_scales.hpp"
+#include "stages/export/module_rules.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal::gptq_format {
@@ -41,13 +42,6 @@ Json settings_of(const Scheme& scheme) {
           {"desc_act", scheme.group_index}};
 }
 
-/// The module's name as an expression that matches nothing else.
-std::string exactly(const std::string& module) {
-  std::string text = "^";
-  for (const char c : module) text += c == '.' ? "\\." : std::string(1, c);
-  return text + "$";
-}
-
 }  // namespace
 
 template <Version version>
@@ -78,11 +72,9 @@ std::string add_quantization(const std::string& config_text,
       std::ranges::max_element(uses, {}, [](const auto& use) { return use.second; })->first;
   Json dynamic = Json::object();
   for (const auto& [module, scheme] : modules)
-    if (scheme != common) dynamic["+:" + exactly(module)] = settings_of(scheme);
-  // Modules outside the blocks are never quantised by this format's readers.
-  for (const auto& module : plain)
-    if (module.find(".layers.") != std::string::npos)
-      dynamic["-:" + exactly(module)] = Json::object();
+    if (scheme != common) dynamic["+:" + module_rules::exactly(module)] = settings_of(scheme);
+  for (const auto& module : module_rules::inside_blocks(plain))
+    dynamic[module_rules::left_out(module)] = Json::object();
 
   Json quantization = settings_of(common);
   quantization["quant_method"] = "gptq";

@@ -164,6 +164,7 @@ TEST_F(ExportFormats, AwqFormatHoldsTheSameWeights) {
   const Json config = Json::parse(exported.config_text())["quantization_config"];
   EXPECT_EQ(config["version"], "gemm");
   EXPECT_EQ(config["modules_to_not_convert"], Json::array({"model.layers.1.self_attn.o_proj"}));
+  EXPECT_TRUE(config["dynamic"].contains("-:^model\\.layers\\.1\\.self_attn\\.o_proj$"));
   for (int64_t layer = 0; layer < export_example::layers; ++layer)
     for (const auto& [name, linear] : read_layer(job_.layer(layer)).linears) {
       const at::Tensor weight = unpack_awq(exported, compressed_tensors::module_of(name));
