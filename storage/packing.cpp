@@ -130,19 +130,23 @@ at::Tensor dequantise(const CompressedLinear& linear, int64_t columns, at::Scala
                    scale = linear.scale.to(at::kFloat).contiguous();
   const at::Tensor zero = zero_points(linear).contiguous();
   at::Tensor weight = at::empty({rows, columns}, dtype);
-  at::Tensor row_values = at::empty({columns}, at::kFloat);
+  constexpr int64_t rows_at_once = 64;  // rounded to dtype by one call
+  at::Tensor some = at::empty({std::min(rows, rows_at_once), columns}, at::kFloat);
   std::vector<uint8_t> codes(static_cast<size_t>(columns));
-  auto* values = row_values.mutable_data_ptr<float>();
-  for (int64_t row = 0; row < rows; ++row) {
-    unpack_row(packed.const_data_ptr<uint8_t>() + row * row_bytes, columns, bits, codes.data());
-    const float* scales = scale.const_data_ptr<float>() + row * groups;
-    const uint8_t* zeros = zero.const_data_ptr<uint8_t>() + row * groups;
-    for (int64_t column = 0; column < columns; ++column) {
-      const int32_t g = group[static_cast<size_t>(column)];
-      values[column] =
-          static_cast<float>(codes[static_cast<size_t>(column)] - zeros[g]) * scales[g];
+  for (int64_t first = 0; first < rows; first += rows_at_once) {
+    const int64_t count = std::min(rows_at_once, rows - first);
+    auto* values = some.mutable_data_ptr<float>();
+    for (int64_t row = first; row < first + count; ++row, values += columns) {
+      unpack_row(packed.const_data_ptr<uint8_t>() + row * row_bytes, columns, bits, codes.data());
+      const float* scales = scale.const_data_ptr<float>() + row * groups;
+      const uint8_t* zeros = zero.const_data_ptr<uint8_t>() + row * groups;
+      for (int64_t column = 0; column < columns; ++column) {
+        const int32_t g = group[static_cast<size_t>(column)];
+        values[column] =
+            static_cast<float>(codes[static_cast<size_t>(column)] - zeros[g]) * scales[g];
+      }
     }
-    weight[row].copy_(row_values);
+    weight.narrow(0, first, count).copy_(some.narrow(0, 0, count));
   }
   return weight;
 }

@@ -44,7 +44,7 @@ TileSolution prune_by_magnitude(const at::Tensor& tiles, const at::Tensor& norms
       keep_best_of_row(from + row, columns, pruned, into + row, sorted);
   }
   TileSolution solution;
-  solution.weight = at::where(kept.ne(0), tiles, at::zeros({}, at::kFloat));
+  solution.weight = at::mul(tiles, kept).add_(0.0f);  // (the sum turns -0 into 0)
   solution.kept = kept;
   return solution;
 }
