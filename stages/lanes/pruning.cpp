@@ -7,76 +7,19 @@ namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 void score_columns(const float* tile, int64_t columns, const float* upper, int64_t stride,
                    float* scores) {
   for (int64_t j = 0; j < columns; ++j) {
-    const Vector pivot = all(upper[j * stride + j]);
     for (int64_t row = 0; row < rows; row += width) {
       const Vector weight = load(tile + j * rows + row);
-      store(scores + j * rows + row, (weight * weight) / (pivot * pivot));
+      store(scores + j * rows + row, score_of(weight, upper[j * (stride + 1)]));
     }
   }
 }
-
-namespace {
-
-/// Of one vector of rows: column j stays if at least `zeros` columns go before it.
-void keep_best_of_vector(const float* scores, int zeros, int of, float* kept) {
-  for (int j = 0; j < of; ++j) {
-    const Vector mine = load(scores + j * rows);
-    Integers before{};
-    for (int i = 0; i < of; ++i) {
-      const Vector other = load(scores + i * rows);
-      before -= i < j ? other <= mine : other < mine;
-    }
-    store(kept + j * rows, before >= zeros ? all(1.0f) : all(0.0f));
-  }
-}
-
-template <bool quantise>
-void prune_run(const Grid& grid, const Pattern& pattern, float* tile, int64_t columns,
-               const float* upper, int64_t stride, const int32_t* group, const float* scale,
-               const float* zero, float* kept, float* codes, float* errors) {
-  constexpr int vectors = rows / width;
-  for (int64_t j = 0; j < columns; ++j) {
-    if (pattern.of > 0 && j % pattern.of == 0) {
-      float scores[Pattern::longest * rows];
-      score_columns(tile + j * rows, pattern.of, upper + j * (stride + 1), stride, scores);
-      for (int64_t row = 0; row < rows; row += width) {
-        keep_best_of_vector(scores + row, pattern.zeros, pattern.of, kept + j * rows + row);
-      }
-    }
-    const float* weights_of_errors = upper + j * stride;
-    Vector error[vectors];
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t at = j * rows + v * width;
-      const Vector weight = load(tile + at);
-      const Vector wanted = load(kept + at) != all(0.0f) ? weight : all(0.0f);
-      Vector stored;
-      if constexpr (quantise) {
-        const int64_t parameters = group[j] * rows + v * width;
-        stored = round_vector(grid, wanted, scale + parameters, zero + parameters, codes + at);
-      } else {
-        stored = round_to(grid.weight, wanted);
-      }
-      error[v] = (weight - stored) / weights_of_errors[j];
-      store(tile + at, stored);
-      store(errors + at, error[v]);
-    }
-    for (int64_t i = j + 1; i < columns; ++i) {
-      const Vector factor = all(weights_of_errors[i]);
-      for (int v = 0; v < vectors; ++v) {
-        float* at = tile + i * rows + v * width;
-        store(at, load(at) - error[v] * factor);
-      }
-    }
-  }
-}
-
-}  // namespace
 
 void keep_best(const float* scores, int64_t columns, const Pattern& pattern, float* kept) {
-  for (int64_t j = 0; j < columns; j += pattern.of) {
+  for (int64_t first = 0; first < columns; first += pattern.of) {
     for (int64_t row = 0; row < rows; row += width) {
-      keep_best_of_vector(scores + j * rows + row, pattern.zeros, pattern.of,
-                          kept + j * rows + row);
+      const int64_t at = first * rows + row;
+      for (int j = 0; j < pattern.of; ++j)
+        store(kept + at + j * rows, stays<Vector>(pattern, j, columns_of(scores + at)));
     }
   }
 }
@@ -85,8 +28,13 @@ void prune_with_feedback(const Grid& grid, const Pattern& pattern, float* tile, 
                          const float* upper, int64_t stride, const int32_t* group,
                          const float* scale, const float* zero, float* kept, float* codes,
                          float* errors) {
-  const auto run = grid.quantises ? prune_run<true> : prune_run<false>;
-  run(grid, pattern, tile, columns, upper, stride, group, scale, zero, kept, codes, errors);
+  const auto solve = [&](auto tile_rows) {
+    solve_step(grid, pattern, group, tile_rows, 0, columns, upper, stride);
+  };
+  if (grid.quantises)
+    solve(TileRows<true, true>{tile, codes, kept, errors, scale, zero});
+  else
+    solve(TileRows<true, false>{tile, codes, kept, errors, scale, zero});
 }
 
 }  // namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET

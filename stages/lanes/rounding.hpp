@@ -1,29 +1,43 @@
-// From a weight to its code and back, a vector at a time. For files that are compiled without
+// A tile of rows as the arithmetic of a row sees it. For files that are compiled without
 // contraction.
 #pragma once
+#include "stages/lanes/row_feedback.hpp"
 #include "stages/lanes/vector.hpp"
 
 namespace selfcal::lanes {
 namespace {
 
-inline Vector code_of(const Grid& grid, Vector weight, Vector scale, Vector zero) {
-  // Clamped first, so that round_even holds for any weight.
-  const Vector steps = smaller(larger(weight / scale, all(-1024.0f)), all(1024.0f));
-  return smaller(larger(round_even(steps) + zero, all(0.0f)), all(grid.largest_code));
+inline ScaleAndZero<Vector> load(const float* scale, const float* zero) {
+  return {load(scale), load(zero)};
 }
 
-inline Vector weight_of(const Grid& grid, Vector code, Vector scale, Vector zero) {
-  return round_to(grid.weight, (code - zero) * scale);
+/// The columns of a tile from `tile` on, one vector of rows of each.
+inline auto columns_of(const float* tile) {
+  return [tile](int64_t j) { return load(tile + j * rows); };
 }
 
-/// Rounds one vector of a column and keeps its codes; returns the rounded weights.
-inline Vector round_vector(const Grid& grid, Vector weight, const float* scale, const float* zero,
-                           float* codes) {
-  const Vector step = load(scale), origin = load(zero);
-  const Vector code = code_of(grid, weight, step, origin);
-  store(codes, code);
-  return weight_of(grid, code, step, origin);
-}
+/// The columns of a step.
+template <bool pruned, bool quantised>
+struct TileRows {
+  using Number = Vector;
+  static constexpr int parts = rows / width;
+
+  float *weights, *codes, *keeps, *errors;
+  const float *scales, *zeros;
+
+  static int64_t at(int64_t j, int part) { return j * rows + part * width; }
+  Vector weight(int64_t j, int part) const { return load(weights + at(j, part)); }
+  void set_weight(int64_t j, int part, Vector value) { store(weights + at(j, part), value); }
+  void set_code(int64_t j, int part, Vector value) { store(codes + at(j, part), value); }
+  void set_error(int64_t j, int part, Vector value) { store(errors + at(j, part), value); }
+  static bool prunes() { return pruned; }
+  static bool quantises() { return quantised; }
+  Vector kept(int64_t j, int part) const { return load(keeps + at(j, part)); }
+  void set_kept(int64_t j, int part, Vector value) { store(keeps + at(j, part), value); }
+  ScaleAndZero<Vector> parameters(int64_t group, int part) const {
+    return load(scales + at(group, part), zeros + at(group, part));
+  }
+};
 
 }  // namespace
 }  // namespace selfcal::lanes

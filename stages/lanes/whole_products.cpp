@@ -39,9 +39,9 @@ struct Unit {
   Vector inverse, reach, step;
 
   Integers whole(Vector value) const {
-    const Vector magic = all(0x1.8p23f), limit = all(largest_number);
+    const Vector limit = all(largest_number);
     const Vector scaled = smaller(larger(value * inverse * reach, -limit), limit);
-    return bits(scaled + magic) - bits(magic);  // to the nearest, ties to even
+    return Integers(bits(scaled + magic) - bits(magic));  // to the nearest, ties to even
   }
 };
 
@@ -53,13 +53,13 @@ Vector square_root(Vector value) {
 /// Of `depth` vectors, the k-th read by value(k); a lane that is not finite has a step of NaN.
 template <class Value>
 inline __attribute__((always_inline)) Unit find_unit(int64_t depth, Value value) {
-  Integers largest{};
+  Bits<Vector> largest{};
   for (int64_t k = 0; k < depth; ++k) {
-    const Integers size = bits(absolute(value(k)));
+    const Bits<Vector> size = bits(absolute(value(k)));
     largest = size > largest ? size : largest;
   }
-  const Vector most = from_bits(largest);
-  const Integers finite = largest < 0x7f800000, usable = finite & (most >= all(0x1p-126f));
+  const Vector most = from_bits<Vector>(largest);
+  const Integers finite = largest < 0x7f800000u, usable = finite & (most >= all(0x1p-126f));
   const Vector inverse = usable ? 1.0f / most : all(0.0f);
   Vector squares{};
   for (int64_t k = 0; k < depth; ++k) {

@@ -1,10 +1,12 @@
-// One row through one block of columns: GPTQ (arXiv 2210.17323) and SparseGPT's n:m (arXiv
-// 2301.00774), alone or together. The CPU twin and the CUDA kernel run these very functions, so
-// that they differ in nothing but where the row lies.
+// One row through one block of columns. The CPU twin and the CUDA kernel run these very functions,
+// so that they differ in nothing but where the row lies; the arithmetic is that of stages/lanes.
 #pragma once
-#include "stages/solve/cuda/row_arithmetic.hpp"
+#include "stages/lanes/row_feedback.hpp"
 
 namespace selfcal::by_row {
+
+using lanes::Grid;
+using lanes::Pattern;
 
 /// When the scale of a group is found.
 enum class Scales {
@@ -40,11 +42,20 @@ struct Block {
   int64_t stride;
 };
 
-/// sum_k upper[k * stride] * error(k), k < depth, in order.
-template <class Error>
-constexpr float product(const float* upper, int64_t stride, int64_t depth, const Error& error) {
+namespace {
+
+/// a * b + sum, rounded once. (A template, because the call is no constant to every compiler.)
+template <class Float>
+constexpr Float fused(Float a, Float b, Float sum) {
+  return __builtin_fmaf(a, b, sum);
+}
+
+/// sum_k upper[(k - first) * stride] * row.error(k), first <= k < last, in order.
+template <class Row>
+constexpr float product(const float* upper, int64_t stride, const Row& row, int64_t first,
+                        int64_t last) {
   float sum = 0;
-  for (int64_t k = 0; k < depth; ++k) sum = fused(upper[k * stride], error(k), sum);
+  for (int64_t k = first; k < last; ++k, upper += stride) sum = fused(*upper, row.error(k), sum);
   return sum;
 }
 
@@ -52,56 +63,11 @@ constexpr float product(const float* upper, int64_t stride, int64_t depth, const
 template <class Row>
 constexpr void find_scales(const Columns& columns, Row& row, int64_t first, int64_t last) {
   const int64_t size = columns.group_size;
+  const auto weight = [&](int64_t j) { return row.weight(j); };
   for (int64_t group = (first + size - 1) / size; group * size < last; ++group) {
     const int64_t begin = group * size,
                   end = begin + size < columns.count ? begin + size : columns.count;
-    row.set_parameters(group, find_scale(columns.grid, row, begin, end));
-  }
-}
-
-/// Which of a run of columns stay, by what their loss would cost now; of equal ones the first goes.
-template <class Row>
-constexpr void choose_kept(const Pattern& pattern, Row& row, int64_t j, const Block& block) {
-  const auto score = [&](int64_t i) {
-    const float pivot = block.upper[(i - block.first) * (block.stride + 1)];
-    const float weight = row.weight(i);
-    return (weight * weight) / (pivot * pivot);
-  };
-  for (int64_t i = j; i < j + pattern.of; ++i) {
-    const float mine = score(i);
-    int before = 0;
-    for (int64_t other = j; other < j + pattern.of; ++other) {
-      const float cost = score(other);
-      before += other < i ? cost <= mine : cost < mine;
-    }
-    row.set_kept(i, before >= pattern.zeros);
-  }
-}
-
-/// Rounds and prunes columns [first, last) one after the other.
-template <class Row>
-constexpr void solve_step(const Columns& columns, Row& row, int64_t first, int64_t last,
-                          const Block& block) {
-  const bool prunes = columns.pattern.of > 0;
-  for (int64_t j = first; j < last; ++j) {
-    if (prunes && (j - first) % columns.pattern.of == 0)
-      choose_kept(columns.pattern, row, j, block);
-    const float* upper = block.upper + (j - block.first) * block.stride;
-    const float weight = row.weight(j), wanted = !prunes || row.is_kept(j) ? weight : 0.0f;
-    float stored = 0;
-    if (columns.grid.quantises) {
-      const ScaleAndZero parameters = row.parameters(columns.group[j]);
-      const float code = code_of(columns.grid, wanted, parameters.scale, parameters.zero);
-      row.set_code(j, code);
-      stored = weight_of(columns.grid, code, parameters.scale, parameters.zero);
-    } else {
-      stored = round_to(columns.grid.weight, wanted);
-    }
-    const float error = (weight - stored) / upper[j - block.first];
-    row.set_weight(j, stored);
-    row.set_error(j - block.first, error);
-    for (int64_t i = j + 1; i < last; ++i)
-      row.set_weight(i, row.weight(i) - error * upper[i - block.first]);
+    row.set_parameters(group, lanes::scale_and_zero<float>(columns.grid, weight, begin, end));
   }
 }
 
@@ -117,15 +83,16 @@ constexpr void solve_block(const Columns& columns, Row& row, const Block& block)
       last = last < next_group ? last : next_group;
       find_scales(columns, row, first, first + 1);
     }
-    solve_step(columns, row, first, last, block);
-    const int64_t row_of_step = first - block.first;
-    const auto error = [&](int64_t k) { return row.error(row_of_step + k); };
+    const float* pivot = block.upper + (first - block.first) * (block.stride + 1);
+    lanes::solve_step(columns.grid, columns.pattern, columns.group, row, first, last, pivot,
+                      block.stride);
     for (int64_t j = last; j < block.last; ++j) {
-      const float* upper = block.upper + row_of_step * block.stride + (j - block.first);
-      row.set_weight(j, row.weight(j) - product(upper, block.stride, last - first, error));
+      const float* upper = pivot + (j - first);
+      row.set_weight(j, 0, row.weight(j) - product(upper, block.stride, row, first, last));
     }
     first = last;
   }
 }
 
+}  // namespace
 }  // namespace selfcal::by_row

@@ -10,12 +10,14 @@ struct TileArrays {
   int64_t rows = 0;  // of a tile, a multiple of 32
   int64_t groups = 0;
   float* weight = nullptr;  // [tiles][columns][rows]; in: the weights, out: as they are stored
-  float* codes = nullptr;   // like weight, where weights are quantised
-  float* kept = nullptr;    // like weight, where weights are pruned: 1 stays, 0 goes
+  float* codes = nullptr;   // like weight, where weights are quantised, else null
+  float* kept = nullptr;    // like weight, where weights are pruned, else null: 1 stays, 0 goes
   float* scale = nullptr;   // [tiles][groups][rows], where weights are quantised
   float* zero = nullptr;
   float* errors = nullptr;  // [tiles][block][rows]: of the running block
 };
+
+namespace {
 
 /// The first entry of a tile's row in an array of `columns` entries a row.
 constexpr float* row_at(float* array, const TileArrays& memory, int64_t tile, int64_t columns,
@@ -26,25 +28,34 @@ constexpr float* row_at(float* array, const TileArrays& memory, int64_t tile, in
 /// A row of a tile. The weights of the block that is solved, and its errors, lie apart, in faster
 /// memory: 32 floats from column to column.
 struct StagedRow {
+  using Number = float;
+  static constexpr int parts = 1;
+
   float *weights, *codes, *keeps, *scales, *zeros;  // the row's first entries
   int64_t stride;                                   // from column to column
   float *staged, *errors;                           // of the block's columns
   int64_t first, last;                              // of the block
 
-  constexpr float weight(int64_t j) const {
+  constexpr float weight(int64_t j, int = 0) const {
     const bool in_block = j >= first && j < last;
     return in_block ? staged[(j - first) * lanes::rows] : weights[j * stride];
   }
-  constexpr void set_weight(int64_t j, float value) { staged[(j - first) * lanes::rows] = value; }
-  constexpr void set_code(int64_t j, float value) { codes[j * stride] = value; }
-  constexpr bool is_kept(int64_t j) const { return keeps[j * stride] != 0.0f; }
-  constexpr void set_kept(int64_t j, bool stays) { keeps[j * stride] = stays ? 1.0f : 0.0f; }
-  constexpr float error(int64_t k) const { return errors[k * lanes::rows]; }
-  constexpr void set_error(int64_t k, float value) { errors[k * lanes::rows] = value; }
-  constexpr ScaleAndZero parameters(int64_t group) const {
+  constexpr void set_weight(int64_t j, int, float value) {
+    staged[(j - first) * lanes::rows] = value;
+  }
+  constexpr void set_code(int64_t j, int, float value) { codes[j * stride] = value; }
+  constexpr bool prunes() const { return keeps != nullptr; }
+  constexpr bool quantises() const { return codes != nullptr; }
+  constexpr float kept(int64_t j, int) const { return keeps[j * stride]; }
+  constexpr void set_kept(int64_t j, int, float value) { keeps[j * stride] = value; }
+  constexpr float error(int64_t j) const { return errors[(j - first) * lanes::rows]; }
+  constexpr void set_error(int64_t j, int, float value) {
+    errors[(j - first) * lanes::rows] = value;
+  }
+  constexpr lanes::ScaleAndZero<float> parameters(int64_t group, int) const {
     return {scales[group * stride], zeros[group * stride]};
   }
-  constexpr void set_parameters(int64_t group, ScaleAndZero found) {
+  constexpr void set_parameters(int64_t group, const lanes::ScaleAndZero<float>& found) {
     scales[group * stride] = found.scale;
     zeros[group * stride] = found.zero;
   }
@@ -82,13 +93,14 @@ constexpr void solve_row_of_tile(const Columns& columns, const TileArrays& memor
   staged_row.first = block.first;
   staged_row.last = block.last;
   for (int64_t j = block.first; j < block.last; ++j)
-    staged_row.set_weight(j, staged_row.weights[j * memory.rows]);
+    staged_row.set_weight(j, 0, staged_row.weights[j * memory.rows]);
   solve_block(columns, staged_row, block);
   float* left = row_at(memory.errors, memory, tile, columns.block, row);
   for (int64_t j = block.first; j < block.last; ++j) {
     staged_row.weights[j * memory.rows] = staged_row.weight(j);
-    left[(j - block.first) * memory.rows] = staged_row.error(j - block.first);
+    left[(j - block.first) * memory.rows] = staged_row.error(j);
   }
 }
 
+}  // namespace
 }  // namespace selfcal::by_row
