@@ -19,7 +19,7 @@ namespace {
 using compressed_tensors::module_of;
 
 constexpr int format_version = 1;     // of the layer files
-constexpr int algorithm_version = 2;  // raised when the same settings give other results
+constexpr int algorithm_version = 3;  // raised when the same settings give other results
 
 bool matches(const std::string& expression, const std::string& tensor_name) {
   return std::regex_search(module_of(tensor_name), std::regex(expression));

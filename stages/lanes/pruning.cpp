@@ -9,8 +9,8 @@ void score_columns(const float* tile, int64_t columns, const float* upper, int64
   for (int64_t j = 0; j < columns; ++j) {
     const Vector pivot = all(upper[j * stride + j]);
     for (int64_t row = 0; row < rows; row += width) {
-      const Vector weight = load(tile + j * rows + row);
-      store(scores + j * rows + row, (weight * weight) / (pivot * pivot));
+      const Vector size = absolute(load(tile + j * rows + row));
+      store(scores + j * rows + row, size / pivot);
     }
   }
 }

@@ -114,6 +114,7 @@ Outcome solve_scaled(const Method& method, const SolveProblem& options, const at
                      const kernels::Context& context) {
   const MethodSettings& settings = options.method;
   const auto start = Clock::now();
+  method.factorise(hessian);  // refuses what a search of scales would not notice
   const at::Tensor scale = find_scale(weight, hessian, magnitude, settings, context);
   const double search_seconds = seconds_since(start);
   const at::Tensor unscaled = at::ones({1, weight.size(1)}, at::kFloat);

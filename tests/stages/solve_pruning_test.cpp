@@ -354,6 +354,97 @@ TEST(Pruning, BadInputsAreRefused) {
   });
 }
 
+/// Every way to prune.
+std::vector<MethodSettings> all_pruners() {
+  std::vector<MethodSettings> all;
+  for (const auto name : {MethodName::sparsegpt, MethodName::wanda, MethodName::magnitude})
+    for (const int bits : {unquantised_bits, 4})
+      for (const Sparsity& sparsity : {Sparsity{0, {2, 4}}, Sparsity{0.5, {}}})
+        all.push_back(pruner(name, sparsity, bits));
+  return all;
+}
+
+std::string description(const MethodSettings& settings) {
+  return fmt::format("{}, {} bits, {}", to_text(settings.name), settings.bits,
+                     settings.sparsity.share > 0 ? "share" : "pattern");
+}
+
+TEST(Pruning, PowersOfTwoChangeNothingButTheScale) {
+  const Problem problem = random_problem(12, 70, 96);
+  for (const MethodSettings& settings : all_pruners()) {
+    SCOPED_TRACE(description(settings));
+    const MeasuredRows expected = solve(problem, settings);
+    for (const auto& [weights, inputs] :
+         {std::pair{-100.0, 0.0}, {60.0, 0.0}, {0.0, -100.0}, {0.0, 100.0}, {-100.0, -100.0}}) {
+      const MeasuredRows scaled = solve(
+          {problem.weight * std::exp2(weights), problem.hessian * std::exp2(inputs)}, settings, 2);
+      EXPECT_TRUE(same_bits(scaled.linear.mask, expected.linear.mask)) << weights << inputs;
+      EXPECT_TRUE(same_bits(scaled.linear.weight, expected.linear.weight * std::exp2(weights)));
+    }
+  }
+}
+
+TEST(Pruning, WhatIsTooSmallLosesDigitsOnly) {
+  const Problem problem = random_problem(13, 70, 96);
+  for (const MethodSettings& settings : all_pruners()) {
+    SCOPED_TRACE(description(settings));
+    const at::Tensor expected = mask_of(solve(problem, settings));
+    for (const Problem& small : {Problem{problem.weight * 1e-41, problem.hessian},
+                                 Problem{problem.weight, problem.hessian * 1e-41}}) {
+      const MeasuredRows solved = solve(small, settings);
+      EXPECT_TRUE(solved.linear.weight.isfinite().all().item<bool>());
+      EXPECT_GE(share_equal(mask_of(solved), expected), 0.95);
+      EXPECT_NEAR(mask_of(solved).to(at::kDouble).mean().item<double>(), 0.5, 0.01);
+    }
+  }
+}
+
+TEST(Pruning, ZerosInZerosOut) {
+  const Problem problem = random_problem(14, 40, 64);
+  for (const MethodSettings& settings : all_pruners()) {
+    SCOPED_TRACE(description(settings));
+    const MeasuredRows nothing = solve({at::zeros({40, 64}), problem.hessian}, settings);
+    EXPECT_EQ(nothing.linear.weight.abs().max().item<float>(), 0);
+    // Inputs that are always zero: whatever stays has no effect.
+    const MeasuredRows unread = solve({problem.weight, at::zeros({64, 64})}, settings);
+    EXPECT_TRUE(unread.linear.weight.isfinite().all().item<bool>());
+    EXPECT_EQ(unread.error.abs().max().item<double>(), 0);
+    EXPECT_EQ(unread.linear.dead_columns, 64);
+    if (settings.sparsity.share > 0) continue;
+    for (const MeasuredRows* solved : {&nothing, &unread})
+      EXPECT_EQ(mask_of(*solved).to(at::kDouble).mean().item<double>(), 0.5);
+  }
+}
+
+TEST(Pruning, WhatCannotBeSolvedIsRefused) {
+  const Problem problem = random_problem(15, 40, 64);
+  at::Tensor coupled = problem.hessian.clone(), hole = problem.hessian.clone();
+  coupled[3][7] = coupled[7][3] = 3 * problem.hessian.diag().max();
+  hole[5][5] = -1e-3;
+  for (const MethodSettings& settings : all_pruners()) {
+    SCOPED_TRACE(description(settings));
+    const auto refused = [&](const Problem& bad, const std::string& text) {
+      expect_failure(ExitCode::data, text, [&] { solve(bad, settings, 2); });
+    };
+    refused({problem.weight * NAN, problem.hessian}, "weight not finite");
+    refused({problem.weight * 1e40, problem.hessian}, "weight not finite");
+    refused({problem.weight, problem.hessian * NAN}, "Hessian not finite");
+    refused({problem.weight, problem.hessian * INFINITY}, "Hessian not finite");
+    refused({problem.weight, -problem.hessian}, "not positive definite");
+    refused({problem.weight, hole}, "-0.001 on its diagonal");
+    refused({problem.weight * 1e25, problem.hessian * 1e20}, "too large");
+    refused({problem.weight * 3e38, problem.hessian}, "too large");
+    if (compensates(settings.name)) refused({problem.weight, coupled}, "not positive definite");
+    // What damping cures is recorded.
+    at::Tensor crooked = problem.hessian.clone();
+    crooked.diagonal().sub_(0.02 * problem.hessian.diag().mean());
+    crooked = crooked + at::diag(crooked.diag().lt(0).to(at::kFloat) * -crooked.diag());
+    const MeasuredRows solved = solve({problem.weight, crooked}, settings);
+    EXPECT_TRUE(solved.linear.weight.isfinite().all().item<bool>());
+    EXPECT_EQ(solved.linear.damping_retries > 0, compensates(settings.name));
+  }
+}
+
 TEST(Threshold, IsTheExactOrderStatistic) {
   std::mt19937 engine(1);
   for (const int64_t count : {1, 2, 1000, 50000}) {

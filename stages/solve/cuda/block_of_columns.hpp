@@ -63,9 +63,7 @@ constexpr void find_scales(const Columns& columns, Row& row, int64_t first, int6
 template <class Row>
 constexpr void choose_kept(const Pattern& pattern, Row& row, int64_t j, const Block& block) {
   const auto score = [&](int64_t i) {
-    const float pivot = block.upper[(i - block.first) * (block.stride + 1)];
-    const float weight = row.weight(i);
-    return (weight * weight) / (pivot * pivot);
+    return absolute(row.weight(i)) / block.upper[(i - block.first) * (block.stride + 1)];
   };
   for (int64_t i = j; i < j + pattern.of; ++i) {
     const float mine = score(i);
