@@ -85,6 +85,11 @@ void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
          pattern.zeros, pattern.of, linear.columns, name);
 }
 
+/// Whether columns of a row are dealt to groups one by one.
+bool deals_columns(const MethodSettings& settings) {
+  return settings.act_order == ActOrder::dynamic_order && settings.group_size != -1;
+}
+
 /// What the formats cannot hold of a quantised layer; said before hours of work.
 void check_exports(const RunConfig& config, const MethodSettings& settings,
                    const NamedLinear& linear) {
@@ -96,8 +101,11 @@ void check_exports(const RunConfig& config, const MethodSettings& settings,
     if (!holds)
       fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
            settings.bits, module_of(linear.name));
-    if (format == "awq" && settings.act_order == ActOrder::dynamic_order)
-      fail(ExitCode::config, "export: found awq, which cannot hold method.act_order dynamic");
+    if (deals_columns(settings) && (format == "awq" || format == "compressed-tensors"))
+      fail(ExitCode::config,
+           "export: found {}, which cannot hold method.act_order dynamic; gptq, gptq_v2 and dense "
+           "can",
+           format);
   }
 }
 

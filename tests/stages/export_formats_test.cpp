@@ -186,7 +186,8 @@ TEST_F(ExportFormats, WhatAFormatCannotHoldIsRefused) {
     EXPECT_FALSE(fs::exists(folder_ / "out"));
   };
   refused(ExportFormat::awq, suited(8, 16, true), "8 bits, the awq format has 4");
-  refused(ExportFormat::awq, suited(4, 16, true, true), "act_order: dynamic");
+  for (const ExportFormat format : {ExportFormat::awq, ExportFormat::compressed_tensors})
+    refused(format, suited(4, 16, true, true), "export gptq, gptq_v2 or dense");
   refused(ExportFormat::gptq, suited(5, 16, true), "5 bits, the gptq format has 2, 3, 4 and 8");
   refused(ExportFormat::gptq, suited(3, 16, true), "do not fill words of 32 bits");
   refused(
