@@ -330,6 +330,12 @@ TEST(Pruning, BadInputsAreRefused) {
   no_method("pattern is 4:4", [](auto& s) { s.sparsity = {0, {4, 4}}; });
   no_method("needs sparsity", [](auto& s) { s.sparsity = {}; });
   no_method("a multiple of 6", [](auto& s) { s.sparsity = {0, {3, 6}}; });
+  no_method("group_size is 16, expected a multiple of 6 (pattern is 3:6)", [](auto& s) {
+    s.sparsity = {0, {3, 6}};
+    s.block_size = 30;
+    s.bits = 4;
+    s.static_groups = StaticGroups::no;
+  });
   no_method("expected act_order", [](auto& s) {
     s.name = MethodName::wanda;
     s.act_order = ActOrder::static_order;
