@@ -19,7 +19,7 @@ namespace {
 using compressed_tensors::module_of;
 
 constexpr int format_version = 1;     // of the layer files
-constexpr int algorithm_version = 2;  // raised when the same settings give other results
+constexpr int algorithm_version = 3;  // raised when the same settings give other results
 
 bool matches(const std::string& expression, const std::string& tensor_name) {
   return std::regex_search(module_of(tensor_name), std::regex(expression));
@@ -85,6 +85,11 @@ void check_layer(const MethodSettings& settings, const NamedLinear& linear) {
          pattern.zeros, pattern.of, linear.columns, name);
 }
 
+/// Whether columns of a row are dealt to groups one by one.
+bool deals_columns(const MethodSettings& settings) {
+  return settings.act_order == ActOrder::dynamic_order && settings.group_size != -1;
+}
+
 /// What the formats cannot hold of a quantised layer; said before hours of work.
 void check_exports(const RunConfig& config, const MethodSettings& settings,
                    const NamedLinear& linear) {
@@ -96,8 +101,11 @@ void check_exports(const RunConfig& config, const MethodSettings& settings,
     if (!holds)
       fail(ExitCode::config, "export: found {}, which cannot hold the {} bits of {}", format,
            settings.bits, module_of(linear.name));
-    if (format == "awq" && settings.act_order == ActOrder::dynamic_order)
-      fail(ExitCode::config, "export: found awq, which cannot hold method.act_order dynamic");
+    if (deals_columns(settings) && (format == "awq" || format == "compressed-tensors"))
+      fail(ExitCode::config,
+           "export: found {}, which cannot hold method.act_order dynamic; gptq, gptq_v2 and dense "
+           "can",
+           format);
   }
 }
 

@@ -42,7 +42,7 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   if (linear.g_idx.defined())
     fail(ExitCode::config,
          "{}: columns are assigned to groups one by one (act_order: dynamic), which the awq format "
-         "cannot hold",
+         "cannot hold; export gptq, gptq_v2 or dense",
          name);
   if (rows % 8 != 0)
     fail(ExitCode::config, "{}: {} outputs, the awq format needs a multiple of 8", name, rows);

@@ -48,7 +48,6 @@ Json weights_of(const Scheme& scheme) {
                {"actorder", nullptr},
                {"dynamic", false}};
   if (scheme.group_size != 0) weights["group_size"] = scheme.group_size;
-  if (scheme.group_index) weights["actorder"] = "group";
   return weights;
 }
 
@@ -78,12 +77,16 @@ std::string module_of(const std::string& tensor_name) {
 NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   const std::string module = module_of(name);
   const Scheme scheme = scheme_of(linear, name);
+  if (scheme.group_index)
+    fail(ExitCode::config,
+         "{}: columns are assigned to groups one by one (act_order: dynamic), which "
+         "compressed-tensors cannot hold; export gptq, gptq_v2 or dense",
+         name);
   NamedTensors tensors;
   tensors[module + ".weight_packed"] = as_words(linear.codes);
   tensors[module + ".weight_scale"] = scale_in(linear.weight.scalar_type(), linear.scale, name);
   tensors[module + ".weight_shape"] = at::tensor(linear.weight.sizes(), at::kLong);
   if (!scheme.symmetric) tensors[module + ".weight_zero_point"] = packed_zeros(linear);
-  if (scheme.group_index) tensors[module + ".weight_g_idx"] = linear.g_idx;
   return tensors;
 }
 

@@ -17,7 +17,7 @@ struct Scheme {
   int bits = 0;
   int64_t group_size = 0;  // 0: one scale a row ("channel")
   bool symmetric = true;
-  bool group_index = false;  // columns are assigned to groups by weight_g_idx
+  bool group_index = false;  // columns are assigned to groups one by one
   // NOLINTNEXTLINE(modernize-use-nullptr): it takes the comparison's 0 for a pointer
   auto operator<=>(const Scheme&) const = default;
 };
@@ -30,8 +30,8 @@ std::string module_of(const std::string& tensor_name);
 
 /// The tensors that replace `<module>.weight`: weight_packed int32 [rows, words], weight_scale
 /// [rows, groups] in the weight's dtype, weight_shape int64 [2], weight_zero_point int32 [words of
-/// rows, groups] when asymmetric, weight_g_idx int32 [columns] where columns are assigned to
-/// groups. Scales that the weight's dtype cannot hold: ExitCode::config.
+/// rows, groups] when asymmetric. Columns that are assigned to groups one by one, which
+/// transformers does not load, and scales that the weight's dtype cannot hold: ExitCode::config.
 NamedTensors pack(const std::string& name, const CompressedLinear& linear);
 
 /// config.json of the dense model with quantization_config added. `modules`: scheme of each

@@ -87,7 +87,8 @@ struct Kernels {
                               int64_t stride, const int32_t* group, const float* scale,
                               const float* zero, float* codes, float* errors);
 
-  /// scores[j] = weight^2 / upper[j][j]^2: what pruning an entry costs (SparseGPT).
+  /// scores[j] = |weight| / upper[j][j]: the root of what pruning an entry costs (SparseGPT), since
+  /// the square of a small weight is 0.
   void (*score_columns)(const float* tile, int64_t columns, const float* upper, int64_t stride,
                         float* scores);
 

@@ -11,10 +11,10 @@
 namespace selfcal::lanes {
 namespace {
 
-/// What pruning a weight costs.
+/// The root of what pruning a weight costs: the square of a small weight is 0.
 template <class Number>
 constexpr Number score_of(Number weight, float pivot) {
-  return (weight * weight) / (pivot * pivot);
+  return absolute(weight) / pivot;
 }
 
 /// 1 where column j of a run of score(0) ... stays, else 0: the lowest scores go, of equal ones the

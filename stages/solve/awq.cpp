@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "base/error.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
@@ -25,7 +26,8 @@ at::Tensor relative_size(const std::vector<at::Tensor>& weights, const MethodSet
                   size = settings.group_size == -1 ? columns : settings.group_size;
     const at::Tensor groups =
         weight.to(at::kFloat).abs().view({weight.size(0), columns / size, size});
-    const at::Tensor relative = groups / (groups.amax(2, /*keepdim=*/true) + 1e-6);
+    const at::Tensor largest = groups.amax(2, /*keepdim=*/true);
+    const at::Tensor relative = groups / largest.clamp_min(std::numeric_limits<float>::min());
     const at::Tensor mine = relative.view(weight.sizes()).to(at::kDouble).sum(0);
     sum = sum.defined() ? sum + mine : mine;
     rows += weight.size(0);
@@ -45,11 +47,14 @@ at::Tensor normalised(at::Tensor scale) {
 at::Tensor candidate_scales(const std::vector<at::Tensor>& weights, const at::Tensor& magnitude,
                             const MethodSettings& settings) {
   std::vector<at::Tensor> scales{at::ones_like(magnitude)};
+  // In units of their mean, so that what bounds the scales means the same for any input.
+  const at::Tensor sizes = magnitude.to(at::kDouble), mean = sizes.mean();
+  const at::Tensor input = mean.item<double>() > 0 ? (sizes / mean).to(at::kFloat) : magnitude;
   const at::Tensor size = settings.duo_scaling ? relative_size(weights, settings) : at::Tensor();
   for (int i = 0; i < scale_ratios; ++i) {
     const double ratio = double(i) / scale_ratios;
     if (!settings.duo_scaling && i == 0) continue;  // all ones again
-    at::Tensor scale = magnitude.pow(ratio);
+    at::Tensor scale = input.pow(ratio);
     if (settings.duo_scaling) scale = scale / (size.pow(1 - ratio) + 1e-4);
     scales.push_back(normalised(scale));
   }

@@ -112,7 +112,7 @@ std::vector<T> Cholesky<T>::inverse_strip(int64_t top, int64_t first, int64_t co
 }
 
 template <class T>
-void Cholesky<T>::invert_reversed(float* upper, float times) const {
+void Cholesky<T>::invert_reversed(float* upper) const {
   kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
     const int64_t top = first / tile * tile;
     const std::vector<T> inverse = inverse_strip(top, first, count);
@@ -121,7 +121,7 @@ void Cholesky<T>::invert_reversed(float* upper, float times) const {
       const int64_t filled = std::clamp<int64_t>(i + 1 - first, 0, count);
       std::fill_n(row, count - filled, 0.0f);
       for (int64_t k = 0; k < filled; ++k)
-        row[count - 1 - k] = float(inverse[(i - top) * count + k]) * times;
+        row[count - 1 - k] = float(inverse[(i - top) * count + k]);
     }
   });
 }

@@ -18,9 +18,9 @@ class Cholesky {
   /// False where A is not positive definite, or so nearly not that a pivot lost all its digits.
   bool succeeded() const { return succeeded_; }
 
-  /// U = J L^-1 J times a power of two, J the reversal: upper, float32 [n, n], zeros below the
-  /// diagonal. With A = J B J: U^T U = J L^-T L^-1 J = B^-1.
-  void invert_reversed(float* upper, float times) const;
+  /// U = J L^-1 J, J the reversal: upper, float32 [n, n], zeros below the diagonal. With A = J B J:
+  /// U^T U = J L^-T L^-1 J = B^-1.
+  void invert_reversed(float* upper) const;
 
  private:
   static constexpr int64_t tile = 128;

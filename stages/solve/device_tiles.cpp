@@ -110,7 +110,7 @@ TileSolution DeviceTiles::operator()(const at::Tensor& tiles) const {
 }
 
 /// Through the same kernels, with a factor that has nothing beside its diagonal of ones: no error
-/// reaches another column, and what pruning costs is the weight's square.
+/// reaches another column, and what pruning costs is the weight's size.
 at::Tensor DeviceTiles::data_free(const at::Tensor& tiles) const {
   Course course{{}, settings_.sparsity.pattern, plain_, group_of_column_, unit_};
   course.grid.quantises = false;

@@ -36,8 +36,15 @@ bool is_finite(const at::Tensor& matrix, const kernels::Context& context) {
                          : matrix.isfinite().all().item<bool>();
 }
 
+void check_squares(const at::Tensor& squares) {
+  const float least = squares.min().item<float>();
+  if (least < 0)
+    fail(ExitCode::data, "Hessian not positive definite: {:.3g} on its diagonal", least);
+}
+
 Diagonal diagonal_of(const at::Tensor& hessian) {
   const at::Tensor entries = hessian.diagonal().to(at::kCPU).contiguous();
+  check_squares(entries);
   Diagonal diagonal;
   double sum = 0;
   int64_t live = 0;
@@ -66,9 +73,11 @@ at::Tensor order_of(const Diagonal& diagonal, int64_t run) {
   return permutation;
 }
 
-/// Of a factor, so that the mean diagonal of what is factorised is near 1: by 4^exponent, whose
-/// root is exact.
-int exponent_of(const Diagonal& diagonal) { return std::ilogb(diagonal.live_mean) / 2; }
+/// What is factorised is the Hessian times a power of four that brings its mean diagonal near 1:
+/// the solves do not depend on it, and nothing overflows or underflows on the way.
+double unit_of(const Diagonal& diagonal) {
+  return std::ldexp(1.0, -2 * (std::ilogb(diagonal.live_mean) >> 1));
+}
 
 /// The damped Hessian in reversed order of the permutation, scaled, by our tiles; false where it is
 /// not positive definite in T.
@@ -76,8 +85,7 @@ template <class T>
 bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
                const kernels::Context& context) {
   const int64_t n = hessian.size(0);
-  const int exponent = exponent_of(diagonal);
-  const double scale = std::ldexp(1.0, -2 * exponent), added = damping * diagonal.live_mean;
+  const double scale = unit_of(diagonal), added = damping * diagonal.live_mean;
   at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
   T* a = matrix.mutable_data_ptr<T>();
   const float* h = hessian.const_data_ptr<float>();
@@ -93,7 +101,7 @@ bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double dampi
   const Cholesky<T> cholesky(a, n, context);
   if (!cholesky.succeeded()) return false;
   factor.upper = at::empty({n, n}, at::kFloat);
-  cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>(), std::ldexp(1.0f, -exponent));
+  cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>());
   return kernels::all_finite(context, factor.upper);
 }
 
@@ -103,8 +111,7 @@ bool try_library(const at::Tensor& hessian, const Diagonal& diagonal, double dam
                  Factor& factor, const kernels::Context& context) {
   const auto dtype = c10::CppTypeToScalarType<T>::value;
   const int64_t n = hessian.size(0);
-  const int exponent = exponent_of(diagonal);
-  const double scale = std::ldexp(1.0, -2 * exponent), added = damping * diagonal.live_mean;
+  const double scale = unit_of(diagonal), added = damping * diagonal.live_mean;
   const at::Tensor order = factor.permutation.flip(0);
   at::Tensor damped = at::empty({n}, at::kDouble);
   for (int64_t i = 0; i < n; ++i) {
@@ -128,7 +135,7 @@ bool try_library(const at::Tensor& hessian, const Diagonal& diagonal, double dam
       lower.mT(), at::eye(n, hessian.options().dtype(dtype)), /*upper=*/true);
   lower.reset();
   inverse = inverse.flip({0, 1});
-  factor.upper = inverse.mT().to(at::kFloat).contiguous().mul_(std::ldexp(1.0, -exponent));
+  factor.upper = inverse.mT().to(at::kFloat).contiguous();
   return is_finite(factor.upper, context);
 }
 
@@ -157,14 +164,12 @@ Factor factorise_inverse(const at::Tensor& given, double damping, int64_t ordere
   Factor factor;
   factor.dead = hessian.diagonal().eq(0).to(at::kByte).to(at::kCPU);
   factor.permutation = order_of(diagonal, ordered_run);
-  if (diagonal.live_mean > 0) {
-    for (double fraction = damping;; ++factor.retries) {
-      factor.damping = fraction;
-      if (try_factor<float>(hessian, diagonal, fraction, factor, context)) return factor;
-      if (try_factor<double>(hessian, diagonal, fraction, factor, context)) return factor;
-      if (fraction >= 1) break;
-      fraction = fraction == 0 ? first_damping : std::min(2 * fraction, 1.0);
-    }
+  for (double fraction = damping;; ++factor.retries) {
+    factor.damping = fraction;
+    if (try_factor<float>(hessian, diagonal, fraction, factor, context)) return factor;
+    if (try_factor<double>(hessian, diagonal, fraction, factor, context)) return factor;
+    if (fraction >= 1) break;
+    fraction = fraction == 0 ? first_damping : std::min(2 * fraction, 1.0);
   }
   fail(ExitCode::data,
        "Hessian not positive definite, not even with its mean diagonal added (damping 1)");
@@ -176,7 +181,9 @@ Factor trivial_factor(const at::Tensor& hessian) {
   Factor factor;
   factor.upper = at::empty({0, 0}, at::kFloat);
   factor.permutation = at::arange(hessian.size(0), at::kLong);
-  factor.dead = mean_squares(hessian).eq(0).to(at::kByte).to(at::kCPU);
+  const at::Tensor squares = mean_squares(hessian).to(at::kCPU);
+  check_squares(squares);
+  factor.dead = squares.eq(0).to(at::kByte);
   return factor;
 }
 

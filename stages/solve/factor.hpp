@@ -1,4 +1,5 @@
-// The factor that GPTQ and its relatives read: U upper with U^T U = (H + damping)^-1.
+// The factor that GPTQ and its relatives read: U upper with U^T U = (c (H + damping))^-1, c a power
+// of four.
 #pragma once
 #include "stages/solve/method.hpp"
 
@@ -18,7 +19,8 @@ Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settin
 Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
                          const kernels::Context& context);
 
-/// For methods without one: the columns in order, `upper` empty. hessian: or its diagonal.
+/// For methods without one: the columns in order, `upper` empty. hessian: or its diagonal. Entries
+/// that are not finite, or negative ones on the diagonal: ExitCode::data.
 Factor trivial_factor(const at::Tensor& hessian);
 
 }  // namespace selfcal

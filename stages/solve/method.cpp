@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "base/error.hpp"
 #include "stages/solve/clip.hpp"
 #include "stages/solve/device_feedback.hpp"
@@ -77,6 +79,14 @@ class ErrorFeedback : public OnTheHost {
   }
 };
 
+/// Of the inputs, in a unit that brings the largest just below 1, so that the smallest weights
+/// count.
+at::Tensor relative_norms(const at::Tensor& hessian) {
+  const at::Tensor norms = mean_squares(hessian).sqrt();
+  const float largest = norms.max().item<float>();
+  return largest > 0 ? norms * std::exp2(-1 - std::ilogb(largest)) : norms;
+}
+
 /// No compensation: weights are pruned by their scores where the settings prune, cut off where
 /// they ask for it, then rounded. No factor, no order, groups as runs of columns.
 class Independent : public OnTheHost {
@@ -91,8 +101,8 @@ class Independent : public OnTheHost {
     check_problem(weight, hessian, settings());
     const lanes::Grid grid = grid_of(settings(), weight_dtype);
     const Groups groups = plain_groups(settings(), weight.size(1));
-    at::Tensor norms;  // of the inputs, up to a common factor
-    if (settings().name == MethodName::wanda) norms = mean_squares(hessian).sqrt();
+    at::Tensor norms;
+    if (settings().name == MethodName::wanda) norms = relative_norms(hessian);
     const RowSolver by_rows = solver();
     std::optional<ClipSearch> clip;
     if (settings().name == MethodName::awq && settings().clip)

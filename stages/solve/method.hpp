@@ -122,8 +122,9 @@ FactorSettings factor_settings(const MethodSettings& settings);
 /// What a method needs once per Hessian: computed by one rank, broadcast as tensors, used by all
 /// that solve rows.
 struct Factor {
-  at::Tensor upper;  // float32 [columns, columns]: U with U^T U = H^-1 (permuted where act_order
-                     // asks); in the memory that the method solves in, the rest in the host's
+  at::Tensor upper;  // float32 [columns, columns]: U with U^T U = (c H)^-1 (permuted where
+                     // act_order asks), c the power of four that brings H's mean diagonal near 1;
+                     // in the memory that the method solves in, the rest in the host's
   at::Tensor permutation;  // int64 [columns]; position -> original column
   at::Tensor dead;         // uint8 [columns]: 1 where diag(H) is zero (original order)
   double damping = 0;      // fraction that was used in the end

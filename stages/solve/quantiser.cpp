@@ -20,6 +20,16 @@ bool is_valid(const lanes::Pattern& pattern) {
   return pattern.zeros >= 1 && pattern.of > pattern.zeros && pattern.of <= lanes::Pattern::longest;
 }
 
+/// Scales that are found on the way are found between runs of a pattern.
+bool finds_scales_between_columns(const MethodSettings& settings) {
+  const bool dynamic =
+      settings.act_order == ActOrder::dynamic_order ||
+      (settings.static_groups == StaticGroups::no && settings.act_order == ActOrder::none);
+  return settings.name == MethodName::sparsegpt && settings.quantises() &&
+         settings.group_size > 0 && dynamic &&
+         settings.group_parameters == GroupParameters::current;
+}
+
 void check_sparsity(const MethodSettings& settings) {
   const double share = settings.sparsity.share;
   const lanes::Pattern& pattern = settings.sparsity.pattern;
@@ -54,6 +64,11 @@ void check_sparsity(const MethodSettings& settings) {
   if (settings.name == MethodName::sparsegpt && settings.block_size % pattern.of != 0)
     fail(ExitCode::config, "block_size is {}, expected a multiple of {} (pattern is {}:{})",
          settings.block_size, pattern.of, pattern.zeros, pattern.of);
+  if (finds_scales_between_columns(settings) && settings.group_size % pattern.of != 0)
+    fail(ExitCode::config,
+         "group_size is {}, expected a multiple of {} (pattern is {}:{}) where groups are dynamic: "
+         "a group would begin within a run",
+         settings.group_size, pattern.of, pattern.zeros, pattern.of);
 }
 
 }  // namespace

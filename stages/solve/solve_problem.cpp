@@ -30,6 +30,16 @@ at::Tensor read_matrix(const TensorFile& file, const std::string& name) {
   return file.read(name);
 }
 
+/// float32 [columns].
+at::Tensor read_vector(const TensorFile& file, const std::string& name, int64_t columns) {
+  const TensorEntry& entry = file.entries().at(name);
+  if (entry.shape != std::vector<int64_t>{columns} || !at::isFloatingType(entry.dtype)) {
+    fail(ExitCode::data, "{}: tensor '{}' is {} [{}], expected floating-point [{}]",
+         file.path().string(), name, toString(entry.dtype), fmt::join(entry.shape, ", "), columns);
+  }
+  return file.read(name).to(at::kFloat);
+}
+
 at::Tensor read_hessian(const TensorFile& file, int64_t columns) {
   const at::Tensor hessian = read_matrix(file, "hessian").to(at::kFloat);
   if (hessian.size(0) != columns || hessian.size(1) != columns) {
@@ -43,6 +53,15 @@ at::Tensor read_hessian(const TensorFile& file, int64_t columns) {
     fail(ExitCode::data, "{}: tensor 'hessian' is not symmetric", file.path().string());
   }
   return hessian;
+}
+
+/// The Hessian, or its diagonal where the file has no more and the method needs no more.
+at::Tensor read_statistics(const TensorFile& file, int64_t columns,
+                           const MethodSettings& settings) {
+  static const std::string norms = "column_sq_norm";
+  const bool norms_will_do = !file.contains("hessian") && !needs_products(settings);
+  return norms_will_do && file.contains(norms) ? read_vector(file, norms, columns)
+                                               : read_hessian(file, columns);
 }
 
 NamedTensors tensors_of(const CompressedLinear& linear, int64_t columns) {
@@ -62,13 +81,7 @@ NamedTensors tensors_of(const CompressedLinear& linear, int64_t columns) {
 at::Tensor read_magnitude(const TensorFile& file, const at::Tensor& hessian) {
   static const std::string name = "mean_magnitude";
   if (!file.contains(name)) return hessian.diagonal().clamp_min(0).sqrt();
-  const TensorEntry& entry = file.entries().at(name);
-  if (entry.shape != std::vector<int64_t>{hessian.size(0)} || !at::isFloatingType(entry.dtype)) {
-    fail(ExitCode::data, "{}: tensor '{}' is {} [{}], expected floating-point [{}]",
-         file.path().string(), name, toString(entry.dtype), fmt::join(entry.shape, ", "),
-         hessian.size(0));
-  }
-  return file.read(name).to(at::kFloat);
+  return read_vector(file, name, hessian.size(0));
 }
 
 /// AWQ's scale of the columns, for one layer by itself.
@@ -114,6 +127,7 @@ Outcome solve_scaled(const Method& method, const SolveProblem& options, const at
                      const kernels::Context& context) {
   const MethodSettings& settings = options.method;
   const auto start = Clock::now();
+  method.factorise(hessian);  // refuses what a search of scales would not notice
   const at::Tensor scale = find_scale(weight, hessian, magnitude, settings, context);
   const double search_seconds = seconds_since(start);
   const at::Tensor unscaled = at::ones({1, weight.size(1)}, at::kFloat);
@@ -135,7 +149,7 @@ std::string solve_problem(const SolveProblem& options, const kernels::Context& c
   const auto method = make_method(options.method, context);
   const TensorFile file(options.problem);
   const at::Tensor weight = read_matrix(file, "weight"),
-                   hessian = read_hessian(file, weight.size(1));
+                   hessian = read_statistics(file, weight.size(1), options.method);
   const auto [factor, solved, controls, input_scale, factor_seconds, seconds] =
       options.method.name == MethodName::awq
           ? solve_scaled(*method, options, weight, hessian, read_magnitude(file, hessian), context)

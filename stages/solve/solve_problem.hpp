@@ -10,6 +10,8 @@ namespace selfcal {
 
 struct SolveProblem {
   fs::path problem;  // safetensors: weight float32 [out, in], hessian float32 [in, in];
+                     // instead of it, where error_measure norms needs no more (wanda):
+                     // column_sq_norm float32 [in], the mean squares of the inputs in any unit;
                      // awq: mean_magnitude float32 [in], mean |x|, where the file has it
   fs::path out;      // safetensors: weight; codes (uint8 [out, in], not packed), scales, zeros
                      // [out, groups], g_idx and mask (uint8 [out, in], 0: pruned) where they apply.

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Every method end to end on the tiny model: errors below the data-free control, exports, and jobs that go on."""
 import json
+import subprocess
 import sys
 import unittest
 from pathlib import Path
@@ -113,6 +114,47 @@ class Methods(SelfcalCase):
         self.assertEqual(json.loads(counts[0])["layers"], json.loads(counts[1])["layers"])
         self.assertFalse((self.folder / "many/jobs/wanda-uniform/outliers.json").exists())
 
+    def test_a_dynamic_order_is_exported_where_it_can_be(self):
+        self.compress("dynamic", method__act_order="dynamic", export="[gptq]")
+        for export_format in ("compressed-tensors", "awq"):
+            code, _, err = self.selfcal("export", "dynamic", "--format", export_format, "--out", "refused-export")
+            self.assertEqual(code, 78, err)
+            self.assertIn("export gptq, gptq_v2 or dense", err)
+            self.assertEqual(len(err.strip().splitlines()), 1, err)
+            self.assertFalse((self.folder / "refused-export").exists())
+        self.succeed("export", "dynamic", "--format", "gptq_v2", "--out", "dynamic-v2")
+
+    def dataset(self, file, path):
+        """The bytes of a dataset."""
+        out = self.folder / "dataset.bin"
+        subprocess.run(["h5dump", "-d", path, "-b", "FILE", "-o", out, file], check=True, capture_output=True)
+        return out.read_bytes()
+
+    def test_masks_of_the_checkpoint_say_what_went(self):
+        """In model.h5: bit j of a row, low bits first, is 0 where weight j is 0, or its code that of 0; two of four."""
+        for bits in (16, 4):
+            output = f"pruned-{bits}"
+            self.compress(output, 2, method__name="sparsegpt", method__pattern="2:4", method__bits=bits,
+                          method__act_order="auto", method__static_groups="auto")
+            checkpoint = self.folder / output / "jobs/default/model.h5"
+            for layer, name in ((0, "self_attn.v_proj"), (3, "mlp.up_proj"), (5, "mlp.down_proj")):
+                tensor = f"/model.layers.{layer}.{name}.weight"
+                with self.subTest(bits=bits, tensor=tensor):
+                    mask = self.dataset(checkpoint, f"{tensor}/mask")
+                    kept = [byte >> bit & 1 for byte in mask for bit in range(8)]
+                    if bits == 16:
+                        weight = self.dataset(checkpoint, f"{tensor}/weight")  # bfloat16
+                        zero = [not (low or high & 0x7f) for low, high in zip(weight[0::2], weight[1::2])]
+                    else:  # symmetric
+                        codes = self.dataset(checkpoint, f"{tensor}/codes")
+                        zero = [code == 8 for byte in codes for code in (byte & 15, byte >> 4)]
+                    self.assertEqual(len(kept), len(zero))  # columns are a multiple of 8
+                    self.assertFalse([at for at, (stays, gone) in enumerate(zip(kept, zero)) if not stays and not gone])
+                    self.assertEqual({sum(kept[at:at + 4]) for at in range(0, len(kept), 4)}, {2})
+                    self.assertGreater(sum(zero), 0.5 * len(zero) - 1)
+                    if bits == 16:  # nothing that stays is rounded to 0
+                        self.assertEqual([not stays for stays in kept], zero)
+
     def test_gptq_version_2(self):
         self.compress("v2", method__symmetric="false", method__bits=4, export="[gptq_v2]")
         config = json.loads((self.folder / "v2/jobs/default/export/gptq_v2/config.json").read_text())
@@ -122,8 +164,12 @@ class Methods(SelfcalCase):
         for settings, text in [({"method__name": "wanda", "method__sparsity": 0.5, "method__act_order": "auto",
                                  "method__bits": "auto", "export": "[awq]"}, "no layer is quantised"),
                                ({"method__name": "sparsegpt", "method__pattern": "5:7", "method__act_order": "auto",
-                                 "method__block_size": 7}, "does not divide"),
-                               ({"export": "[awq]", "method__bits": 3}, "cannot hold the 3 bits")]:
+                                 "method__block_size": 7, "method__bits": 16}, "does not divide"),
+                               ({"method__name": "sparsegpt", "method__pattern": "3:6", "method__act_order": "auto",
+                                 "method__block_size": 96}, "group_size is 16, expected a multiple of 6 (pattern is 3:6)"),
+                               ({"export": "[awq]", "method__bits": 3}, "cannot hold the 3 bits"),
+                               ({"export": "[compressed-tensors]", "method__act_order": "dynamic"},
+                                "compressed-tensors, which cannot hold method.act_order dynamic; gptq, gptq_v2 and dense")]:
             code, _, err = self.selfcal("compress", "config.yaml", *self.settings("refused", **settings))
             self.assertEqual(code, 78, err)
             self.assertIn(text, err)

@@ -290,6 +290,21 @@ TEST(Config, ExportsMustHoldTheBits) {
             "export: found gptq, which cannot hold the 5 bits of model.layers.0.mlp.up_proj");
 }
 
+TEST(Config, ExportsMustHoldTheOrder) {
+  const auto found = [&](const std::string& settings, const std::string& formats) {
+    const std::string text = "method: {" + settings + "}\nexport: [" + formats + "]\n";
+    return message([&] { check_linears(parse(text), demo_linears()); });
+  };
+  const std::string dynamic = "act_order: dynamic, group_size: 64";
+  for (const std::string format : {"awq", "compressed-tensors"})
+    EXPECT_EQ(found(dynamic, "dense, " + format),
+              "export: found " + format +
+                  ", which cannot hold method.act_order dynamic; gptq, gptq_v2 and dense can");
+  EXPECT_EQ(found(dynamic, "gptq, gptq_v2, dense"), "no error");
+  // Whole rows are one group whatever the order.
+  EXPECT_EQ(found("act_order: dynamic, group_size: -1", "awq, compressed-tensors"), "no error");
+}
+
 TEST(Config, GroupSizeMustDivideTheColumns) {
   const auto linears = demo_linears();
   EXPECT_EQ(message([&] { check_linears(parse(), linears); }),

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """transformers unpacks every form of compressed-tensors export into the very bits that the dense export holds.
 
-The cases (symmetric, asymmetric at 3 bits, whole rows at 8 bits, several schemes in one model) are made by the C++ test
+The cases (symmetric, asymmetric at 3 bits, whole rows at 8 bits, several schemes in one model, 5 to 7 bits,
+pruned and quantised) are made by the C++ test
 binary export_test, in all dtypes."""
 import os
 import subprocess
@@ -59,10 +60,11 @@ class ExportWeights(unittest.TestCase):
     def test_several_schemes(self):
         self.check("mixed")
 
-    def test_column_index_is_refused(self):
-        """compressed-tensors no longer loads weight_g_idx: it must say so, not compute something else."""
-        with self.assertRaises(ValueError):
-            AutoModelForCausalLM.from_pretrained(self.folder / "group_index" / "packed", dtype="auto")
+    def test_5_6_and_7_bits(self):
+        self.check("odd_bits")
+
+    def test_pruned_and_quantised(self):
+        self.check("joint")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,42 @@ TEST_F(ExportFormats, GptqVersion2HoldsZerosOf0) {
   }
 }
 
+/// 3 bits fill words of 32 bits where rows and columns are multiples of 32, as those of attention
+/// are here; one code in ten lies across two words.
+TEST_F(ExportFormats, GptqFormatsHold3Bits) {
+  int number = 0;
+  for (const bool symmetric : {true, false})
+    for (const bool by_index : {false, true})
+      for (const ExportFormat format : {ExportFormat::gptq, ExportFormat::gptq_v2}) {
+        const int64_t lowest_zero = format == ExportFormat::gptq ? 1 : 0;
+        const Compress of_all = suited(3, 16, symmetric, by_index, lowest_zero);
+        const JobDirectory job(folder_ / fmt::format("job{}", ++number));
+        const fs::path model = folder_ / fmt::format("model{}", number),
+                       out = folder_ / fmt::format("gptq{}", number);
+        export_example::write(
+            model, job, at::kBFloat16, false,
+            [&](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
+              return name.starts_with("mlp") ? CompressedLinear()
+                                             : of_all(layer, name, rows, columns);
+            });
+        const Checkpoint dense(model);
+        export_model({dense, job, export_example::layers, export_example::job_id}, format, out);
+        const Checkpoint exported(out);
+        EXPECT_EQ(Json::parse(exported.config_text())["quantization_config"]["bits"], 3);
+        int compared = 0;
+        for (int64_t layer = 0; layer < export_example::layers; ++layer)
+          for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
+            const at::Tensor weight =
+                unpack_gptq(exported, compressed_tensors::module_of(name), 3, int(lowest_zero));
+            EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()),
+                      tensor_hash(linear.weight))
+                << name;
+            ++compared;
+          }
+        EXPECT_EQ(compared, 4 * export_example::layers - 1);
+      }
+}
+
 TEST_F(ExportFormats, GptqFormatNamesOtherSchemes) {
   prepare(at::kBFloat16, false,
           [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
@@ -158,19 +194,36 @@ TEST_F(ExportFormats, GptqFormatNamesOtherSchemes) {
 }
 
 TEST_F(ExportFormats, AwqFormatHoldsTheSameWeights) {
-  prepare(at::kBFloat16, false, suited(4, 16, false));
-  export_model(inputs(), ExportFormat::awq, folder_ / "awq");
-  const Checkpoint exported(folder_ / "awq");
-  const Json config = Json::parse(exported.config_text())["quantization_config"];
-  EXPECT_EQ(config["version"], "gemm");
-  EXPECT_EQ(config["modules_to_not_convert"], Json::array({"model.layers.1.self_attn.o_proj"}));
-  EXPECT_TRUE(config["dynamic"].contains("-:^model\\.layers\\.1\\.self_attn\\.o_proj$"));
-  for (int64_t layer = 0; layer < export_example::layers; ++layer)
-    for (const auto& [name, linear] : read_layer(job_.layer(layer)).linears) {
-      const at::Tensor weight = unpack_awq(exported, compressed_tensors::module_of(name));
-      EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
-          << name;
-    }
+  struct Form {
+    int64_t group_size;
+    bool symmetric;
+    int64_t lowest_zero;
+  };
+  int number = 0;
+  for (const Form& form :
+       {Form{16, false, 1}, Form{16, false, 0}, Form{8, true, 1}, Form{-1, false, 0}}) {
+    const JobDirectory job(folder_ / fmt::format("job{}", ++number));
+    const fs::path model = folder_ / fmt::format("model{}", number),
+                   out = folder_ / fmt::format("awq{}", number);
+    export_example::write(
+        model, job, at::kBFloat16, false,
+        suited(4, form.group_size, form.symmetric, /*by_index=*/false, form.lowest_zero));
+    const Checkpoint dense(model);
+    export_model({dense, job, export_example::layers, export_example::job_id}, ExportFormat::awq,
+                 out);
+    const Checkpoint exported(out);
+    const Json config = Json::parse(exported.config_text())["quantization_config"];
+    EXPECT_EQ(config["version"], "gemm");
+    EXPECT_EQ(config["group_size"], form.group_size);
+    EXPECT_EQ(config["modules_to_not_convert"], Json::array({"model.layers.1.self_attn.o_proj"}));
+    EXPECT_TRUE(config["dynamic"].contains("-:^model\\.layers\\.1\\.self_attn\\.o_proj$"));
+    for (int64_t layer = 0; layer < export_example::layers; ++layer)
+      for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
+        const at::Tensor weight = unpack_awq(exported, compressed_tensors::module_of(name));
+        EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
+            << name;
+      }
+  }
 }
 
 TEST_F(ExportFormats, WhatAFormatCannotHoldIsRefused) {
@@ -187,7 +240,8 @@ TEST_F(ExportFormats, WhatAFormatCannotHoldIsRefused) {
     EXPECT_FALSE(fs::exists(folder_ / "out"));
   };
   refused(ExportFormat::awq, suited(8, 16, true), "8 bits, the awq format has 4");
-  refused(ExportFormat::awq, suited(4, 16, true, true), "act_order: dynamic");
+  for (const ExportFormat format : {ExportFormat::awq, ExportFormat::compressed_tensors})
+    refused(format, suited(4, 16, true, true), "export gptq, gptq_v2 or dense");
   refused(ExportFormat::gptq, suited(5, 16, true), "5 bits, the gptq format has 2, 3, 4 and 8");
   refused(ExportFormat::gptq, suited(3, 16, true), "do not fill words of 32 bits");
   refused(

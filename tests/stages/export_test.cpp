@@ -34,8 +34,7 @@ at::Tensor unpack_as_published(const Checkpoint& exported, const std::string& mo
   at::Tensor zeros = at::zeros({rows, groups}, at::kLong);
   if (!weights["symmetric"].get<bool>())
     zeros = packed_values(read("weight_zero_point").t(), rows, bits).t();
-  at::Tensor group = at::arange(columns).div(columns / groups, "floor");
-  if (weights["actorder"] == "group") group = read("weight_g_idx").to(at::kLong);
+  const at::Tensor group = at::arange(columns).div(columns / groups, "floor");
   const at::Tensor difference =
       values.to(scale.scalar_type()) - zeros.to(scale.scalar_type()).index_select(1, group);
   return difference * scale.index_select(1, group);
@@ -155,16 +154,35 @@ TEST_F(Export, MixedSchemesNameTheirModules) {
   EXPECT_EQ(config["config_groups"].size(), 3U);
 }
 
-TEST_F(Export, GroupIndexIsWritten) {
+TEST_F(Export, OddNumbersOfBits) {
+  prepare(at::kBFloat16, false,
+          [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+            return example_quantised(rows, columns, 5 + static_cast<int>(layer), 16, layer == 1,
+                                     layer, at::kBFloat16);
+          });
+  expect_faithful("odd_bits");
+}
+
+TEST_F(Export, PrunedAndQuantised) {
   prepare(at::kBFloat16, false,
           [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
             CompressedLinear linear =
-                example_quantised(rows, columns, 4, 16, true, layer, at::kBFloat16);
-            linear.g_idx = at::arange(columns, at::kInt).remainder(columns / 16).to(at::kInt);
+                example_quantised(rows, columns, 4, 16, false, layer, at::kBFloat16);
+            at::Tensor kept = at::ones({rows, columns / 4, 4}, at::kBool);
+            kept.narrow(2, layer, 2).fill_(false);  // 2:4
+            at::Tensor codes = unpack_codes(linear.codes, 4, columns);
+            const at::Tensor zero = linear.zero.repeat_interleave(16, 1);
+            kept = kept.view({rows, columns});
+            linear.codes = pack_codes(at::where(kept, codes, zero).contiguous(), 4);
+            linear.mask = pack_mask(kept.to(at::kByte));
             linear.weight = dequantise(linear, columns, at::kBFloat16, "example");
             return linear;
           });
-  expect_faithful("group_index");
+  expect_faithful("joint");
+  const Checkpoint dense(folder_ / "dense");
+  const std::string name = layer_prefix(1) + "mlp.up_proj.weight";
+  const at::Tensor weight = dense.read(name, dense.entry(name).shape);
+  EXPECT_GE(weight.eq(0).to(at::kDouble).mean().item<double>(), 0.5);
 }
 
 TEST_F(Export, PrunedModelsAreDense) {

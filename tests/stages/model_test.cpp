@@ -208,6 +208,49 @@ TEST_P(Fixture, ScalesMoveAlongThePairs) {
   }
 }
 
+/// "norm > q k v" for each pair, names without what is the same in all.
+std::vector<std::string> described(const std::vector<ScalePair>& pairs) {
+  const auto last = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
+  std::vector<std::string> texts;
+  for (const auto& pair : pairs) {
+    std::string text = last(pair.producer) + " >";
+    for (const auto& consumer : pair.consumers) text += " " + last(consumer);
+    texts.push_back(text);
+  }
+  return texts;
+}
+
+/// Where v has fewer heads than o reads, or is fused with q and k, and where a GELU lies between
+/// fc1 and fc2, no factor passes.
+TEST_P(Fixture, ScalesMoveAlongThePairsOfItsFamily) {
+  using Pairs = std::vector<std::string>;
+  const Pairs llama{"input_layernorm > q_proj k_proj v_proj",
+                    "post_attention_layernorm > gate_proj up_proj", "up_proj > down_proj"};
+  const Pairs gemma{llama[0], "pre_feedforward_layernorm > gate_proj up_proj", llama[2]};
+  const Pairs llama_of_equal_heads{llama[0], "v_proj > o_proj", llama[1], llama[2]};
+  const Pairs opt{"self_attn_layer_norm > q_proj k_proj v_proj", "v_proj > out_proj",
+                  "final_layer_norm > fc1", "fc1 > fc2"};
+  const Pairs neox{"input_layernorm > query_key_value", "post_attention_layernorm > dense_h_to_4h"};
+  const std::map<std::string, Pairs> expected{
+      {"mistral", llama_of_equal_heads},
+      {"longrope", llama_of_equal_heads},
+      {"old-keys", llama_of_equal_heads},
+      {"gemma2", gemma},
+      {"gemma3", {gemma[0], llama_of_equal_heads[1], gemma[1], gemma[2]}},
+      {"gemma3-old-keys", gemma},
+      {"phi", {"input_layernorm > q_proj k_proj v_proj fc1", "v_proj > dense"}},
+      {"phi-norms", {"input_layernorm > q_proj k_proj v_proj fc1"}},
+      {"opt", opt},
+      {"opt-untied", opt},
+      {"opt-350m", {opt[1]}},
+      {"neox", neox},
+      {"neox-serial", neox}};
+  const auto model = open("float32");
+  const auto found = expected.find(GetParam());
+  EXPECT_EQ(described(model->block(0).spec().scale_pairs),
+            found == expected.end() ? llama : found->second);
+}
+
 TEST_P(Fixture, InspectedModulesGiveWhatTheStreamGains) {
   const auto model = open("float32");
   const BlockWeights weights = model->read_block(0);

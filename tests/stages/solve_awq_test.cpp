@@ -231,6 +231,56 @@ TEST(Awq, SolveFindsScalesNoWorseThanThePublishedSearch) {
   fs::remove(out);
 }
 
+/// `selfcal solve` with AWQ on a problem.
+class AwqProblem : public testing::Test {
+ protected:
+  nlohmann::json solve_awq(const Problem& problem) {
+    write_tensor_file(options_.problem, {{"weight", problem.weight}, {"hessian", problem.hessian}});
+    const auto line = nlohmann::json::parse(solve_problem(options_, threads_.context()));
+    const TensorFile solved(options_.out);
+    for (const char* name : {"weight", "input_scale", "scales"})
+      EXPECT_TRUE(solved.read(name).isfinite().all().item<bool>()) << name;
+    return line;
+  }
+  void refused(const Problem& problem, const std::string& text) {
+    expect_failure(ExitCode::data, text, [&] { solve_awq(problem); });
+  }
+  void TearDown() override {
+    std::filesystem::remove(options_.problem);
+    std::filesystem::remove(options_.out);
+  }
+
+  Threads threads_{2};
+  SolveProblem options_{testing::TempDir() + "/awq_problem.safetensors",
+                        testing::TempDir() + "/awq_answer.safetensors", awq(3, true), at::kFloat};
+};
+
+TEST_F(AwqProblem, OfAnySizeIsSolved) {
+  const Problem problem = uneven_problem(7, 48, 64);
+  const double expected = solve_awq(problem)["relative_error"];
+  for (const auto& [weights, inputs] :
+       {std::pair{-60.0, 0.0}, {40.0, 0.0}, {0.0, -90.0}, {0.0, 60.0}})
+    EXPECT_NEAR(solve_awq({problem.weight * std::exp2(weights),
+                           problem.hessian * std::exp2(inputs)})["relative_error"]
+                        .get<double>() /
+                    expected,
+                1, 1e-2)
+        << weights << " " << inputs;
+  // What is denormal loses digits, no more.
+  solve_awq({problem.weight * 1e-40, problem.hessian});
+  solve_awq({problem.weight, problem.hessian * 1e-42});
+  EXPECT_EQ(solve_awq({at::zeros({48, 64}), problem.hessian})["loss"], 0);
+  EXPECT_EQ(solve_awq({problem.weight, at::zeros({64, 64})})["loss"], 0);
+}
+
+TEST_F(AwqProblem, WhatCannotBeSolvedIsRefused) {
+  const Problem problem = uneven_problem(8, 48, 64);
+  refused({problem.weight * NAN, problem.hessian}, "weight not finite");
+  refused({problem.weight, problem.hessian * NAN}, "Hessian not finite");
+  refused({problem.weight, -problem.hessian}, "not positive definite");
+  refused({problem.weight * 1e25, problem.hessian * 1e20}, "too large");
+}
+
 TEST(Awq, SolveRefusesWhatDoesNotFit) {
   Threads threads(1);
   SolveProblem options{SELFCAL_TEST_DATA "/solvers/k_proj.safetensors",

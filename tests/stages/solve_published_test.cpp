@@ -116,5 +116,56 @@ TEST(PublishedPruning, ThresholdOverAllRowsIsOurs) {
             0.999);
 }
 
+/// Of a bfloat16 model, errors go from block to block in whole numbers. In one block there are no
+/// such products, and what GPTQ and n:m pruning come to does not depend on the blocks otherwise.
+class PublishedSettingsInBfloat16 : public testing::TestWithParam<std::string> {};
+
+TEST_P(PublishedSettingsInBfloat16, WholeNumbersBetweenBlocksComeToTheSame) {
+  const TensorFile file(fixture),
+      all_rows(SELFCAL_TEST_DATA "/solvers/k_proj_all_rows.safetensors");
+  const Problem problem{all_rows.read("weight").to(at::kFloat), file.read("hessian")};
+  const auto published = nlohmann::json::parse(file.metadata().at(GetParam()));
+  MethodSettings settings = GetParam().starts_with("gptq")
+                                ? settings_of(published)
+                                : pruning_settings(GetParam(), published);
+  settings.group_parameters = GroupParameters::current;  // the published ones depend on the blocks
+  const MeasuredRows blocks = solve(problem, settings, 2, at::kBFloat16);
+  settings.block_size = 576;
+  const MeasuredRows one = solve(problem, settings, 2, at::kBFloat16);
+  const double ratio =
+      relative_error(problem, blocks.linear.weight) / relative_error(problem, one.linear.weight);
+  // Scales that are found on the way differ too.
+  const bool found_on_the_way = settings.group_size > 0 && settings.act_order == ActOrder::none &&
+                                settings.static_groups == StaticGroups::no;
+  EXPECT_NEAR(ratio, 1, found_on_the_way ? 2e-3 : 1e-3);
+  if (settings.quantises()) {
+    const auto codes = [](const MeasuredRows& solved) {
+      return unpack_codes(solved.linear.codes, solved.linear.bits, 576);
+    };
+    EXPECT_GE(share_equal(codes(blocks), codes(one)), found_on_the_way ? 0.99 : 0.995);
+  } else {  // a weight half-way between two of bfloat16 may go either way
+    const at::Tensor near = 0x1p-7 * one.linear.weight.to(at::kFloat).abs(),
+                     apart = (blocks.linear.weight.to(at::kFloat) - one.linear.weight).abs();
+    EXPECT_GE(apart.le(near).to(at::kDouble).mean().item<double>(), 0.995);
+  }
+  if (settings.prunes()) {
+    const auto mask = [](const MeasuredRows& solved) {
+      return unpack_mask(solved.linear.mask, 576);
+    };
+    EXPECT_GE(share_equal(mask(blocks), mask(one)), 0.999);
+  }
+  // Weights rounded to bfloat16 on the way are no worse than the published code's.
+  const double in_float = relative_error(problem, solve(problem, settings, 2).linear.weight);
+  EXPECT_NEAR(relative_error(problem, blocks.linear.weight) / in_float, 1, 1e-2);
+  RecordProperty("ratio_to_one_block", std::to_string(ratio));
+}
+
+INSTANTIATE_TEST_SUITE_P(Settings, PublishedSettingsInBfloat16,
+                         testing::Values("gptq_w4_g64_sym", "gptq_w3_row_asym_mse",
+                                         "gptq_w4_g64_sym_actorder_static",
+                                         "gptq_w4_g64_asym_static", "sparsegpt_2_4",
+                                         "sparsegpt_4_8", "sparsegpt_2_4_w4_row_asym"),
+                         [](const auto& name) { return name.param; });
+
 }  // namespace
 }  // namespace selfcal

@@ -66,13 +66,55 @@ Problem random_problem(int seed, int64_t rows, int64_t columns) {
   return {normal(engine, rows, columns) * 0.05, ((hessian + hessian.t()) / 2).contiguous()};
 }
 
-at::Tensor reference_codes(const Problem& problem, const MethodSettings& settings) {
+namespace {
+
+/// Positions -> columns: as stored, or runs of an n:m pattern by falling sum of their diagonal.
+at::Tensor order_of(const Problem& problem, const MethodSettings& settings) {
+  const int64_t columns = problem.weight.size(1), run = std::max(1, settings.sparsity.pattern.of);
+  const at::Tensor stored = at::arange(columns, at::kLong).view({-1, run});
+  if (settings.act_order == ActOrder::none) return stored.flatten();
+  const at::Tensor sums = problem.hessian.diag().to(at::kDouble).view({-1, run}).sum(1);
+  const at::Tensor runs = std::get<1>(at::sort(sums, /*stable=*/true, 0, /*descending=*/true));
+  return stored.index_select(0, runs).flatten();
+}
+
+using Matrix = std::vector<std::vector<double>>;
+
+Matrix rows_of(const at::Tensor& matrix) {
+  Matrix rows(matrix.size(0), std::vector<double>(matrix.size(1)));
+  for (int64_t row = 0; row < matrix.size(0); ++row)
+    for (int64_t j = 0; j < matrix.size(1); ++j)
+      rows[row][j] = matrix.const_data_ptr<float>()[row * matrix.size(1) + j];
+  return rows;
+}
+
+/// Which entries of the columns [first, last) go, by what that costs: a share of all, or, of each
+/// row, so many.
+void choose_kept(const Matrix& w, const at::Tensor& pivots, int64_t first, int64_t last,
+                 const Sparsity& sparsity, at::Tensor& kept) {
+  at::Tensor cost = at::empty({int64_t(w.size()), last - first}, at::kDouble);
+  for (size_t row = 0; row < w.size(); ++row)
+    for (int64_t j = first; j < last; ++j)
+      cost.data_ptr<double>()[row * (last - first) + j - first] =
+          std::pow(w[row][j] / pivots[j].item<double>(), 2);
+  at::Tensor stays = kept.narrow(1, first, last - first);
+  if (sparsity.pattern.of > 0) {
+    stays.fill_(true);
+    stays.scatter_(1, std::get<1>(cost.topk(sparsity.pattern.zeros, 1, /*largest=*/false)), false);
+  } else {
+    const at::Tensor sorted = std::get<0>(cost.flatten().sort());
+    stays.copy_(cost > sorted[int64_t(double(cost.numel()) * sparsity.share)]);
+  }
+}
+
+}  // namespace
+
+ReferenceRows reference(const Problem& problem, const MethodSettings& settings) {
   const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
   const int64_t size = settings.group_size == -1 ? columns : settings.group_size;
-  at::Tensor h = problem.hessian.to(at::kDouble).clone(), order = at::arange(columns, at::kLong);
-  if (settings.act_order != ActOrder::none)
-    order = std::get<1>(at::sort(h.diag(), /*stable=*/true, 0, true));
-  h = h.index_select(0, order).index_select(1, order);
+  const at::Tensor order = order_of(problem, settings);
+  at::Tensor h =
+      problem.hessian.to(at::kDouble).index_select(0, order).index_select(1, order).clone();
   h.diagonal().add_(settings.damping * h.diag().mean().item<double>());
   const at::Tensor u = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).contiguous();
   const double* upper = u.const_data_ptr<double>();
@@ -81,36 +123,55 @@ at::Tensor reference_codes(const Problem& problem, const MethodSettings& setting
                        settings.act_order != ActOrder::static_order && settings.group_size != -1;
   const bool by_position =
       settings.act_order == ActOrder::dynamic_order && settings.group_size != -1;
-  at::Tensor codes = at::empty({rows, columns}, at::kByte);
-  const float* original = problem.weight.const_data_ptr<float>();
-  for (int64_t row = 0; row < rows; ++row) {
-    std::vector<double> w(columns);
-    for (int64_t j = 0; j < columns; ++j) w[j] = original[row * columns + column[j]];
-    std::vector<double> lagging = w;  // without the updates of the running block
-    const auto scale_of = [&](const std::vector<double>& from, int64_t first) {
-      std::vector<float> x;
-      for (int64_t j = first; j < std::min(first + size, columns); ++j) x.push_back(float(from[j]));
-      return find_scale(x, settings);
-    };
-    const std::vector<double> dense(original + row * columns, original + (row + 1) * columns);
-    Scale scale{};
-    for (int64_t j = 0; j < columns; ++j) {
-      if (j % settings.block_size == 0) lagging = w;
-      if (dynamic) {
-        const bool published = settings.group_parameters == GroupParameters::published;
-        if (j % size == 0) scale = scale_of(published ? lagging : w, j);
-      } else {
-        scale = scale_of(by_position ? w : dense, (by_position ? j : column[j]) / size * size);
+  const lanes::Pattern& pattern = settings.sparsity.pattern;
+  Matrix w = rows_of(problem.weight.index_select(1, order).contiguous());
+  Matrix lagging;  // without the updates of the running block
+  const Matrix dense = rows_of(problem.weight);
+  at::Tensor kept = at::ones({rows, columns}, at::kBool), codes = at::zeros({rows, columns}),
+             stored = at::empty({rows, columns}, at::kDouble);
+  std::vector<Scale> scales(rows);
+  const auto scale_of = [&](const std::vector<double>& from, int64_t first) {
+    std::vector<float> x;
+    for (int64_t j = first; j < std::min(first + size, columns); ++j) x.push_back(float(from[j]));
+    return find_scale(x, settings);
+  };
+  for (int64_t j = 0; j < columns; ++j) {
+    if (j % settings.block_size == 0) {
+      lagging = w;
+      if (settings.sparsity.share > 0)
+        choose_kept(w, u.diag(), j, std::min(j + settings.block_size, columns), settings.sparsity,
+                    kept);
+    }
+    // A group's scale is that of all its weights, of which some will go.
+    for (int64_t row = 0; row < rows && settings.quantises(); ++row) {
+      const bool published = settings.group_parameters == GroupParameters::published;
+      if (!dynamic)
+        scales[row] = scale_of(by_position ? w[row] : dense[row],
+                               (by_position ? j : column[j]) / size * size);
+      else if (j % size == 0)
+        scales[row] = scale_of(published ? lagging[row] : w[row], j);
+    }
+    if (pattern.of > 0 && j % pattern.of == 0)
+      choose_kept(w, u.diag(), j, j + pattern.of, settings.sparsity, kept);
+    for (int64_t row = 0; row < rows; ++row) {
+      double& weight = w[row][j];
+      const int64_t at = row * columns + column[j];
+      double rounded = kept.const_data_ptr<bool>()[row * columns + j] ? weight : 0;
+      if (settings.quantises()) {
+        // In float32 as published: a group's lowest weight lies half-way between two symmetric
+        // codes.
+        const Scale scale = scales[row];
+        const double steps = std::nearbyint(float(rounded) / float(scale.scale));
+        const double code = std::clamp(steps + scale.zero, 0.0, double((1 << settings.bits) - 1));
+        codes.data_ptr<float>()[at] = float(code);
+        rounded = (code - scale.zero) * scale.scale;
       }
-      // In float32 as published: a group's lowest weight lies half-way between two symmetric codes.
-      const double steps = std::nearbyint(float(w[j]) / float(scale.scale));
-      const double code = std::clamp(steps + scale.zero, 0.0, double((1 << settings.bits) - 1));
-      codes.data_ptr<uint8_t>()[row * columns + column[j]] = uint8_t(code);
-      const double error = (w[j] - (code - scale.zero) * scale.scale) / upper[j * columns + j];
-      for (int64_t k = j + 1; k < columns; ++k) w[k] -= error * upper[j * columns + k];
+      const double error = (weight - rounded) / upper[j * columns + j];
+      for (int64_t k = j + 1; k < columns; ++k) w[row][k] -= error * upper[j * columns + k];
+      stored.data_ptr<double>()[at] = rounded;
     }
   }
-  return codes;
+  return {stored, codes.to(at::kByte), kept.index_select(1, order.argsort())};
 }
 
 MeasuredRows solve(const Problem& problem, const Method& method, at::ScalarType weight_dtype) {

@@ -25,9 +25,16 @@ struct Problem {
 /// A weight and a Hessian of correlated columns of uneven size.
 Problem random_problem(int seed, int64_t rows, int64_t columns);
 
-/// The published algorithm, column by column, unblocked, in float64 (the blocks matter to dynamic
-/// groups only). Returns codes uint8 [rows, columns].
-at::Tensor reference_codes(const Problem& problem, const MethodSettings& settings);
+/// What a solve should come to, columns as stored.
+struct ReferenceRows {
+  at::Tensor weight;  // float64 [rows, columns]
+  at::Tensor codes;   // uint8, where the settings quantise
+  at::Tensor kept;    // bool: what is not pruned
+};
+
+/// The published algorithms, GPTQ, SparseGPT and both in one, column by column, unblocked, in
+/// float64 (the blocks matter to dynamic groups and to a share of zeros only).
+ReferenceRows reference(const Problem& problem, const MethodSettings& settings);
 
 /// With what its errors are compared with.
 struct MeasuredRows : SolvedRows, RowControls {};
