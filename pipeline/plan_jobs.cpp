@@ -20,8 +20,7 @@ double seconds_beside(const Plan& plan, MethodName method, bool forward_is_there
   double seconds = plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
   const auto take = [&](std::initializer_list<Phase> phases) {
     for (const Phase phase : phases)
-      seconds -=
-          plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
+      seconds -= plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
   };
   take({Phase::sample});
   if (forward_is_there) take({Phase::read});

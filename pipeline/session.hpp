@@ -16,8 +16,8 @@ namespace selfcal {
 struct Session {
   const RunConfig& config;
   const Model& model;
-  const Communicator& world;  // all ranks; or while generators write ahead, those of this rank's kind
-  const Layout& layout;       // of these ranks
+  const Communicator& world;  // the ranks that work together now, as those of the layout
+  const Layout& layout;
   const RunDirectory& directory;
   const SharedStop& stop;
   kernels::Context context;

@@ -146,7 +146,7 @@ jobs:
   - {{name: b, seed: 4, method: {owl}}}
   - {{name: c, seed: 4}}
   - {{name: d, seed: 5}}
-  - {{name: e, seed: 4, method: {owl.replace("0.5", "0.25")}}}
+  - {{name: e, seed: 4, method: {owl.replace("0.5", "0.55")}}}
 """)
         self.run_config("mixed.yaml", "mixed-1")
         expected = self.job_hashes("mixed-1")
@@ -170,10 +170,13 @@ jobs:
                 self.assertEqual(self.job_hashes(output), self.expected)
 
     def test_failures_while_generators_write(self):
-        """A token file that cannot be read, and a text that cannot be written, leave the other jobs."""
+        """A token file that cannot be read and a NaN in a layer of the second shard leave the other jobs."""
+        write_tiny_model(self.folder / "nan-model")
+        rewrite_tensor(self.folder / "nan-model", "model.layers.4.mlp.down_proj.weight", nan_weight)
         (self.folder / "failing.yaml").write_text(SEQUENTIAL.replace("jobs:\n", """\
 jobs:
   - {name: none, calibration: {source: tokens, tokens: model/config.json}}
+  - {name: bad, model: {path: nan-model}, calibration: {source: vocabulary}}
 """))
         for ranks, replicas, shards in [(2, 1, 1), (3, 2, 1), (4, 1, 2)]:
             with self.subTest(ranks=ranks):
@@ -181,30 +184,31 @@ jobs:
                 settings, _, _ = self.split(output, ranks, replicas, shards)
                 code, _, err = self.selfcal("compress", "failing.yaml", *settings, ranks=ranks)
                 states = self.states(output)
-                self.assertEqual(states.pop("none"), "failed", err)
+                self.assertEqual([states.pop(job) for job in ("none", "bad")], ["failed"] * 2, err)
                 self.assertEqual(set(states.values()), {"done"}, err)
                 self.assertEqual(code, self.queue(output)["none"]["code"])
-                self.assertIn("1 of 4 jobs failed; the first, none: ", err)
+                self.assertIn("2 of 5 jobs failed; the first, none: ", err)
                 hashes = self.job_hashes(output)
-                hashes.pop("none", None)
-                self.assertEqual(hashes, self.expected)
+                self.assertEqual({job: hashes[job] for job in self.expected}, self.expected)
 
     def test_a_text_that_cannot_be_written_fails_its_job_alone(self):
         settings, _, _ = self.split("unwritten", 3, 1, 2)
         self.succeed("generate", "jobs.yaml", *settings, ranks=3)
-        texts = [line.split("/")[-1] for line in map(str, (self.folder / "unwritten/calibration").glob("*.h5"))]
-        # Of one text, a file where the folder of its parts must be.
+        texts = sorted(path.name for path in (self.folder / "unwritten/calibration").glob("*.h5"))
+        # Of one text, a damaged part of an earlier run.
         name = texts[0].removesuffix(".h5")
         for text in texts:
             (self.folder / "unwritten/calibration" / text).unlink()
-        (self.folder / "unwritten/calibration" / f"{name}.parts").write_text("in the way")
+        parts = self.folder / "unwritten/calibration" / f"{name}.parts"
+        parts.mkdir()
+        (parts / "0000.h5").write_text("damaged")
         code, _, err = self.selfcal("compress", "jobs.yaml", *settings, ranks=3)
         states = self.states("unwritten")
         self.assertEqual(sorted(states.values()), ["done", "done", "failed"], err)
         failed = next(job for job, state in states.items() if state == "failed")
         self.assertEqual(code, self.queue("unwritten")[failed]["code"])
         self.assertIn(f"1 of 3 jobs failed; the first, {failed}: ", err)
-        (self.folder / "unwritten/calibration" / f"{name}.parts").unlink()
+        (parts / "0000.h5").unlink()
         self.succeed("compress", "jobs.yaml", *settings, ranks=3)
         self.assertEqual(self.job_hashes("unwritten"), self.expected)
 
