@@ -17,7 +17,7 @@ int boundary_tag(int64_t leaf, int64_t leaves, int shard) {
 
 void BoundaryOutbox::send(const at::Tensor& given, int64_t leaf, int64_t leaves, int shard,
                           int to) {
-  wait_for_room(limit_ - 1);
+  wait_for_room();
   if (stop_.requested()) return;
   const int tag = boundary_tag(leaf, leaves, shard);
   const at::Tensor hidden = given.to(at::kCPU);
@@ -25,17 +25,15 @@ void BoundaryOutbox::send(const at::Tensor& given, int64_t leaf, int64_t leaves,
                       Wait{"boundary taken", to, tag}});
 }
 
-void BoundaryOutbox::finish() { wait_for_room(0); }
-
 size_t BoundaryOutbox::in_flight() {
   std::erase_if(parcels_, [](Parcel& parcel) { return parcel.request.done(); });
   return parcels_.size();
 }
 
-void BoundaryOutbox::wait_for_room(size_t limit) {
-  if (in_flight() <= limit) return;
+void BoundaryOutbox::wait_until_held(size_t most) {
+  if (in_flight() <= most) return;
   world_.wait_until(parcels_.front().wait,
-                    [&] { return in_flight() <= limit || stop_.requested(); });
+                    [&] { return in_flight() <= most || stop_.requested(); });
 }
 
 BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned,
@@ -68,8 +66,7 @@ std::vector<at::Tensor> BoundaryInbox::take(const SharedStop& stop) {
 void send_dense_boundaries(const Model& model, const OuterWeights& outer,
                            const std::function<BlockWeights(int64_t)>& block_weights,
                            const Layout& layout, const std::vector<Leaf>& leaves,
-                           int64_t all_leaves, const at::Tensor& tokens, int64_t first_row,
-                           BoundaryOutbox& outbox) {
+                           const at::Tensor& tokens, int64_t first_row, const SendBoundary& send) {
   std::vector<at::Tensor> hidden;
   for (const auto& leaf : leaves)
     hidden.push_back(model.embed(tokens.narrow(0, leaf.first - first_row, leaf.rows), outer));
@@ -80,8 +77,7 @@ void send_dense_boundaries(const Model& model, const OuterWeights& outer,
       for (auto& leaf : hidden) leaf = forward(model.block(layer), leaf, weights);
     }
     for (size_t i = 0; i < leaves.size(); ++i)
-      outbox.send(hidden[i], leaves[i].index, all_leaves, shard,
-                  layout.owner(leaves[i].index, shard));
+      send(hidden[i], leaves[i], shard, layout.owner(leaves[i].index, shard));
   }
 }
 

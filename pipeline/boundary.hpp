@@ -25,8 +25,10 @@ class BoundaryOutbox {
   /// Sends the input of shard `shard`'s first layer for one leaf, in any memory, once there is room
   /// for it.
   void send(const at::Tensor& hidden, int64_t leaf, int64_t leaves, int shard, int to);
+  /// Waits until send() need not, or a stop is wished for.
+  void wait_for_room() { wait_until_held(limit_ - 1); }
   /// Waits until all are taken, or a stop is wished for.
-  void finish();
+  void finish() { wait_until_held(0); }
   /// Leaves sent and not taken yet, held in memory.
   size_t in_flight();
 
@@ -36,7 +38,7 @@ class BoundaryOutbox {
     Request request;
     Wait wait;
   };
-  void wait_for_room(size_t limit);
+  void wait_until_held(size_t most);
 
   const Communicator& world_;
   const SharedStop& stop_;
@@ -66,13 +68,16 @@ class BoundaryInbox {
   std::vector<Wait> waits_;
 };
 
+/// Gives the input of a shard's first layer for one leaf to a rank.
+using SendBoundary =
+    std::function<void(const at::Tensor& hidden, const Leaf& leaf, int shard, int to)>;
+
 /// Dense forward of leaves from the embedding to the last shard's first layer, sending what each
 /// later shard starts from. `tokens`: int32 [sequences, length] whose first row is row `first_row`
 /// of the set. A layer's weights are asked for once and dropped after its leaves. Independent.
 void send_dense_boundaries(const Model& model, const OuterWeights& outer,
                            const std::function<BlockWeights(int64_t)>& block_weights,
                            const Layout& layout, const std::vector<Leaf>& leaves,
-                           int64_t all_leaves, const at::Tensor& tokens, int64_t first_row,
-                           BoundaryOutbox& outbox);
+                           const at::Tensor& tokens, int64_t first_row, const SendBoundary& send);
 
 }  // namespace selfcal

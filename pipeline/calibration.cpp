@@ -128,6 +128,10 @@ CalibrationSet sample_set(
 
 }  // namespace
 
+bool is_sampled(const Session& session) {
+  return fs::exists(session.directory.calibration(calibration_id(session)));
+}
+
 Calibration prepare_calibration(
     const Session& session,
     const std::function<void(const MicroBatch&, const Generator&)>& on_sampled) {

@@ -15,6 +15,10 @@ struct Calibration {
   double sampling_seconds = 0;
 };
 
+/// Whether the run directory has the set of a job whose source is `self`. Looks at files; for one
+/// rank.
+bool is_sampled(const Session& session);
+
 /// Collective over the world. A set that is already in the run directory is read (its hash is
 /// checked); micro-batches that an interrupted run has left are kept. `on_sampled` is called on the
 /// rank that has just sampled a micro-batch.

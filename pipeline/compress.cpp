@@ -11,9 +11,10 @@
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
 #include "pipeline/host_solves.hpp"
+#include "pipeline/open_jobs.hpp"
 #include "pipeline/outliers.hpp"
-#include "pipeline/run_plan.hpp"
 #include "pipeline/shard.hpp"
+#include "pipeline/writing_ahead.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
 #include "storage/layer_scan.hpp"
@@ -78,52 +79,6 @@ std::vector<std::optional<LayerHeader>> scan_committed(const Session& session,
   return committed;
 }
 
-/// What is known of a job before it starts.
-struct OpenedJob {
-  RunConfig config;
-  std::shared_ptr<const Model> model;
-  Layout layout;
-  LeafMemory leaf_memory;
-  std::vector<RankPlan> ranks;
-};
-
-using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
-
-/// A job's configuration as resolved by its model, whose header is checked against it.
-JobToPlan open_job(const RunConfig& given, int sharing, OpenModels& models,
-                   const RunEnvironment& environment) {
-  auto& model = models[{given.model, given.dtype}];
-  if (!model) model = open_model(given.model, given.dtype, environment.context);
-  const RunConfig config = resolve(given, model->shape());
-  const auto& calibration = config.calibration;
-  if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
-    fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
-  check_linears(config, all_linears(*model));
-  Machine machine;
-  machine.device_memory = environment.device_memory;
-  return {config, sizes_of(*model), machine, sharing};
-}
-
-/// Independent; what is wrong with a job names it where there are several.
-std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
-                                const RunEnvironment& environment) {
-  OpenModels models;
-  std::vector<JobToPlan> jobs;
-  std::vector<std::shared_ptr<const Model>> of_jobs;
-  for (const auto& config : given) try {
-      jobs.push_back(open_job(config, jobs_sharing(config, given), models, environment));
-      of_jobs.push_back(models.at({config.model, config.dtype}));
-    } catch (const Error& error) {
-      if (given.size() == 1) throw;
-      fail(error.code(), "job {}: {}", config.name, error.what());
-    }
-  std::deque<OpenedJob> opened;
-  for (auto& [config, sizes, plan] : plan_run(jobs, environment.world.size()))
-    opened.push_back({config, of_jobs[opened.size()], plan.layout,
-                      plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute, plan.ranks});
-  return opened;
-}
-
 /// Jobs whose flows pass through the shards one behind the other, before any of them is finished.
 struct Batch {
   std::vector<std::vector<Job*>> flows;
@@ -146,6 +101,15 @@ std::vector<Batch> plan_batches(std::deque<Job>& jobs, int shards) {
   return batches;
 }
 
+/// Without the flows whose jobs have all come to an end.
+void drop_finished(std::vector<Batch>& batches) {
+  const auto is_over = [](const Job* job) { return job->finished || job->failure; };
+  for (auto& batch : batches)
+    std::erase_if(batch.flows,
+                  [&](const auto& jobs) { return std::ranges::all_of(jobs, is_over); });
+  std::erase_if(batches, [](const Batch& batch) { return batch.flows.empty(); });
+}
+
 /// For the report of jobs that share a forward.
 std::string describe_sharing(const std::vector<Job*>& jobs) {
   if (jobs.size() == 1) return {};
@@ -161,7 +125,10 @@ std::string describe_sharing(const std::vector<Job*>& jobs) {
 class Run {
  public:
   Run(const std::vector<RunConfig>& given, const RunEnvironment& environment)
-      : environment_(environment), world_(environment.world), progress_(world_.rank() == 0) {
+      : environment_(environment),
+        world_(environment.world),
+        crew_(world_),
+        progress_(world_.rank() == 0) {
     agree(world_, [&] { opened_ = open_jobs(given, environment); });
     const std::string kind = agree_on_numeric_kind(world_, environment.device_kind);
     std::vector<RunConfig> configs;
@@ -182,9 +149,9 @@ class Run {
     const auto count = static_cast<int64_t>(opened_.size());
     for (const auto& job : opened_)
       jobs_.push_back(
-          {.session = {job.config, *job.model, world_, job.layout, *directory_, environment.stop,
-                       environment.context, kind, timer_, progress_, job.leaf_memory, count,
-                       job.ranks[static_cast<size_t>(world_.rank())].memory},
+          {.session = {job.config, *job.model, crew_, job.layout, *directory_, environment.stop,
+                       environment.context, kind, timer_, progress_, leaf_memory(job.plan), count,
+                       planned_memory(job, world_.rank())},
            .number = static_cast<int64_t>(jobs_.size())});
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
@@ -206,7 +173,9 @@ class Run {
     agree(world_, [&] {
       if (world_.rank() == 0) write_queue(directory_->queue(), queue());
     });
-    for (auto& batch : plan_batches(jobs_, layout().shards())) {
+    std::vector<Batch> batches = plan_batches(jobs_, layout().shards());
+    compress_while_written(batches);
+    for (const auto& batch : batches) {
       stop_together(world_, environment_.stop);
       process(batch);
     }
@@ -220,10 +189,108 @@ class Run {
  private:
   const Layout& layout() const { return opened_.front().layout; }
 
+  /// Where generators have texts of later jobs to write they do so, and the compressors compress
+  /// what is written meanwhile. When the last text is there all work on what is left in `batches`.
+  void compress_while_written(std::vector<Batch>& batches) {
+    std::vector<Job*> texts = texts_to_write(batches);
+    if (texts.empty()) return;
+    const int writer = layout().generators().front();
+    const bool writes = world_.rank() >= writer;
+    written_.emplace(world_, environment_.stop, writer, std::move(texts));
+    part(writes);
+    bool stopped = false;
+    try {
+      if (writes)
+        written_->write([this](Job& job) { time_.charge(job); });
+      else
+        compress_what_is_written(batches);
+    } catch (const Stopped&) {
+      stopped = true;
+    }
+    if (any(world_, stopped)) {
+      world_.drop_messages([&] { return written_->all_sent(); });
+      throw Stopped();
+    }
+    join();
+    drop_finished(batches);
+  }
+
+  /// Collective. A job of each calibration set that is still to be sampled; none where nothing
+  /// could be compressed meanwhile.
+  std::vector<Job*> texts_to_write(const std::vector<Batch>& batches) {
+    std::vector<Job*> jobs;
+    if (!opened_.front().while_writing) return jobs;
+    std::set<std::string> keys;
+    for (const auto& batch : batches)
+      for (const auto& flow : batch.flows) {
+        const RunConfig& config = flow.front()->session.config;
+        if (config.calibration.source == CalibrationSource::self &&
+            keys.insert(forward_key(config)).second)
+          jobs.push_back(flow.front());
+      }
+    std::vector<int32_t> there(jobs.size(), 0);
+    agree(world_, [&] {
+      if (world_.rank() != 0) return;
+      for (size_t i = 0; i < jobs.size(); ++i) there[i] = is_sampled(jobs[i]->session) ? 1 : 0;
+    });
+    world_.broadcast(std::as_writable_bytes(std::span(there)), 0);
+    std::vector<Job*> open;
+    for (size_t i = 0; i < jobs.size(); ++i)
+      if (!there[i]) open.push_back(jobs[i]);
+    const Job* first = batches.front().flows.front().front();
+    if (std::ranges::all_of(open, [&](const Job* job) { return job == first; })) open.clear();
+    return open;
+  }
+
+  /// From now on this rank works with those of its kind alone.
+  void part(bool writes) {
+    crew_ = world_.split(writes ? 1 : 0);
+    for (auto& job : opened_)
+      job.layout = writes ? job.layout.of_generators() : job.layout.of_compressors();
+    for (auto& job : jobs_)
+      job.session.leaf_memory =
+          leaf_memory(*opened_[static_cast<size_t>(job.number)].while_writing);
+    team_.emplace(crew_.split(layout().shard_of(crew_.rank())));
+  }
+
+  /// From now on all ranks work together again; the compressors tell what has come of which job.
+  void join() {
+    crew_ = world_;
+    for (auto& job : opened_) job.layout = job.plan.layout;
+    team_.emplace(world_.split(layout().shard_of(world_.rank())));
+    std::vector<int32_t> finished;
+    for (const auto& job : jobs_) finished.push_back(job.finished ? 1 : 0);
+    world_.all_reduce(std::span(finished), ReduceOp::max);
+    for (auto& job : jobs_) {
+      job.session.leaf_memory = leaf_memory(opened_[static_cast<size_t>(job.number)].plan);
+      job.finished = finished[static_cast<size_t>(job.number)] != 0;
+      job.block_sparsity.clear();  // the generators have none: what was counted is read again
+    }
+    share_failures();
+  }
+
+  /// On the compressors, until the last text is there: flow after flow, with several shards all
+  /// together that can start.
+  void compress_what_is_written(std::vector<Batch>& batches) {
+    const auto ready = [&](const std::vector<Job*>& flow) {
+      return written_->ready(*flow.front());
+    };
+    while (true) {
+      const auto& flows = batches.front().flows;
+      if (!ready(flows.front())) log::info("{} waits for its text", flows.front().front()->name());
+      written_->receive(crew_, !ready(flows.front()));
+      if (written_->whole()) return;
+      const auto end = std::ranges::find_if_not(flows, ready);
+      if (end == flows.begin()) continue;
+      process({{flows.begin(), end}});
+      drop_finished(batches);
+    }
+  }
+
   void process(const Batch& batch) {
     std::vector<Flow> flows;
     std::deque<DenseBoundaries> boundaries;
-    Handover handover(world_, environment_.stop);
+    Handover handover(crew_, environment_.stop);
     bool stopped = false;
     try {
       for (const auto& jobs : batch.flows) {
@@ -243,15 +310,15 @@ class Run {
       stopped = true;
     }
     // Teams do not wait for each other before this.
-    if (any(world_, stopped)) {
-      world_.drop_messages([&] {
+    if (any(crew_, stopped)) {
+      crew_.drop_messages([&] {
         return handover.next.all_sent() &&
                std::ranges::all_of(boundaries, &DenseBoundaries::all_sent);
       });
       throw Stopped();
     }
     return_freed_memory();
-    share_failures(flows);
+    share_failures();
     show_queue();
     for (const auto& flow : flows)
       for (Job* job : flow.jobs) {
@@ -273,10 +340,14 @@ class Run {
                               front.session.config.calibration.length,
                               front.session.config.calibration.micro_batch);
     auto& dense = boundaries.emplace_back(front.session, front.leaves);
-    front.calibration = prepare_calibration(
-        front.session, [&](const MicroBatch& batch, const Generator& generator) {
-          dense.send_sampled(batch, generator);
-        });
+    std::optional<Calibration> written;
+    if (written_) written = written_->take(crew_, front);
+    front.calibration =
+        written ? std::move(*written)
+                : prepare_calibration(front.session,
+                                      [&](const MicroBatch& batch, const Generator& generator) {
+                                        dense.send_sampled(batch, generator);
+                                      });
     const std::string shared = describe_sharing(flow.jobs);
     for (Job* job : flow.jobs) {
       if (job != &front) {
@@ -288,8 +359,8 @@ class Run {
       job->id = job_id(job->session, front.calibration.content_hash);
       attempt({job}, [&] {
         job->committed = scan_committed(job->session, job->id);
-        agree(world_, [&] { job->finished = world_.rank() == 0 && is_finished(*job); });
-        job->finished = any(world_, job->finished);
+        agree(crew_, [&] { job->finished = crew_.rank() == 0 && is_finished(*job); });
+        job->finished = any(crew_, job->finished);
       });
       if (job->finished) log::info("job {}: done by an earlier run", job->name());
     }
@@ -306,14 +377,13 @@ class Run {
   }
 
   /// What teams have agreed on becomes known to all; of several failures the first rank's counts.
-  void share_failures(const std::vector<Flow>& flows) {
+  void share_failures() {
     nlohmann::json mine = nlohmann::json::array();
-    for (const auto& flow : flows)
-      for (const Job* job : flow.jobs)
-        if (job->failure)
-          mine.push_back({job->number, static_cast<int>(job->failure->code), job->failure->text});
+    for (const auto& job : jobs_)
+      if (job.failure)
+        mine.push_back({job.number, static_cast<int>(job.failure->code), job.failure->text});
     const std::string text = mine.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    for (const auto& message : world_.all_gather(std::as_bytes(std::span(text)))) {
+    for (const auto& message : crew_.all_gather(std::as_bytes(std::span(text)))) {
       const auto* begin = reinterpret_cast<const char*>(message.data());
       for (const auto& entry : nlohmann::json::parse(begin, begin + message.size()))
         note_failure(jobs_[entry[0].get<size_t>()],
@@ -371,6 +441,7 @@ class Run {
 
   const RunEnvironment& environment_;
   const Communicator& world_;
+  Communicator crew_;  // the ranks that work together now: all, or those of this rank's kind
   PhaseTimer timer_{
       [this](Phase phase) { world_.activity().enter(phase_names[static_cast<size_t>(phase)]); }};
   TimeAccount time_{timer_};
@@ -380,6 +451,7 @@ class Run {
   std::unique_ptr<RunLock> lock_;
   std::optional<Communicator> team_;
   std::deque<Job> jobs_;
+  std::optional<WritingAhead> written_;
   std::set<const Job*> running_;
   std::vector<const Job*> failed_;  // in the order that they did
 };

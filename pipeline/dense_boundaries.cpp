@@ -52,8 +52,16 @@ void DenseBoundaries::send(const std::vector<Leaf>& leaves, const OuterWeights& 
                            const std::function<BlockWeights(int64_t)>& weights,
                            const at::Tensor& tokens, int64_t first_row) {
   const auto scope = session_.timer.measure(Phase::forward);
-  send_dense_boundaries(session_.model, outer, weights, session_.layout, leaves,
-                        static_cast<int64_t>(leaves_.size()), tokens, first_row, outbox_);
+  const auto send_one = [&](const at::Tensor& hidden, const Leaf& leaf, int shard, int to) {
+    {
+      const auto waiting = session_.timer.measure(Phase::idle);
+      outbox_.wait_for_room();
+    }
+    const auto sending = session_.timer.measure(Phase::send);
+    outbox_.send(hidden, leaf.index, static_cast<int64_t>(leaves_.size()), shard, to);
+  };
+  send_dense_boundaries(session_.model, outer, weights, session_.layout, leaves, tokens, first_row,
+                        send_one);
 }
 
 }  // namespace selfcal

@@ -102,8 +102,7 @@ RunReport describe(const Job& job) {
 }
 
 std::string role_of(const Session& session) {
-  const auto& generators = session.layout.generators();
-  const bool samples = std::ranges::find(generators, session.world.rank()) != generators.end();
+  const bool samples = session.layout.samples(session.world.rank());
   const auto shard = fmt::format("shard {}", session.layout.shard_of(session.world.rank()));
   return samples ? "samples, then " + shard : shard;
 }

@@ -65,6 +65,7 @@ void NextShard::poll() {
 }
 
 void NextShard::send_to(int rank) {
+  const auto scope = job_->session.timer.measure(Phase::send);
   const Layout& layout = job_->session.layout;
   const int next = shard_of(*job_, world_) + 1;
   std::vector<size_t> wanted;  // of owned_

@@ -140,12 +140,43 @@ Layout::Layout(const LayoutSettings& given, int ranks, const std::vector<double>
   first_layer_ = cut_by_cost(layer_cost, shards);
 }
 
+Layout Layout::of_compressors() const {
+  Layout alone = *this;
+  alone.split_ = false;
+  alone.text_comes_ = true;
+  alone.ranks_ = generators_.front();
+  alone.depth_ = 1;
+  alone.generators_.resize(static_cast<size_t>(alone.ranks_));
+  std::iota(alone.generators_.begin(), alone.generators_.end(), 0);
+  for (auto& team : alone.teams_)
+    std::erase_if(team, [&](int rank) { return rank >= alone.ranks_; });
+  alone.shard_of_rank_.resize(static_cast<size_t>(alone.ranks_));
+  return alone;
+}
+
+Layout Layout::of_generators() const {
+  Layout alone = *this;
+  alone.split_ = false;
+  alone.ranks_ = static_cast<int>(generators_.size());
+  std::iota(alone.generators_.begin(), alone.generators_.end(), 0);
+  alone.teams_ = {alone.generators_};
+  alone.shard_of_rank_.assign(generators_.size(), 0);
+  alone.first_layer_ = {0, first_layer_.back()};
+  return alone;
+}
+
+bool Layout::samples(int rank) const {
+  return !text_comes_ && std::ranges::find(generators_, rank) != generators_.end();
+}
+
 std::string Layout::describe() const {
-  if (ranks_ == 1) return "1 rank generates, then compresses";
+  if (ranks_ == 1 && !text_comes_) return "1 rank generates, then compresses";
   const int compressors = split_ ? generators_.front() : ranks_;
   const int smallest = compressors / shards(), largest = (compressors + shards() - 1) / shards();
   const std::string teams = fmt::format("{} x {}{}", counted(shards(), "shard"), smallest,
                                         largest > smallest ? fmt::format(" or {}", largest) : "");
+  if (text_comes_)
+    return fmt::format("{} ({}), while others generate", counted(ranks_, "compressor"), teams);
   if (split_)
     return fmt::format(
         "{} + {} ({}); generators join the compressors when they are done",

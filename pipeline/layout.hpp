@@ -49,11 +49,21 @@ class Layout {
     return team[static_cast<size_t>(leaf) % team.size()];
   }
 
+  /// The compressors alone, for the time that the generators write ahead: the same shards and
+  /// ranks. Of a split layout.
+  Layout of_compressors() const;
+  /// The generators alone meanwhile, numbered from 0, with their replicas, in one team. Of a split
+  /// layout.
+  Layout of_generators() const;
+  /// Whether it is a rank's part to sample.
+  bool samples(int rank) const;
+
   /// One line for people: "2 generators + 2 compressors (1 shard x 2), then 4 compress".
   std::string describe() const;
 
  private:
   bool split_ = false;
+  bool text_comes_ = false;  // from generators that are not in this layout
   int ranks_ = 1;
   int depth_ = 1;
   std::vector<int> generators_;

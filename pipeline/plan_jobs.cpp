@@ -11,27 +11,35 @@
 namespace selfcal {
 namespace {
 
-/// What a job adds to those before it: jobs of one calibration sample it once, and with dense
-/// propagation they share its forward and statistics, except for those of AWQ. Outliers are counted
-/// once for all.
-double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there,
+/// What a job with its calibration set adds to those before it: with dense propagation jobs of one
+/// set share its forward and statistics, except for those of AWQ. Outliers are counted once for
+/// all.
+double seconds_beside(const Plan& plan, MethodName method, bool forward_is_there,
                       bool outliers_are_there) {
-  const PhaseSeconds& outliers = job.plan.outlier_seconds;
-  double seconds = job.plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
+  const PhaseSeconds& outliers = plan.outlier_seconds;
+  double seconds = plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
   const auto take = [&](std::initializer_list<Phase> phases) {
     for (const Phase phase : phases)
-      seconds -=
-          job.plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
+      seconds -= plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
   };
-  if (calibration_is_there) take({Phase::sample});
+  take({Phase::sample});
   if (forward_is_there) take({Phase::read});
-  if (forward_is_there && job.config.method.name != MethodName::awq)
+  if (forward_is_there && method != MethodName::awq)
     take({Phase::forward, Phase::statistics, Phase::reduce});
   return seconds;
 }
 
 double sampling_seconds(const Plan& plan) {
   return plan.seconds[static_cast<size_t>(Phase::sample)];
+}
+
+/// Seconds to write each text, once.
+double writing_seconds(const std::vector<PlannedJob>& jobs) {
+  double seconds = 0;
+  std::set<std::string> texts;
+  for (const auto& job : jobs)
+    if (texts.insert(forward_key(job.config)).second) seconds += sampling_seconds(job.plan);
+  return seconds;
 }
 
 /// When the last of many sequential jobs is through the last shard: a shard takes a job when it is
@@ -64,15 +72,20 @@ std::string job_table(const std::vector<PlannedJob>& jobs) {
   uint64_t memory = 0;
   const std::vector<double> seconds = seconds_beside_others(jobs);
   for (size_t i = 0; i < jobs.size(); ++i) {
-    const uint64_t most = jobs[i].plan.largest_rank().memory;
+    const uint64_t most = jobs[i].most_memory();
     text += fmt::format("{:<30} {:>9}  {:>12.1f}\n", jobs[i].config.name, memory_text(most),
                         seconds[i]);
     all_seconds += seconds[i];
     memory = std::max(memory, most);
   }
-  return text + fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n",
-                            fmt::format("all {} jobs", jobs.size()), memory_text(memory),
-                            all_seconds, duration_text(all_seconds));
+  text += fmt::format("{:<30} {:>9}  {:>12.1f}  ({})\n", fmt::format("all {} jobs", jobs.size()),
+                      memory_text(memory), all_seconds, duration_text(all_seconds));
+  if (write_ahead(jobs))
+    text += fmt::format(
+        "generators write for {:.1f} s, a text after the other, while compressors work on the jobs "
+        "whose text is there\n",
+        writing_seconds(jobs));
+  return text;
 }
 
 }  // namespace
@@ -87,7 +100,24 @@ int jobs_sharing(const RunConfig& job, const std::vector<RunConfig>& jobs) {
       jobs, [&](const RunConfig& other) { return shares(other) && forward_key(other) == key; }));
 }
 
+uint64_t PlannedJob::most_memory() const {
+  return std::max(plan.largest_rank().memory,
+                  while_writing ? while_writing->largest_rank().memory : 0);
+}
+
+bool write_ahead(const std::vector<PlannedJob>& jobs) {
+  const std::string first = forward_key(jobs.front().config);
+  return std::ranges::all_of(jobs, [](const auto& job) { return job.while_writing.has_value(); }) &&
+         std::ranges::any_of(jobs, [&](const auto& job) {
+           return job.config.calibration.source == CalibrationSource::self &&
+                  forward_key(job.config) != first;
+         });
+}
+
 std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
+  const bool ahead = write_ahead(jobs);
+  const double all_written = writing_seconds(jobs);
+  double now = 0, written = 0;
   std::vector<double> seconds;
   Wavefront wavefront;
   std::set<std::string> calibrations, forwards, weighed;
@@ -98,25 +128,29 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
     const bool forward_is_there = dense && !forwards.insert(key).second;
     const bool weighs = job.config.method.sparsity.by_outliers;
     const bool outliers_are_there = weighs && !weighed.insert(key).second;
-    const double alone =
-        seconds_beside(job, calibration_is_there, forward_is_there, outliers_are_there);
-    if (dense) {
-      seconds.push_back(alone);
-      continue;
+    const double writing = calibration_is_there ? 0 : sampling_seconds(job.plan);
+    written += writing;
+    const double waiting = ahead ? std::max(0.0, written - now) : writing;
+    const bool apart = ahead && now + waiting < all_written;
+    const Plan& plan = apart ? *job.while_writing : job.plan;
+    double alone =
+        seconds_beside(plan, job.config.method.name, forward_is_there, outliers_are_there);
+    if (!dense && !apart) {
+      // Calibration sets and outliers come before the first layer: no shard works on one meanwhile.
+      const double outliers = weighs && !outliers_are_there ? sum(plan.outlier_seconds) : 0;
+      const double before = wavefront.seconds();
+      wavefront.add(plan, alone - outliers);
+      alone = outliers + wavefront.seconds() - before;
     }
-    // Calibration sets and outliers come before the first layer: no shard works on one meanwhile.
-    double preparing = calibration_is_there ? 0 : sampling_seconds(job.plan);
-    if (weighs && !outliers_are_there) preparing += sum(job.plan.outlier_seconds);
-    const double before = wavefront.seconds();
-    wavefront.add(job.plan, alone - preparing);
-    seconds.push_back(preparing + wavefront.seconds() - before);
+    seconds.push_back(waiting + alone);
+    now += seconds.back();
   }
   return seconds;
 }
 
 std::string to_text(const std::vector<PlannedJob>& jobs) {
-  const auto& [config, sizes, plan] = jobs.front();
-  return to_text(plan, config, sizes) + (jobs.size() > 1 ? job_table(jobs) : "");
+  const PlannedJob& first = jobs.front();
+  return to_text(first.plan, first.config, first.sizes) + (jobs.size() > 1 ? job_table(jobs) : "");
 }
 
 std::string to_json(const std::vector<PlannedJob>& jobs) {

@@ -22,11 +22,33 @@ LayoutSettings grid_of(const Layout& layout, LayoutSettings settings) {
   return settings;
 }
 
+/// The plan of the compressors of a split layout, to whom the text is given; none where they have
+/// not the memory for it.
+std::optional<Plan> without_generators(const JobToPlan& job, const Layout& layout,
+                                       const Machine& machine) {
+  RunConfig config = job.config;
+  const Layout compressors = layout.of_compressors();
+  config.layout = grid_of(compressors, config.layout);
+  config.calibration.source = CalibrationSource::tokens;
+  try {
+    Plan plan = make_plan(config, job.sizes, compressors.ranks(), machine, job.sharing);
+    if (plan.memory_limit > 0 && plan.largest_rank().memory > plan.memory_limit)
+      return std::nullopt;
+    return plan;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks,
                    const Machine& machine, bool named) try {
   RunConfig config = job.config;
   config.layout = layout;
-  return {job.config, job.sizes, make_plan(config, job.sizes, ranks, machine, job.sharing)};
+  PlannedJob result{job.config, job.sizes,
+                    make_plan(config, job.sizes, ranks, machine, job.sharing)};
+  if (named && result.plan.layout.split())
+    result.while_writing = without_generators(job, result.plan.layout, machine);
+  return result;
 } catch (const Error& error) {
   if (!named) throw;
   fail(error.code(), "job {}: {}", job.config.name, error.what());
@@ -52,7 +74,7 @@ double all_seconds(const std::vector<PlannedJob>& jobs) {
 
 uint64_t most_memory(const std::vector<PlannedJob>& jobs) {
   uint64_t most = 0;
-  for (const auto& job : jobs) most = std::max(most, job.plan.largest_rank().memory);
+  for (const auto& job : jobs) most = std::max(most, job.most_memory());
   return most;
 }
 

@@ -58,19 +58,23 @@ int64_t number(const std::vector<std::byte>& message, size_t index = 0) {
 /// on its way.
 class Sampling {
  public:
-  Sampling(const Communicator& world, const SamplingHooks& hooks, const SharedStop& stop)
-      : world_(world),
+  Sampling(const Session& session, const SamplingHooks& hooks)
+      : world_(session.world),
+        timer_(session.timer),
         hooks_(hooks),
-        stop_(stop),
-        outbox_(world),
-        batches_out_(world, batches_in_flight) {}
+        stop_(session.stop),
+        outbox_(world_),
+        batches_out_(world_, batches_in_flight) {}
 
   void finished(const MicroBatch& batch) {
     sampled_ += batch.tokens.numel();
-    if (world_.rank() == 0)
+    if (world_.rank() == 0) {
       hooks_.on_arrived(batch);
-    else
-      batches_out_.send(to_message(batch), 0, batch_tag);
+    } else {
+      auto message = to_message(batch);
+      const auto waiting = timer_.measure(Phase::idle);  // for rank 0 to take the earlier ones
+      batches_out_.send(std::move(message), 0, batch_tag);
+    }
     ++batches_;
   }
 
@@ -125,6 +129,7 @@ class Sampling {
   }
 
   const Communicator& world_;
+  PhaseTimer& timer_;
   const SamplingHooks& hooks_;
   const SharedStop& stop_;
   Outbox outbox_;                           // for words
@@ -203,7 +208,7 @@ void sample_together(const Session& session, const std::set<int64_t>& done,
   const int replica =
       place < std::ssize(generators) ? static_cast<int>(place) / session.layout.depth() : -1;
   const std::vector<int64_t> batches = batches_of(session, replica, done);
-  Sampling sampling(session.world, hooks, session.stop);
+  Sampling sampling(session, hooks);
   if (session.layout.depth() == 1)
     sample_alone(session, batches, hooks, sampling);
   else

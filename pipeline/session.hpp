@@ -16,7 +16,7 @@ namespace selfcal {
 struct Session {
   const RunConfig& config;
   const Model& model;
-  const Communicator& world;
+  const Communicator& world;  // the ranks that work together now, as those of the layout
   const Layout& layout;
   const RunDirectory& directory;
   const SharedStop& stop;

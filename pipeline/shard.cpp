@@ -94,7 +94,6 @@ class FlowRun {
 
   void hand_over() {
     const Job& job = flow_.front();
-    const auto scope = session_.timer.measure(Phase::send);
     JobNote note;
     note.job = job.number;
     if (job.failure) {
@@ -349,7 +348,6 @@ void compress_flows(const Communicator& team, std::vector<Flow>& flows, Handover
     on_start(flow);
     FlowRun(team, flow, time, handover).run();
   }
-  const auto scope = flows.front().front().session.timer.measure(Phase::send);
   handover.next.finish();
 }
 

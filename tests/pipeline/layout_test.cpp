@@ -119,6 +119,33 @@ TEST(Layout, ACopyMayBeSpreadOverRanks) {
             "layout.generators.depth: found 31, but the model has 30 layers");
 }
 
+TEST(Layout, EachKindAloneWhileGeneratorsWriteAhead) {
+  for (int depth = 1; depth <= 2; ++depth) {
+    LayoutSettings settings = settings_of(Mode::split, 2, 0, 2);
+    settings.depth = depth;
+    const Layout both = layout_of(settings, 5 + 2 * depth);
+    const Layout compressors = both.of_compressors(), generators = both.of_generators();
+    expect_whole(compressors, 5, 30);
+    for (int shard = 0; shard < 2; ++shard) {
+      EXPECT_EQ(compressors.first_layer(shard), both.first_layer(shard));
+      for (const int rank : compressors.team_of(shard)) EXPECT_EQ(both.shard_of(rank), shard);
+    }
+    expect_whole(generators, 2 * depth, 30);
+    EXPECT_EQ(generators.replicas(), both.replicas());
+    EXPECT_EQ(generators.depth(), depth);
+    for (int64_t batch = 0; batch < 5; ++batch)
+      EXPECT_EQ(generators.generator_of(batch) + 5, both.generator_of(batch));
+    for (int rank = 0; rank < both.ranks(); ++rank) {
+      EXPECT_EQ(both.samples(rank), rank >= 5);
+      if (rank < 5)
+        EXPECT_FALSE(compressors.samples(rank));
+      else
+        EXPECT_TRUE(generators.samples(rank - 5));
+    }
+    EXPECT_EQ(compressors.describe(), "5 compressors (2 shards x 2 or 3), while others generate");
+  }
+}
+
 TEST(Layout, TwoShardsOfOneRank) {
   const Layout four = layout_of(settings_of(Mode::split, 2, 1), 4);
   EXPECT_EQ(four.generators(), (Ranks{2, 3}));

@@ -416,6 +416,65 @@ TEST(PlanTest, AJobOfARunIsPlannedAsTheRunIs) {
     EXPECT_EQ(job.plan.layout.shards(), jobs.front().plan.layout.shards());
 }
 
+/// Jobs of texts of their own on one generator and one compressor.
+std::vector<PlannedJob> jobs_of_own_texts(size_t count, const std::vector<std::string>& more = {}) {
+  std::vector<JobToPlan> jobs;
+  for (size_t seed = 0; seed < count; ++seed) {
+    std::vector<std::string> settings{"layout.mode=split", fmt::format("seed={}", seed)};
+    settings.insert(settings.end(), more.begin(), more.end());
+    jobs.push_back({demo_config(settings), demo_model(), machine(2, 2)});
+  }
+  return plan_run(jobs, 2);
+}
+
+TEST(PlanTest, TextsAreWrittenWhileEarlierJobsAreCompressed) {
+  const auto jobs = jobs_of_own_texts(4);
+  ASSERT_TRUE(write_ahead(jobs));
+  const Plan& all = jobs.front().plan;
+  const Plan& apart = *jobs.front().while_writing;
+  EXPECT_EQ(apart.layout.ranks(), 1);
+  EXPECT_EQ(seconds_of(apart, Phase::sample), 0);
+  EXPECT_GT(apart.total_seconds, all.total_seconds - seconds_of(all, Phase::sample))
+      << "one compressor needs longer than both ranks";
+  // Nothing of the texts is missing or counted twice: the slower side sets the pace, and the last
+  // job is everybody's.
+  const double sampling = seconds_of(all, Phase::sample), alone = apart.total_seconds,
+               together = all.total_seconds - sampling;
+  double now = 0;
+  for (int job = 0; job < 4; ++job) {
+    now = std::max(now, (job + 1) * sampling);
+    now += now < 4 * sampling ? alone : together;
+  }
+  EXPECT_NEAR(sum_of(seconds_beside_others(jobs)), now, 1e-9);
+  EXPECT_LT(now, 4 * all.total_seconds);
+  EXPECT_GE(now, 4 * sampling + together - 1e-9);
+  EXPECT_NE(to_text(jobs).find("generators write for"), std::string::npos);
+}
+
+TEST(PlanTest, NothingIsWrittenAheadForOneTextOrWithoutTheMemory) {
+  EXPECT_FALSE(write_ahead(jobs_of_own_texts(1)));
+  EXPECT_FALSE(write_ahead(jobs_of_own_texts(2, {"layout.mode=shared"})));
+  EXPECT_FALSE(write_ahead(jobs_of_own_texts(2, {"calibration.source=vocabulary"})));
+  auto one_text = jobs_of_own_texts(2);
+  one_text[1].config.seed = one_text[0].config.seed;
+  EXPECT_FALSE(write_ahead(one_text));
+  // What both ranks have the memory for, if need be by computing again, is more than one has.
+  const auto jobs = jobs_of_own_texts(2, {"calibration.sequences=512"});
+  const uint64_t both = jobs.front().plan.largest_rank().memory;
+  ASSERT_GT(jobs.front().while_writing->largest_rank().memory, both);
+  uint64_t least = both;
+  for (uint64_t limit = both; limit > 0; limit -= both / 64) try {
+      jobs_of_own_texts(2, {"calibration.sequences=512", fmt::format("layout.memory={}", limit)});
+      least = limit;
+    } catch (const Error&) {
+      break;
+    }
+  const auto tight =
+      jobs_of_own_texts(2, {"calibration.sequences=512", fmt::format("layout.memory={}", least)});
+  EXPECT_FALSE(write_ahead(tight));
+  EXPECT_FALSE(tight.front().while_writing.has_value());
+}
+
 TEST(PlanTest, ARunThatDoesNotFitNamesTheJob) {
   RunConfig config = demo_config({"layout.memory=100MiB"});
   config.name = "large";

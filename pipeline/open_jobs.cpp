@@ -1,0 +1,62 @@
+#include "pipeline/open_jobs.hpp"
+
+#include <algorithm>
+#include <map>
+
+#include "pipeline/run_plan.hpp"
+
+namespace selfcal {
+namespace {
+
+using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
+
+/// A job's configuration as resolved by its model, whose header is checked against it.
+JobToPlan open_job(const RunConfig& given, int sharing, OpenModels& models,
+                   const RunEnvironment& environment) {
+  auto& model = models[{given.model, given.dtype}];
+  if (!model) model = open_model(given.model, given.dtype, environment.context);
+  const RunConfig config = resolve(given, model->shape());
+  const auto& calibration = config.calibration;
+  if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
+    fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
+  check_linears(config, all_linears(*model));
+  Machine machine;
+  machine.device_memory = environment.device_memory;
+  return {config, sizes_of(*model), machine, sharing};
+}
+
+}  // namespace
+
+std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
+                                const RunEnvironment& environment) {
+  OpenModels models;
+  std::vector<JobToPlan> jobs;
+  std::vector<std::shared_ptr<const Model>> of_jobs;
+  for (const auto& config : given) try {
+      jobs.push_back(open_job(config, jobs_sharing(config, given), models, environment));
+      of_jobs.push_back(models.at({config.model, config.dtype}));
+    } catch (const Error& error) {
+      if (given.size() == 1) throw;
+      fail(error.code(), "job {}: {}", config.name, error.what());
+    }
+  const auto plans = plan_run(jobs, environment.world.size());
+  const bool ahead = write_ahead(plans);
+  std::deque<OpenedJob> opened;
+  for (const auto& [config, sizes, plan, while_writing] : plans)
+    opened.push_back(
+        {config, of_jobs[opened.size()], plan, ahead ? while_writing : std::nullopt, plan.layout});
+  return opened;
+}
+
+LeafMemory leaf_memory(const Plan& plan) {
+  return plan.keeps_states ? LeafMemory::keep : LeafMemory::recompute;
+}
+
+uint64_t planned_memory(const OpenedJob& job, int rank) {
+  uint64_t bytes = job.plan.ranks[static_cast<size_t>(rank)].memory;
+  if (job.while_writing && rank < job.while_writing->layout.ranks())
+    bytes = std::max(bytes, job.while_writing->ranks[static_cast<size_t>(rank)].memory);
+  return bytes;
+}
+
+}  // namespace selfcal
