@@ -153,8 +153,8 @@ std::string describe_sharing(const std::vector<Job*>& jobs) {
   for (const Job* job : jobs) names.push_back(job->name());
   return fmt::format(
       "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
-      "time; a factor counts with the first job that asks for it; solves and writes are each job's "
-      "own, and so are the forward and statistics of a block that AWQ rescales",
+      "time; a factor counts with the first job that asks for it; searches, solves and writes are "
+      "each job's own, and so are the forward and statistics of AWQ with scale_loss module",
       jobs.size(), fmt::join(names, ", "));
 }
 

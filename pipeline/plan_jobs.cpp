@@ -11,9 +11,15 @@
 namespace selfcal {
 namespace {
 
+/// AWQ's search by the outputs of modules takes a pass of its own.
+bool shares_statistics(const RunConfig& config) {
+  return config.propagation == Propagation::dense &&
+         !(config.method.name == MethodName::awq && config.method.scale_loss == ScaleLoss::module);
+}
+
 /// What a job adds to those before it: jobs of one calibration sample it once, and with dense
-/// propagation they share its forward and statistics, except for those of AWQ. Outliers are counted
-/// once for all.
+/// propagation they share its forward and, where they can, statistics. Outliers are counted once
+/// for all.
 double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool forward_is_there,
                       bool outliers_are_there) {
   const PhaseSeconds& outliers = job.plan.outlier_seconds;
@@ -25,7 +31,7 @@ double seconds_beside(const PlannedJob& job, bool calibration_is_there, bool for
   };
   if (calibration_is_there) take({Phase::sample});
   if (forward_is_there) take({Phase::read});
-  if (forward_is_there && job.config.method.name != MethodName::awq)
+  if (forward_is_there && shares_statistics(job.config))
     take({Phase::forward, Phase::statistics, Phase::reduce});
   return seconds;
 }
@@ -78,13 +84,11 @@ std::string job_table(const std::vector<PlannedJob>& jobs) {
 }  // namespace
 
 int jobs_sharing(const RunConfig& job, const std::vector<RunConfig>& jobs) {
-  const auto shares = [](const RunConfig& config) {
-    return config.propagation == Propagation::dense && config.method.name != MethodName::awq;
-  };
-  if (!shares(job)) return 1;
+  if (!shares_statistics(job)) return 1;
   const std::string key = forward_key(job);
-  return static_cast<int>(std::ranges::count_if(
-      jobs, [&](const RunConfig& other) { return shares(other) && forward_key(other) == key; }));
+  return static_cast<int>(std::ranges::count_if(jobs, [&](const RunConfig& other) {
+    return shares_statistics(other) && forward_key(other) == key;
+  }));
 }
 
 std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {

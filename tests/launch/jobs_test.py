@@ -36,10 +36,14 @@ sweep:
     - {name: nearest}
     - {name: sparsegpt, pattern: 2:4}
     - {name: awq, symmetric: false}
+    - {name: wanda, pattern: 2:4}
+    - {name: awq, scale_loss: module}
 """
 DENSE_METHODS = {"gptq": {"method__name": "gptq"}, "nearest": {"method__name": "nearest"},
                  "sparsegpt-2of4": {"method__name": "sparsegpt", "method__pattern": "2:4"},
-                 "awq-asymmetric": {"method__name": "awq", "method__symmetric": "false"}}
+                 "awq-asymmetric": {"method__name": "awq", "method__symmetric": "false"},
+                 "wanda-2of4": {"method__name": "wanda", "method__pattern": "2:4"},
+                 "awq-scale_loss-module": {"method__name": "awq", "method__scale_loss": "module"}}
 
 
 class Jobs(SelfcalCase):
@@ -118,13 +122,32 @@ class Jobs(SelfcalCase):
                 output = f"dense-{ranks}-{shards}"
                 self.run_config("dense.yaml", output, ranks, layout__compressors__shards=shards)
                 self.assertEqual(self.job_hashes(output), expected)
-                # One pass for the three that see the dense block; AWQ's over the block that it rescaled is its own.
+                # One pass for the five that are solved with the dense block's statistics; AWQ's search by the outputs
+                # of modules has its own.
                 passes = [event["jobs"] for event in self.events(output, "statistics")]
-                self.assertEqual(sorted(passes), [1] * (LAYERS // shards) + [3] * (LAYERS // shards))
-                self.assertIn("shared by 4 jobs", self.report(output, "gptq")["shared"])
+                self.assertEqual(sorted(passes), [1] * (LAYERS // shards) + [5] * (LAYERS // shards))
+                self.assertIn("shared by 6 jobs", self.report(output, "gptq")["shared"])
         alone = [event["jobs"] for event in self.events("dense-gptq", "statistics")]
         self.assertEqual(alone, [1] * LAYERS)
         self.assertEqual(self.report("dense-gptq", "gptq")["shared"], "")
+
+    def test_a_block_of_awq_and_others_shares_the_statistics(self):
+        """Where some layers of a block are not AWQ's, or have no scale, errors and factors are still those of alone."""
+        settings = {"method__propagation": "dense", "method__act_order": "auto"}
+        mixed = {"method__name": "awq", "overrides": "[{match: o_proj, method: gptq}, {match: v_proj, method: wanda, "
+                                                     "sparsity: 0.5}]"}
+        self.run_config("alone.yaml", "mixed-alone", name="mixed", **settings, **mixed)
+        self.run_config("alone.yaml", "plain-alone", name="plain", **settings)
+        expected = self.job_hashes("mixed-alone") | self.job_hashes("plain-alone")
+        jobs = f"[{{name: plain}}, {{name: mixed, method: {{name: awq}}, overrides: {mixed['overrides']}}}]"
+        for ranks in (None, 3):
+            output = f"mixed-{ranks}"
+            self.run_config("alone.yaml", output, ranks, jobs=jobs, layout__compressors__shards=1, **settings)
+            self.assertEqual(self.job_hashes(output), expected)
+            self.assertEqual([event["jobs"] for event in self.events(output, "statistics")], [2] * LAYERS)
+            for name in ("mixed", "plain"):
+                self.assertEqual([layer["linears"] for layer in self.report(output, name)["layers"]],
+                                 [layer["linears"] for layer in self.report(f"{name}-alone", name)["layers"]])
 
     def test_a_factor_is_found_once_for_jobs_of_equal_settings(self):
         settings = {"method__propagation": "dense", "method__act_order": "none"}
