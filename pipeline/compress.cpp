@@ -186,6 +186,11 @@ class Run {
                        environment.context, kind, timer_, progress_, job.leaf_memory, count,
                        job.ranks[static_cast<size_t>(world_.rank())].memory},
            .number = static_cast<int64_t>(jobs_.size())});
+    for (Job& job : jobs_)
+      for (const Job& other : jobs_)
+        if (job.beside == nullptr &&
+            differ_in_propagation_only(job.session.config, other.session.config))
+          job.beside = &other;
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
               count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
@@ -255,12 +260,29 @@ class Run {
     show_queue();
     for (const auto& flow : flows)
       for (Job* job : flow.jobs) {
-        if (!job->failure) attempt({job}, [&] { finish_job(*job, time_); });
+        if (!job->failure) attempt({job}, [&] { finish_job(*job, time_, losses_); });
         job->finished = !job->failure;
         job->calibration = {};
         running_.erase(job);
         show_queue();
       }
+    put_reports_beside();
+  }
+
+  /// The report of each job that is done gets its section about the one that differs in propagation
+  /// only, once that is done too.
+  void put_reports_beside() {
+    for (Job& job : jobs_) {
+      if (job.beside == nullptr || !job.finished || !job.beside->finished) continue;
+      if (!besides_.insert(&job).second) continue;
+      attempt({&job}, [&] {
+        agree(world_, [&] {
+          if (world_.rank() == 0)
+            put_beside(directory_->job(job.name()).report(),
+                       directory_->job(job.beside->name()).report());
+        });
+      });
+    }
   }
 
   /// Calibration, identity and what is on disk of each job; jobs that are finished leave the flow.
@@ -380,7 +402,9 @@ class Run {
   std::unique_ptr<RunLock> lock_;
   std::optional<Communicator> team_;
   std::deque<Job> jobs_;
+  CalibrationLosses losses_;
   std::set<const Job*> running_;
+  std::set<const Job*> besides_;    // whose reports have their section about another job
   std::vector<const Job*> failed_;  // in the order that they did
 };
 
