@@ -12,11 +12,11 @@ BlockWeights BlockReader::read(int64_t layer) {
   BlockWeights weights;
   agree(team_, session_.timer, [&] {
     if (team_.rank() != 0) return;
-    weights = ahead_.valid() ? ahead_.get() : session_.model.read_block(layer);
+    weights = ahead_.valid() ? ahead_.get() : source_(layer);
     if (layer + 1 < end_)
       ahead_ = std::async(std::launch::async, [this, layer] {
         kernels::use_one_library_thread();
-        return session_.model.read_block(layer + 1);
+        return source_(layer + 1);
       });
   });
   if (team_.size() > 1) share(weights, layer);

@@ -23,7 +23,7 @@ const Linear& find_linear(const BlockSpec& spec, const std::string& name) {
 
 /// The settings of a pair's consumers, in their order, if AWQ has them all and nothing else reads
 /// their input; else none.
-std::vector<MethodSettings> settings_of(const LayerWork& work, const BlockSpec& spec,
+std::vector<MethodSettings> settings_of(const RunConfig& config, const BlockSpec& spec,
                                         const std::string& prefix, const ScalePair& pair) {
   const int tap = find_linear(spec, pair.consumers.front()).tap;
   for (const auto& linear : spec.linears) {
@@ -32,7 +32,7 @@ std::vector<MethodSettings> settings_of(const LayerWork& work, const BlockSpec& 
   }
   std::vector<MethodSettings> all;
   for (const auto& name : pair.consumers) {
-    const auto settings = settings_for(work.config, prefix + name + ".weight");
+    const auto settings = settings_for(config, prefix + name + ".weight");
     if (!settings || settings->name != MethodName::awq) return {};
     all.push_back(*settings);
   }
@@ -77,9 +77,10 @@ struct AwqPair {
   }
 };
 
-/// `dense`: the weights that `states` have come through, where the consumers are as in `weights`.
+/// `states`: where a module is inspected; `dense`: the weights that they have come through, where
+/// the consumers are as in `weights`.
 at::Tensor best_scale(const LayerWork& work, const Block& block, const AwqPair& found,
-                      const LeafStates& states, const BlockWeights& dense,
+                      const LeafStates* states, const BlockWeights& dense,
                       const TapStatistics& statistics) {
   const auto scope = work.timer.measure(Phase::solve);
   const auto& [pair, settings] = found;
@@ -87,7 +88,7 @@ at::Tensor best_scale(const LayerWork& work, const Block& block, const AwqPair& 
   for (const auto& name : pair.consumers) consumers.push_back(dense.at(name + ".weight"));
   const at::Tensor candidates = candidate_scales(consumers, statistics.magnitude, settings.front());
   if (found.inspects_module()) {
-    const ModuleLoss loss(work, block, states, dense, pair, settings);
+    const ModuleLoss loss(work, block, *states, dense, pair, settings);
     return search_scale(candidates, loss.step(), std::cref(loss));
   }
   return search_scale(candidates, row_step(consumers), [&](const at::Tensor& scales, int64_t step) {
@@ -102,22 +103,63 @@ at::Tensor best_scale(const LayerWork& work, const Block& block, const AwqPair& 
 
 /// By tap, the pair that scales it: a tap has one at most, since it must have all of the tap's
 /// layers.
-std::map<int, AwqPair> awq_pairs(const LayerWork& work, const BlockSpec& spec,
+std::map<int, AwqPair> awq_pairs(const RunConfig& config, const BlockSpec& spec,
                                  const std::string& prefix) {
   std::map<int, AwqPair> pairs;
   for (const auto& pair : spec.scale_pairs)
-    if (auto settings = settings_of(work, spec, prefix, pair); !settings.empty())
+    if (auto settings = settings_of(config, spec, prefix, pair); !settings.empty())
       pairs[find_linear(spec, pair.consumers.front()).tap] = {pair, std::move(settings)};
   return pairs;
 }
 
-std::set<int> compressed_taps(const LayerWork& work, const BlockSpec& spec,
+std::set<int> compressed_taps(const RunConfig& config, const BlockSpec& spec,
                               const std::string& prefix) {
   std::set<int> taps;
   for (const auto& linear : spec.linears)
-    if (settings_for(work.config, prefix + linear.name + ".weight")) taps.insert(linear.tap);
+    if (settings_for(config, prefix + linear.name + ".weight")) taps.insert(linear.tap);
   return taps;
 }
+
+/// A block's scales, found and folded into its weights input by input, in the order of the stages.
+class ScaleFolder {
+ public:
+  ScaleFolder(const LayerWork& work, int64_t layer, const std::map<int, AwqPair>& pairs,
+              BlockWeights& weights)
+      : work_(work), block_(work.model.block(layer)), pairs_(pairs), weights_(weights) {
+    weights = place(weights, {});  // the search runs on the host's threads
+    dense_ = weights;
+  }
+
+  /// In the host's memory.
+  const BlockWeights& dense() const { return dense_; }
+
+  /// `states`: where they are kept, at the stage that reads the input.
+  void take(int tap, TapStatistics statistics, const LeafStates* states) {
+    const auto found = pairs_.find(tap);
+    scaled_.hessians[tap] = statistics.hessian;
+    if (found == pairs_.end()) return;
+    statistics.hessian = statistics.hessian.to(at::kCPU);
+    const ScalePair& pair = found->second.pair;
+    const at::Tensor scale = best_scale(work_, block_, found->second, states, dense_, statistics);
+    fold_scale(weights_, pair, scale);
+    scaled_.hessians[tap] = hessian_of_scaled(statistics.hessian, scale);
+    for (const auto& name : folded_tensors(weights_, pair)) rewritten_.insert(name);
+  }
+
+  ScaledBlock result() && {
+    scaled_.rewritten = {rewritten_.begin(), rewritten_.end()};
+    return std::move(scaled_);
+  }
+
+ private:
+  const LayerWork& work_;
+  const Block& block_;
+  const std::map<int, AwqPair>& pairs_;
+  BlockWeights& weights_;
+  BlockWeights dense_;
+  ScaledBlock scaled_;
+  std::set<std::string> rewritten_;
+};
 
 }  // namespace
 
@@ -126,45 +168,64 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   const std::string prefix = work.model.block_prefix(layer);
-  const auto pairs = awq_pairs(work, spec, prefix);
+  const auto pairs = awq_pairs(work.config, spec, prefix);
   if (pairs.empty()) return {};
-  weights = place(weights, {});  // the search runs on the host's threads
   std::set<int> taps;
   for (const auto& [tap, pair] : pairs) taps.insert(tap);
-  if (measured == Measured::every) taps = compressed_taps(work, spec, prefix);
+  if (measured == Measured::every) taps = compressed_taps(work.config, spec, prefix);
   int last_stage = 0;
   for (const int tap : taps) last_stage = std::max(last_stage, spec.taps[size_t(tap)].stage);
 
-  ScaledBlock scaled;
-  std::set<std::string> rewritten;
-  const BlockWeights dense = weights;
-  LeafStates states(work, block, hidden, dense);
+  ScaleFolder scales(work, layer, pairs, weights);
+  LeafStates states(work, block, hidden, scales.dense());
   for (int stage = 0; stage <= last_stage; ++stage) {
     for (const int index : taps) {
       const Tap& tap = spec.taps[size_t(index)];
       if (tap.stage != stage) continue;
       stop_together(work.team, work.stop);
-      const auto found = pairs.find(index);
-      TapStatistics statistics =
-          measure_tap(work, states, tap, {.products = true, .magnitude = found != pairs.end()});
-      scaled.hessians[index] = statistics.hessian;
-      if (found == pairs.end()) continue;
-      statistics.hessian =
-          statistics.hessian.to(at::kCPU);  // the search runs on the host's threads
-      const ScalePair& pair = found->second.pair;
-      const at::Tensor scale = best_scale(work, block, found->second, states, dense, statistics);
-      fold_scale(weights, pair, scale);
-      scaled.hessians[index] = hessian_of_scaled(statistics.hessian, scale);
-      for (const auto& name : folded_tensors(weights, pair)) rewritten.insert(name);
+      scales.take(
+          index,
+          measure_tap(work, states, tap, {.products = true, .magnitude = pairs.contains(index)}),
+          &states);
     }
     if (stage < last_stage) states.advance(stage);
   }
+  ScaledBlock scaled = std::move(scales).result();
   if (measured == Measured::every) {
     for (int stage = last_stage; stage < spec.stages; ++stage) states.advance(stage);
     scaled.outputs = states.finish();
   }
-  scaled.rewritten = {rewritten.begin(), rewritten.end()};
   return scaled;
+}
+
+std::optional<std::map<int, TapNeeds>> scale_needs(const Model& model, const RunConfig& config,
+                                                   int64_t layer) {
+  const BlockSpec& spec = model.block(layer).spec();
+  const std::string prefix = model.block_prefix(layer);
+  const auto pairs = awq_pairs(config, spec, prefix);
+  std::map<int, TapNeeds> needs;
+  if (pairs.empty()) return needs;
+  for (const auto& [tap, pair] : pairs)
+    if (pair.inspects_module()) return std::nullopt;
+  for (const int tap : compressed_taps(config, spec, prefix))
+    needs[tap] = {.products = true, .magnitude = pairs.contains(tap)};
+  return needs;
+}
+
+ScaledBlock scale_measured(const LayerWork& work, int64_t layer, BlockWeights& weights,
+                           const std::map<int, TapStatistics>& taps) {
+  const BlockSpec& spec = work.model.block(layer).spec();
+  const std::string prefix = work.model.block_prefix(layer);
+  const auto pairs = awq_pairs(work.config, spec, prefix);
+  if (pairs.empty()) return {};
+  ScaleFolder scales(work, layer, pairs, weights);
+  for (int stage = 0; stage < spec.stages; ++stage)
+    for (const int tap : compressed_taps(work.config, spec, prefix)) {
+      if (spec.taps[size_t(tap)].stage != stage) continue;
+      stop_together(work.team, work.stop);
+      scales.take(tap, taps.at(tap), nullptr);
+    }
+  return std::move(scales).result();
 }
 
 }  // namespace selfcal

@@ -27,4 +27,14 @@ struct ScaledBlock {
 ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
                         const std::vector<at::Tensor>& hidden, Measured measured);
 
+/// What scale_measured() needs of the block's inputs, by tap: nothing where no pair is AWQ's. None
+/// where a scale is chosen by the outputs of a module, which takes a pass with states.
+std::optional<std::map<int, TapNeeds>> scale_needs(const Model& model, const RunConfig& config,
+                                                   int64_t layer);
+
+/// scale_block() with Measured::every, but for the outputs, from what a pass over the dense block
+/// has measured: the same bits. Where scale_needs() is something. Collective over the team.
+ScaledBlock scale_measured(const LayerWork& work, int64_t layer, BlockWeights& weights,
+                           const std::map<int, TapStatistics>& taps);
+
 }  // namespace selfcal

@@ -117,8 +117,8 @@ std::string describe_sharing(const std::vector<Job*>& jobs) {
   for (const Job* job : jobs) names.push_back(job->name());
   return fmt::format(
       "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
-      "time; a factor counts with the first job that asks for it; solves and writes are each job's "
-      "own, and so are the forward and statistics of a block that AWQ rescales",
+      "time; a factor counts with the first job that asks for it; searches, solves and writes are "
+      "each job's own, and so are the forward and statistics of AWQ with scale_loss module",
       jobs.size(), fmt::join(names, ", "));
 }
 
@@ -153,6 +153,11 @@ class Run {
                        environment.context, kind, timer_, progress_, leaf_memory(job.plan), count,
                        planned_memory(job, world_.rank())},
            .number = static_cast<int64_t>(jobs_.size())});
+    for (Job& job : jobs_)
+      for (const Job& other : jobs_)
+        if (job.beside == nullptr &&
+            differ_in_propagation_only(job.session.config, other.session.config))
+          job.beside = &other;
     log::info("{}: {} layers; {}{}; {} thread{} a rank", first.model.string(),
               opened_.front().model->shape().layers,
               count > 1 ? fmt::format("{} jobs; ", count) : std::string(), layout().describe(),
@@ -179,6 +184,7 @@ class Run {
       stop_together(world_, environment_.stop);
       process(batch);
     }
+    put_reports_beside();
     throw_first_failure();
   } catch (const Stopped&) {
     running_.clear();
@@ -256,6 +262,7 @@ class Run {
   /// From now on all ranks work together again; the compressors tell what has come of which job.
   void join() {
     crew_ = world_;
+    losses_ = {};  // the generators have none
     for (auto& job : opened_) job.layout = job.plan.layout;
     team_.emplace(world_.split(layout().shard_of(world_.rank())));
     std::vector<int32_t> finished;
@@ -322,12 +329,27 @@ class Run {
     show_queue();
     for (const auto& flow : flows)
       for (Job* job : flow.jobs) {
-        if (!job->failure) attempt({job}, [&] { finish_job(*job, time_); });
+        if (!job->failure) attempt({job}, [&] { finish_job(*job, time_, losses_); });
         job->finished = !job->failure;
         job->calibration = {};
         running_.erase(job);
         show_queue();
       }
+  }
+
+  /// The report of each job that is done gets its section about the one that differs in propagation
+  /// only, if that is done too.
+  void put_reports_beside() {
+    for (Job& job : jobs_) {
+      if (job.beside == nullptr || !job.finished || !job.beside->finished) continue;
+      attempt({&job}, [&] {
+        agree(world_, [&] {
+          if (world_.rank() == 0)
+            put_beside(directory_->job(job.name()).report(),
+                       directory_->job(job.beside->name()).report());
+        });
+      });
+    }
   }
 
   /// Calibration, identity and what is on disk of each job; jobs that are finished leave the flow.
@@ -452,6 +474,7 @@ class Run {
   std::optional<Communicator> team_;
   std::deque<Job> jobs_;
   std::optional<WritingAhead> written_;
+  CalibrationLosses losses_;
   std::set<const Job*> running_;
   std::vector<const Job*> failed_;  // in the order that they did
 };

@@ -46,6 +46,10 @@ struct Override {
 
 /// Perplexity of the compressed model on a token file; no path, no evaluation.
 struct EvaluateSettings {
+  /// The loss of the dense and the compressed model on the calibration text; automatic: where
+  /// another job of the run differs in propagation only.
+  enum class CalibrationLoss { automatic, no, yes };
+  CalibrationLoss calibration_loss = CalibrationLoss::automatic;
   std::string tokens;
   int64_t window = 2048;
   int64_t stride = 2048;
@@ -106,6 +110,9 @@ std::string to_yaml(const std::vector<RunConfig>& jobs);
 /// Equal for jobs whose dense forward is the same: model, dtype, calibration and its cut into
 /// leaves.
 std::string forward_key(const RunConfig& config);
+
+/// Whether all that their results depend on is the same but the propagation, which is not.
+bool differ_in_propagation_only(const RunConfig& a, const RunConfig& b);
 
 /// The table of keys: Markdown for docs/config.md.
 std::string config_markdown();

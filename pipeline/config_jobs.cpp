@@ -283,4 +283,11 @@ std::string forward_key(const RunConfig& config) {
   return text;
 }
 
+bool differ_in_propagation_only(const RunConfig& a, const RunConfig& b) {
+  RunConfig alike = b;
+  alike.propagation = a.propagation;
+  return a.propagation != b.propagation && forward_key(a) == forward_key(b) &&
+         identity(a) == identity(alike);
+}
+
 }  // namespace selfcal

@@ -41,6 +41,10 @@ const Words<ErrorMeasure> error_measures{{{"auto", ErrorMeasure::automatic},
                                           {"hessian", ErrorMeasure::hessian},
                                           {"norms", ErrorMeasure::norms}}};
 const Words<ScaleLoss> scale_losses{{{"linear", ScaleLoss::linear}, {"module", ScaleLoss::module}}};
+using CalibrationLoss = EvaluateSettings::CalibrationLoss;
+const Words<CalibrationLoss> calibration_losses{{{"auto", CalibrationLoss::automatic},
+                                                 {"false", CalibrationLoss::no},
+                                                 {"true", CalibrationLoss::yes}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
 const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
@@ -270,6 +274,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
        read_overrides, print_overrides},
       list_key("export", "list of " + formats.expectation(), FIELD(exports), [](const YAML::Node& node) { return formats.at(text(node)); }, "Formats written when the job is done."),
 
+      word_key<C>("evaluate.calibration_loss", FIELD(evaluate.calibration_loss), calibration_losses, "Mean cross-entropy of a token, dense and compressed, on up to the first 65 536 tokens of the calibration set: what a job costs the model, comparable between jobs of one text, though it is text that they have seen. Takes a forward pass of those tokens by the compressed model and, once for all jobs of a text, by the dense one. auto: where another job of the run differs in method.propagation only."),
       optional_path_key("evaluate.perplexity.tokens", FIELD(evaluate.tokens), "Token file that perplexity is measured on, dense and compressed; null: no evaluation."),
       integer_key<C>("evaluate.perplexity.window", FIELD(evaluate.window), {2, 1 << 24}, "Tokens of a window."),
       integer_key<C>("evaluate.perplexity.stride", FIELD(evaluate.stride), {1, 1 << 24}, "Tokens from one window to the next; at most the window."),

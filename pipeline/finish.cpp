@@ -115,6 +115,9 @@ void tell(const Session& session, const RunReport& report) {
   if (report.perplexity)
     log::info("perplexity {:.3f} (dense {:.3f}) on {}", report.perplexity->compressed,
               report.perplexity->dense, report.perplexity->tokens);
+  if (const auto& loss = report.calibration_loss)
+    log::info("loss {:.4f} nats a token of the calibration text (dense {:.4f})", loss->compressed,
+              loss->dense);
   for (const auto& sentence : needs_a_look(report)) log::warn("{}", sentence);
   const fs::path page =
       session.directory.job(session.config.name).report().replace_extension(".html");
@@ -123,7 +126,7 @@ void tell(const Session& session, const RunReport& report) {
 
 }  // namespace
 
-void finish_job(Job& job, TimeAccount& time) {
+void finish_job(Job& job, TimeAccount& time, CalibrationLosses& losses) {
   const Session& session = job.session;
   const bool changed =
       std::ranges::any_of(job.layers, [](const LayerReport& layer) { return !layer.replayed; });
@@ -131,6 +134,7 @@ void finish_job(Job& job, TimeAccount& time) {
   write_exports(job, changed);
   RunReport report = describe(job);
   report.perplexity = evaluate(session);
+  if (job.measures_loss()) report.calibration_loss = losses.measure(job);
   report.layers = std::move(job.layers);
   time.charge(job);
   RankReport mine = report_of_this_rank(session.world.rank(), job.seconds);
@@ -162,6 +166,7 @@ bool is_finished(const Job& job) {
     RunConfig then = parse_config(report.config, folder.report().string());
     then.layout = job.session.config.layout;  // who computed it does not matter
     then.threads = job.session.config.threads;
+    if (job.measures_loss() && !report.calibration_loss) return false;
     return report.job_id == job.id && to_yaml(then) == to_yaml(job.session.config);
   } catch (const Error&) {
     return false;  // it will be written anew

@@ -1,11 +1,11 @@
 // The end of a job: the gathered checkpoint, exports, evaluation and the report.
 #pragma once
-#include "pipeline/job.hpp"
+#include "pipeline/calibration_loss.hpp"
 
 namespace selfcal {
 
-/// Collective over the world, after every layer is committed.
-void finish_job(Job& job, TimeAccount& time);
+/// Collective over the world, after every layer is committed. `losses`: of the whole run.
+void finish_job(Job& job, TimeAccount& time, CalibrationLosses& losses);
 
 /// Whether an earlier run has finished the job as it is configured now, exports and evaluation
 /// included. Looks at files; for one rank.

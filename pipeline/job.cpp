@@ -5,6 +5,12 @@
 
 namespace selfcal {
 
+bool Job::measures_loss() const {
+  using CalibrationLoss = EvaluateSettings::CalibrationLoss;
+  const CalibrationLoss asked = session.config.evaluate.calibration_loss;
+  return asked == CalibrationLoss::automatic ? beside != nullptr : asked == CalibrationLoss::yes;
+}
+
 bool Job::complete() const {
   std::string chain;
   for (const auto& header : committed) {

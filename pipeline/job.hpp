@@ -33,10 +33,13 @@ struct Job {
   PhaseSeconds seconds = {};                // of this rank
   std::string shared = {};                  // what it has in common with other jobs, for the report
   bool finished = false;                    // by an earlier run: nothing is left to do
+  const Job* beside = nullptr;              // of the same run: differs in propagation only
   std::optional<JobFailure> failure = {};
 
   const std::string& name() const { return session.config.name; }
   bool sequential() const { return session.config.propagation == Propagation::sequential; }
+  /// Whether its loss on the calibration text is to be in the report.
+  bool measures_loss() const;
   /// Every layer is committed, each on the one before it where that matters.
   bool complete() const;
 };

@@ -44,6 +44,21 @@ BlockNeeds needs_of(const Model& model, const RunConfig& config, int64_t layer) 
   return needs;
 }
 
+/// Of the inputs of a block whose scales are folded in: what its layers are solved with.
+std::map<int, TapStatistics> statistics_behind(const ScaledBlock& scales) {
+  std::map<int, TapStatistics> statistics;
+  for (const auto& [tap, hessian] : scales.hessians)
+    statistics[tap] = {hessian, hessian.diagonal().contiguous(), {}};
+  return statistics;
+}
+
+void keep_changed(const ScaledBlock& scales, const std::string& prefix, const BlockWeights& weights,
+                  CompressedBlock& compressed) {
+  for (const auto& name : scales.rewritten)
+    if (!compressed.linears.contains(prefix + name))
+      compressed.changed.emplace(prefix + name, weights.at(name));
+}
+
 }  // namespace
 
 void forward_leaves(const Block& block, const BlockWeights& weights,
@@ -64,9 +79,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
                                          replace_at_once ? Measured::scaled : Measured::every);
   const BlockWeights scaled = weights;
   const BlockNeeds needs = needs_of(work.model, work.config, layer);
-  std::map<int, TapStatistics> statistics;  // layers of several stages may read one tap
-  for (const auto& [tap, hessian] : scales.hessians)
-    statistics[tap] = {hessian, hessian.diagonal().contiguous(), {}};
+  auto statistics = statistics_behind(scales);  // layers of several stages may read one tap
   const bool scaled_with_statistics = !replace_at_once && !scales.rewritten.empty();
 
   CompressedBlock compressed;
@@ -91,9 +104,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
       });
     });
   }
-  for (const auto& name : scales.rewritten)
-    if (!compressed.linears.contains(prefix + name))
-      compressed.changed.emplace(prefix + name, scaled.at(name));
+  keep_changed(scales, prefix, scaled, compressed);
 
   if (dense && scaled_with_statistics) {
     hidden = scales.outputs;
@@ -111,11 +122,8 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
 }
 
 std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& config, int64_t layer) {
-  for (const auto& linear : model.block(layer).spec().linears) {
-    const auto settings = settings_for(config, model.block_prefix(layer) + linear.name + ".weight");
-    if (settings && settings->name == MethodName::awq) return std::nullopt;
-  }
-  return needs_of(model, config, layer);
+  auto needs = scale_needs(model, config, layer);
+  return needs && needs->empty() ? needs_of(model, config, layer) : needs;
 }
 
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
@@ -147,12 +155,17 @@ void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& we
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                                   BlockStatistics& statistics) {
   CompressedBlock compressed;
+  BlockWeights scaled = weights;
+  const ScaledBlock scales = scale_measured(work, layer, scaled, statistics.taps);
+  const auto behind = statistics_behind(scales);
   for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage) {
     honour_stop(work);
-    for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
-      compressed.linears.merge(solve_together(work.team, group, statistics.taps.at(tap), work.timer,
-                                              work.context, &statistics.factors[tap]));
+    for (const auto& [tap, group] : problems_of(work, layer, stage, scaled))
+      compressed.linears.merge(solve_together(work.team, group,
+                                              (behind.empty() ? statistics.taps : behind).at(tap),
+                                              work.timer, work.context, &statistics.factors[tap]));
   }
+  keep_changed(scales, work.model.block_prefix(layer), scaled, compressed);
   return compressed;
 }
 

@@ -56,13 +56,14 @@ struct BlockStatistics {
 };
 using BlockNeeds = std::map<int, TapNeeds>;
 
-/// What the job's linear layers in block `layer` need of the taps that they read; nothing where
-/// AWQ's scales rewrite the block, which then has statistics of its own.
+/// What the job's linear layers in block `layer`, and AWQ's scales, need of the taps that they
+/// read; none where a scale is chosen by the outputs of a module: such a block takes a pass of its
+/// own.
 std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& config, int64_t layer);
 
 /// One forward of the dense block, with the statistics of its taps taken on the way: the same
-/// numbers as compress_layer() comes to with dense propagation and nothing of AWQ's. `hidden`
-/// becomes the block's outputs. Collective over the team; throws Stopped as compress_layer() does.
+/// numbers as compress_layer() comes to with dense propagation. `hidden` becomes the block's
+/// outputs. Collective over the team; throws Stopped as compress_layer() does.
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                               const BlockNeeds& needs, std::vector<at::Tensor>& hidden);
 

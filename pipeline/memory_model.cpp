@@ -78,6 +78,7 @@ class HostMemory : public MemoryModel {
       if (bytes > 0) use.items.push_back({what, whole_bytes(bytes)});
     };
     add("Hessians of the block's other inputs", parts_.kept_hessians());
+    add("Hessians behind a job's own scales", parts_.scaled_hessians());
     add("factors that jobs share", parts_.shared_factors());
     add("a module that scales are tried on", parts_.tried_module());
     return {use};
@@ -211,6 +212,16 @@ double MemoryParts::kept_hessians() const {
     widest = std::max(widest, columns * columns);
   }
   return 4.0 * (all - widest);
+}
+
+double MemoryParts::scaled_hessians() const {
+  if (!uses_awq() || sharing_ == 1) return 0;
+  double all = 0;
+  for (const auto& pair : model_.block.scale_pairs)
+    for (const auto& linear : model_.block.linears)
+      if (linear.name == pair.consumers.front())
+        all += static_cast<double>(linear.columns * linear.columns);
+  return 4.0 * all;
 }
 
 double MemoryParts::shared_factors() const {

@@ -65,6 +65,8 @@ struct MemoryParts {
   int64_t widest_tap() const;
   double largest_problem() const;  // weights
   double kept_hessians() const;    // those that wait while the widest is in work
+  /// Of the inputs that AWQ scales, beside those that jobs share.
+  double scaled_hessians() const;
   double shared_factors() const;
   /// Of AWQ's search by the outputs of modules: the weights of a candidate, its outputs and the
   /// dense ones of a leaf.

@@ -11,10 +11,15 @@
 namespace selfcal {
 namespace {
 
+/// AWQ's search by the outputs of modules takes a pass of its own.
+bool shares_statistics(const RunConfig& config) {
+  return config.propagation == Propagation::dense &&
+         !(config.method.name == MethodName::awq && config.method.scale_loss == ScaleLoss::module);
+}
+
 /// What a job with its calibration set adds to those before it: with dense propagation jobs of one
-/// set share its forward and statistics, except for those of AWQ. Outliers are counted once for
-/// all.
-double seconds_beside(const Plan& plan, MethodName method, bool forward_is_there,
+/// set share its forward and, where they can, statistics. Outliers are counted once for all.
+double seconds_beside(const Plan& plan, bool shares, bool forward_is_there,
                       bool outliers_are_there) {
   const PhaseSeconds& outliers = plan.outlier_seconds;
   double seconds = plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
@@ -24,8 +29,7 @@ double seconds_beside(const Plan& plan, MethodName method, bool forward_is_there
   };
   take({Phase::sample});
   if (forward_is_there) take({Phase::read});
-  if (forward_is_there && method != MethodName::awq)
-    take({Phase::forward, Phase::statistics, Phase::reduce});
+  if (forward_is_there && shares) take({Phase::forward, Phase::statistics, Phase::reduce});
   return seconds;
 }
 
@@ -91,13 +95,11 @@ std::string job_table(const std::vector<PlannedJob>& jobs) {
 }  // namespace
 
 int jobs_sharing(const RunConfig& job, const std::vector<RunConfig>& jobs) {
-  const auto shares = [](const RunConfig& config) {
-    return config.propagation == Propagation::dense && config.method.name != MethodName::awq;
-  };
-  if (!shares(job)) return 1;
+  if (!shares_statistics(job)) return 1;
   const std::string key = forward_key(job);
-  return static_cast<int>(std::ranges::count_if(
-      jobs, [&](const RunConfig& other) { return shares(other) && forward_key(other) == key; }));
+  return static_cast<int>(std::ranges::count_if(jobs, [&](const RunConfig& other) {
+    return shares_statistics(other) && forward_key(other) == key;
+  }));
 }
 
 uint64_t PlannedJob::most_memory() const {
@@ -134,7 +136,7 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
     const bool apart = ahead && now + waiting < all_written;
     const Plan& plan = apart ? *job.while_writing : job.plan;
     double alone =
-        seconds_beside(plan, job.config.method.name, forward_is_there, outliers_are_there);
+        seconds_beside(plan, shares_statistics(job.config), forward_is_there, outliers_are_there);
     if (!dense && !apart) {
       // Calibration sets and outliers come before the first layer: no shard works on one meanwhile.
       const double outliers = weighs && !outliers_are_there ? sum(plan.outlier_seconds) : 0;

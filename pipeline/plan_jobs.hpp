@@ -24,11 +24,11 @@ struct PlannedJob {
 bool write_ahead(const std::vector<PlannedJob>& jobs);
 
 /// How many of `jobs` have one forward and its statistics with `job`, which is one of them: 1 for
-/// sequential propagation, and for AWQ, whose statistics are its own.
+/// sequential propagation, and for AWQ by the outputs of modules, whose statistics are its own.
 int jobs_sharing(const RunConfig& job, const std::vector<RunConfig>& jobs);
 
 /// What each job adds to those before it. Jobs of one calibration sample it once; with dense
-/// propagation they share its forward and statistics, except for those of AWQ; with sequential
+/// propagation they share its forward and statistics as jobs_sharing() has it; with sequential
 /// propagation they follow each other through the shards as a wavefront. Where generators write
 /// ahead, what a job waits for its text is not what that takes, but what is left of it when the
 /// compressors come to the job; all ranks compress once the last text is written.

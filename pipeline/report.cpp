@@ -164,6 +164,38 @@ std::vector<RankReport> ranks_from(const Json& list) {
   return ranks;
 }
 
+Json loss_json(const CalibrationLossReport& loss) {
+  return {{"dense", loss.dense}, {"compressed", loss.compressed}, {"tokens", loss.tokens}};
+}
+
+/// The member `calibration_loss` where it is there.
+std::optional<CalibrationLossReport> loss_from(const Json& object) {
+  if (!object.contains("calibration_loss")) return std::nullopt;
+  const Json& loss = object.at("calibration_loss");
+  return CalibrationLossReport{number_from(loss, "dense"), number_from(loss, "compressed"),
+                               loss.at("tokens").get<int64_t>()};
+}
+
+Json beside_json(const BesideReport& beside) {
+  Json object{{"job", beside.job},
+              {"propagation", beside.propagation},
+              {"relative_error", beside.relative_error}};
+  if (beside.calibration_loss) object["calibration_loss"] = loss_json(*beside.calibration_loss);
+  object["layers"] = beside.relative_errors;
+  return object;
+}
+
+BesideReport beside_from(const Json& object) {
+  BesideReport beside{object.at("job").get<std::string>(),
+                      object.at("propagation").get<std::string>(),
+                      number_from(object, "relative_error"),
+                      {},
+                      loss_from(object)};
+  for (const auto& error : object.at("layers"))
+    beside.relative_errors.push_back(error.is_null() ? std::nan("") : error.get<double>());
+  return beside;
+}
+
 /// The fields of text and number, by their JSON keys: one list for both directions.
 template <class Report>
 auto text_fields(Report& report) {
@@ -238,6 +270,8 @@ std::string to_json(const RunReport& report) {
                           {"tokens", perplexity->tokens},
                           {"windows", perplexity->windows},
                           {"window", perplexity->window}};
+  if (report.calibration_loss) json["calibration_loss"] = loss_json(*report.calibration_loss);
+  if (report.beside) json["beside"] = beside_json(*report.beside);
   json["idle_share"] = idle_share(report);
   const MeanErrors means = mean_errors(report);
   json["mean"] = {
@@ -265,6 +299,8 @@ RunReport report_from_json(const std::string& text) try {
                          object.at("tokens").get<std::string>(),
                          object.at("windows").get<int64_t>(), object.at("window").get<int64_t>()};
   }
+  report.calibration_loss = loss_from(json);
+  if (json.contains("beside")) report.beside = beside_from(json["beside"]);
   report.ranks = ranks_from(json.at("ranks"));
   report.layers = layers_from(json.at("layers"));
   return report;
@@ -303,6 +339,16 @@ MeanErrors mean_errors(const RunReport& report) {
     }
   if (weights == 0) return {};
   return {sums.compressed / weights, sums.nearest / weights, sums.bits / weights};
+}
+
+std::vector<double> mean_errors_of_layers(const RunReport& report) {
+  std::vector<double> means;
+  for (const auto& layer : report.layers) {
+    RunReport alone;
+    alone.layers = {layer};
+    means.push_back(mean_errors(alone).compressed);
+  }
+  return means;
 }
 
 std::vector<std::string> needs_a_look(const RunReport& report) {
@@ -359,6 +405,18 @@ std::vector<std::string> needs_a_look(const RunReport& report) {
 void write_report(const RunReport& report, const fs::path& json) {
   write_text_atomically(json, to_json(report));
   write_text_atomically(fs::path(json).replace_extension(".html"), report_page(report));
+}
+
+BesideReport as_beside(const RunReport& report) {
+  return {report.job, report.propagation, mean_errors(report).compressed,
+          mean_errors_of_layers(report), report.calibration_loss};
+}
+
+void put_beside(const fs::path& json, const fs::path& other) {
+  const std::string before = read_text(json);
+  RunReport report = report_from_json(before);
+  report.beside = as_beside(report_from_json(read_text(other)));
+  if (to_json(report) != before) write_report(report, json);
 }
 
 }  // namespace selfcal

@@ -58,6 +58,24 @@ struct PerplexityReport {
   int64_t window = 0;
 };
 
+/// Mean cross-entropy of a token of the calibration text, in nats.
+struct CalibrationLossReport {
+  double dense = 0;
+  double compressed = 0;
+  int64_t tokens = 0;  // of the text's beginning
+
+  double lost() const { return compressed - dense; }
+};
+
+/// Another job of the run, which differs from this one in its propagation only.
+struct BesideReport {
+  std::string job;
+  std::string propagation;
+  double relative_error = 0;            // mean, as in mean_errors()
+  std::vector<double> relative_errors;  // of each layer
+  std::optional<CalibrationLossReport> calibration_loss;
+};
+
 struct RunReport {
   std::string tool;          // "selfcal 0.1.0"
   std::string numeric_kind;  // instruction set and library versions
@@ -79,6 +97,8 @@ struct RunReport {
   std::vector<LayerReport> layers;
   std::vector<RankReport> ranks;
   std::optional<PerplexityReport> perplexity;
+  std::optional<CalibrationLossReport> calibration_loss;
+  std::optional<BesideReport> beside;
 };
 
 /// This process: host, peak memory, bytes of files. Independent.
@@ -116,5 +136,13 @@ struct MeanErrors {
   double bits = 0;  // a weight, scales included
 };
 MeanErrors mean_errors(const RunReport& report);
+/// The first of them, of each layer.
+std::vector<double> mean_errors_of_layers(const RunReport& report);
+
+/// What another job's report says of this one.
+BesideReport as_beside(const RunReport& report);
+/// Both jobs' report.json at `json` and `other`: the first gets its section about the other, and
+/// its page, unless it has them. ExitCode::data, ExitCode::io.
+void put_beside(const fs::path& json, const fs::path& other);
 
 }  // namespace selfcal

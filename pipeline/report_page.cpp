@@ -86,6 +86,9 @@ std::string figures(const RunReport& report) {
   if (const auto& p = report.perplexity)
     html += figure(fmt::format("{:.2f}", p->compressed),
                    fmt::format("perplexity (dense {:.2f})", p->dense));
+  if (const auto& loss = report.calibration_loss)
+    html += figure(fmt::format("{:+.4f}", loss->lost()),
+                   fmt::format("nats a token of the calibration text (dense {:.4f})", loss->dense));
   html += figure(small(means.compressed), fmt::format("mean relative error ({} {})",
                                                       control_of(report), small(means.nearest)));
   if (means.bits > 0)
@@ -148,6 +151,57 @@ std::string error_plots(const RunReport& report) {
   for (const auto& place : order)
     html += plots::line_chart({place, "layer", by_place[place], range, true}) + "\n";
   return html + "</div>\n";
+}
+
+/// Losses of the dense model and of both jobs; the layers' errors side by side.
+std::string beside(const RunReport& report) {
+  const BesideReport& other = *report.beside;
+  const BesideReport mine = as_beside(report);
+  std::string html = fmt::format("<h2>Beside {} ({} propagation)</h2>\n", escaped(other.job),
+                                 escaped(other.propagation));
+  if (mine.calibration_loss && other.calibration_loss) {
+    html += fmt::format(
+        "<p class=\"quiet\">Cross-entropy of a token, in nats, over the first {} tokens that both "
+        "were calibrated with.</p>\n<table><tr><th></th><th>loss</th><th>beside "
+        "dense</th><th>perplexity</th></tr>\n",
+        count_text(mine.calibration_loss->tokens));
+    const auto row = [&](const std::string& name, double loss, const std::string& lost) {
+      html += fmt::format("<tr><td>{}</td><td>{:.4f}</td><td>{}</td><td>{:.3f}</td></tr>\n",
+                          escaped(name), loss, lost, std::exp(loss));
+    };
+    row("the dense model", mine.calibration_loss->dense, "");
+    for (const BesideReport* job : {&mine, &other})
+      row(fmt::format("{} ({} propagation)", job->job, job->propagation),
+          job->calibration_loss->compressed, fmt::format("{:+.4f}", job->calibration_loss->lost()));
+    html += "</table>\n";
+  }
+  html +=
+      "<p class=\"quiet\">Mean relative errors of the layers. Each job's are of its own inputs: "
+      "where the layers before are compressed, or where they are dense. They show where the jobs "
+      "part; which of them is better the losses tell.</p>\n";
+  std::vector<plots::Series> both{
+      {fmt::format("{} ({})", other.job, other.propagation), control_colour, true, {}},
+      {fmt::format("{} ({})", mine.job, mine.propagation), our_colour, false, {}}};
+  std::string table = fmt::format("<table><tr><th>layer</th><th>{}</th><th>{}</th></tr>\n",
+                                  escaped(both[1].name), escaped(both[0].name));
+  const auto row = [&](const std::string& layer, double my_error, double their_error) {
+    table += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n", layer, small(my_error),
+                         small(their_error));
+  };
+  for (size_t i = 0; i < std::min(mine.relative_errors.size(), other.relative_errors.size()); ++i) {
+    const auto layer = static_cast<double>(report.layers[i].layer);
+    both[0].points.emplace_back(layer, other.relative_errors[i]);
+    both[1].points.emplace_back(layer, mine.relative_errors[i]);
+    row(std::to_string(report.layers[i].layer), mine.relative_errors[i], other.relative_errors[i]);
+  }
+  row("mean", mine.relative_error, other.relative_error);
+  html += legend({{both[1].name, our_colour}, {both[0].name, control_colour}});
+  html +=
+      "<div class=\"plots\">\n" +
+      plots::line_chart({"mean relative error", "layer", both, plots::range_of(both, true), true}) +
+      "\n</div>\n";
+  return html + "<details><summary>Every layer</summary><div class=\"wide\">\n" + table +
+         "</table></div></details>\n";
 }
 
 std::string damping_plot(const RunReport& report) {
@@ -282,6 +336,7 @@ std::string report_page(const RunReport& report) {
       "W<sup>T</sup>): the part of a "
       "layer's output that is lost on the calibration data.</p>\n" +
       error_plots(report);
+  if (report.beside) html += beside(report);
   html += "<h2>Where the time went</h2>\n" + phase_plot(report);
   html += fmt::format(
       "<p class=\"quiet\">When it did: ranks waited for each other {:.1f} % of their time.</p>\n",

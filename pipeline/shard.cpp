@@ -216,8 +216,8 @@ class FlowRun {
     }
   }
 
-  /// One pass over the dense block for all jobs that can use its statistics; AWQ's have passes of
-  /// their own over the block that they rescale.
+  /// One pass over the dense block for all jobs that can use its statistics; those of AWQ that try
+  /// scales on whole modules have passes of their own.
   void compress_together(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& fresh,
                          const std::map<std::string, std::string>& sources) {
     std::vector<Job*> sharing, apart;

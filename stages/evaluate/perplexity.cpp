@@ -53,26 +53,19 @@ std::vector<at::Tensor> read_windows(const at::Tensor& text, std::span<const Win
   return leaves;
 }
 
-/// Adds the losses of a window's scored tokens. hidden: [window, hidden].
-void add_losses(const Model& model, const at::Tensor& text, const Window& window,
-                const at::Tensor& hidden, const OuterWeights& outer, kernels::Context context,
-                Perplexity& sum) {
-  // The hidden state of a token predicts the next token.
-  const at::Tensor predicting =
-      hidden.slice(0, window.scored - 1 - window.first, window.length() - 1);
-  const at::Tensor targets = text.slice(0, window.scored, window.end);
-  for_logits(model, predicting, outer, [&](const at::Tensor& logits, int64_t first) {
+}  // namespace
+
+void add_losses(const Model& model, const at::Tensor& hidden, const at::Tensor& targets,
+                const OuterWeights& outer, kernels::Context context, double& sum) {
+  for_logits(model, hidden, outer, [&](const at::Tensor& logits, int64_t first) {
     const at::Tensor losses =
         kernels::cross_entropy(context, logits,
                                targets.slice(0, first, first + logits.size(0)).to(logits.device()))
             .to(at::kCPU);
     const float* loss = losses.const_data_ptr<float>();
-    for (int64_t i = 0; i < losses.numel(); ++i) sum.loss += loss[i];
+    for (int64_t i = 0; i < losses.numel(); ++i) sum += loss[i];
   });
-  sum.tokens += window.end - window.scored;
 }
-
-}  // namespace
 
 Perplexity measure_perplexity(const Model& model, const at::Tensor& tokens,
                               const PerplexitySettings& settings, const OuterWeights& outer,
@@ -84,9 +77,13 @@ Perplexity measure_perplexity(const Model& model, const at::Tensor& tokens,
   const auto leaves = streamed_forward(model, read_windows(text, windows), outer, blocks, on_block);
   Perplexity result;
   for (const at::Tensor& leaf : leaves)
-    for (const at::Tensor& hidden : leaf.unbind(0))
-      add_losses(model, text, windows[static_cast<size_t>(result.windows++)], hidden, outer,
-                 context, result);
+    for (const at::Tensor& hidden : leaf.unbind(0)) {
+      const Window& window = windows[static_cast<size_t>(result.windows++)];
+      // The hidden state of a token predicts the next token.
+      add_losses(model, hidden.slice(0, window.scored - 1 - window.first, window.length() - 1),
+                 text.slice(0, window.scored, window.end), outer, context, result.loss);
+      result.tokens += window.end - window.scored;
+    }
   result.loss /= static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.loss);
   if (!std::isfinite(result.loss))

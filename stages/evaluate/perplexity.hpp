@@ -31,6 +31,11 @@ Perplexity measure_perplexity(const Model& model, const at::Tensor& tokens,
                               const BlockSource& blocks, kernels::Context context,
                               const std::function<void(int64_t, int64_t)>& on_block = {});
 
+/// Adds the negative log-likelihoods, in nats, of targets [n], each predicted by a row of hidden
+/// [n, hidden], to `sum`, one by one. Independent.
+void add_losses(const Model& model, const at::Tensor& hidden, const at::Tensor& targets,
+                const OuterWeights& outer, kernels::Context context, double& sum);
+
 /// The one row of `input_ids` (int64 or int32, [tokens] or [1, tokens]) of a safetensors file.
 /// Others: ExitCode::data.
 at::Tensor read_text_tokens(const fs::path& path);

@@ -84,6 +84,23 @@ TEST(ConfigJobs, TheCommandLineChangesWhatIsInCommon) {
   EXPECT_EQ(jobs[2].output, "elsewhere");
 }
 
+TEST(ConfigJobs, ThoseThatDifferInPropagationOnlyAreFound) {
+  const auto jobs = parse_all(R"(
+jobs:
+  - {name: a}
+  - {name: b, method: {propagation: dense}, export: [dense], evaluate: {calibration_loss: true}}
+  - {name: c, method: {propagation: dense, bits: 3}}
+  - {name: d, method: {propagation: dense}, seed: 1}
+  - {name: e, method: {propagation: dense}, skip: []}
+  - {name: f, method: {propagation: dense}, model: {path: other}}
+)");
+  for (const auto& one : jobs)
+    for (const auto& other : jobs) {
+      const std::string both = one.name + other.name;
+      EXPECT_EQ(differ_in_propagation_only(one, other), both == "ab" || both == "ba") << both;
+    }
+}
+
 TEST(ConfigJobs, PrintingAndReadingAreInverse) {
   const auto jobs = parse_all(R"(
 overrides: [{match: up_proj, bits: 8}]

@@ -276,6 +276,10 @@ TEST(PlanTest, HessiansThatWaitForTheirStageAreCounted) {
   const Plan shared = plan({"method.propagation=dense"}, 3);
   EXPECT_EQ(bytes_of(shared, others), 3 * narrow);
   EXPECT_EQ(bytes_of(shared, factors), 3 * narrow + wide);
+  const std::string scaled = "Hessians behind a job's own scales";
+  EXPECT_EQ(bytes_of(shared, scaled), 0u);
+  EXPECT_EQ(bytes_of(plan({"method.name=awq", "method.propagation=dense"}, 3), scaled),
+            2 * narrow + wide);
   EXPECT_EQ(bytes_of(plan({"method.name=awq"}), module), 0u);
   EXPECT_EQ(bytes_of(plan({"method.name=awq", "method.scale_loss=module"}), module),
             2u * (2 * 1536 * 576 + 2 * 2048 * 576));
@@ -284,12 +288,13 @@ TEST(PlanTest, HessiansThatWaitForTheirStageAreCounted) {
 TEST(PlanTest, DenseJobsOfOneForwardShareIt) {
   const RunConfig dense = demo_config({"method.propagation=dense"}), sequential = demo_config(),
                   awq = demo_config({"method.propagation=dense", "method.name=awq"}),
+                  module = demo_config(
+                      {"method.propagation=dense", "method.name=awq", "method.scale_loss=module"}),
                   three = demo_config({"method.propagation=dense", "method.bits=3"}),
                   other = demo_config({"method.propagation=dense", "seed=1"});
-  const std::vector<RunConfig> all{dense, sequential, awq, three, other};
-  EXPECT_EQ(jobs_sharing(dense, all), 2);
-  EXPECT_EQ(jobs_sharing(three, all), 2);
-  for (const auto& alone : {sequential, awq, other}) EXPECT_EQ(jobs_sharing(alone, all), 1);
+  const std::vector<RunConfig> all{dense, sequential, awq, module, three, other};
+  for (const auto& sharing : {dense, awq, three}) EXPECT_EQ(jobs_sharing(sharing, all), 3);
+  for (const auto& alone : {sequential, module, other}) EXPECT_EQ(jobs_sharing(alone, all), 1);
 }
 
 TEST(PlanTest, AwqTakesAPassOfItsOwnAndASearch) {

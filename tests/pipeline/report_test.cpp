@@ -93,6 +93,12 @@ TEST(Report, JsonIsReadBack) {
   report.layers[3].replayed = true;
   const std::string text = to_json(report);
   EXPECT_TRUE(to_json(report_from_json(text)) == text);
+  report.calibration_loss = {2.5, 2.75, 65536};
+  report.beside = as_beside(report);
+  const std::string beside = to_json(report);
+  EXPECT_TRUE(to_json(report_from_json(beside)) == beside);
+  report.beside->calibration_loss.reset();
+  EXPECT_FALSE(report_from_json(to_json(report)).beside->calibration_loss.has_value());
   const auto json = nlohmann::json::parse(text);
   EXPECT_EQ(json.at("schema"), 1);
   EXPECT_EQ(json.at("layers").size(), 30u);
@@ -200,6 +206,40 @@ TEST(Report, PageIsWholeAndNeedsNothingElse) {
     EXPECT_NE(page.find(there), std::string::npos) << there;
   EXPECT_EQ(page.find("nan"), std::string::npos);
   EXPECT_LT(page.size(), 1u << 20);
+}
+
+TEST(Report, JobsOfOtherPropagationStandBesideEachOther) {
+  RunReport sequential = demo_report(), dense = demo_report();
+  dense.job = "dense<1>";
+  dense.propagation = "dense";
+  sequential.calibration_loss = {2.5, 2.75, 65536};
+  dense.calibration_loss = {2.5, 2.875, 65536};
+  for (auto& layer : dense.layers)
+    for (auto& one : layer.linears) one.relative_error *= 2;
+  dense.layers[4].linears[1].relative_error = std::nan("");
+  const fs::path folder = fs::temp_directory_path() / fmt::format("selfcal-beside-{}", getpid());
+  fs::create_directories(folder);
+  write_report(sequential, folder / "one.json");
+  write_report(dense, folder / "other.json");
+  put_beside(folder / "one.json", folder / "other.json");
+  const RunReport found = report_from_json(read_text(folder / "one.json"));
+  ASSERT_TRUE(found.beside);
+  EXPECT_EQ(found.beside->job, "dense<1>");
+  EXPECT_EQ(found.beside->propagation, "dense");
+  EXPECT_DOUBLE_EQ(found.beside->calibration_loss->lost(), 0.375);
+  ASSERT_EQ(found.beside->relative_errors.size(), 30u);
+  EXPECT_NEAR(found.beside->relative_errors[3], 2 * mean_errors_of_layers(sequential)[3], 1e-12);
+  EXPECT_TRUE(std::isnan(found.beside->relative_errors[4]));
+  const std::string page = read_text(folder / "one.html");
+  for (const char* there : {"Beside dense&lt;1&gt; (dense propagation)", "first 65 536 tokens",
+                            "<td>2.8750</td><td>+0.3750</td>", "<td>2.7500</td><td>+0.2500</td>"})
+    EXPECT_NE(page.find(there), std::string::npos) << there;
+  EXPECT_EQ(page.find("nan"), std::string::npos);
+  EXPECT_EQ(read_text(folder / "other.html").find("Beside"), std::string::npos);
+  const auto written = fs::last_write_time(folder / "one.json");
+  put_beside(folder / "one.json", folder / "other.json");
+  EXPECT_EQ(fs::last_write_time(folder / "one.json"), written) << "it was there";
+  fs::remove_all(folder);
 }
 
 TEST(Report, EmptyJobHasAPage) {
