@@ -10,8 +10,8 @@
 #include <tuple>
 #include <utility>
 
+#include "pipeline/factor_exchange.hpp"
 #include "pipeline/row_dealing.hpp"
-#include "pipeline/tensor_exchange.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 
@@ -30,6 +30,7 @@ struct Group {
   at::Tensor hessian;  // or its diagonal
   int owner = -1;      // the rank that finds the factor, if it is not there yet
   Factor factor = {};
+  std::optional<LowerFactor> lower = {};  // instead, where all ranks find the rest
 
   const MethodSettings& settings() const { return problems.front()->settings; }
   double columns() const { return static_cast<double>(hessian.size(0)); }
@@ -107,39 +108,6 @@ CompressedLinear assemble(const Parts& parts, const Factor& factor,
   return linear;
 }
 
-/// What belongs to a factor beside U, which is large.
-Tensors small_parts(const Factor& factor) {
-  return {{"shape", at::tensor(factor.upper.sizes())},
-          {"permutation", factor.permutation},
-          {"dead", factor.dead},
-          {"damping", at::tensor({factor.damping}, at::kDouble)},
-          {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
-}
-
-/// A factor without its U, for which there is room in `memory`.
-Factor from_small_parts(const Tensors& tensors, at::Device memory) {
-  const at::Tensor& shape = tensors.at("shape");
-  const int64_t* extents = shape.const_data_ptr<int64_t>();
-  return {at::empty({extents[0], extents[1]}, at::device(memory).dtype(at::kFloat)),
-          tensors.at("permutation"), tensors.at("dead"), tensors.at("damping").item<double>(),
-          static_cast<int>(tensors.at("retries").item<int64_t>())};
-}
-
-/// The owner's factor, on all ranks. Collective.
-Factor spread(const Communicator& team, Factor factor, int owner, at::Device memory,
-              const kernels::Device& device) {
-  if (team.size() == 1) return factor;
-  std::vector<std::byte> message;
-  if (team.rank() == owner) message = pack_tensors(small_parts(factor));
-  int64_t bytes = static_cast<int64_t>(message.size());
-  team.broadcast(std::as_writable_bytes(std::span(&bytes, 1)), owner);
-  message.resize(static_cast<size_t>(bytes));
-  team.broadcast(message, owner);
-  if (team.rank() != owner) factor = from_small_parts(unpack_tensors(message), memory);
-  broadcast_tensor(team, factor.upper, owner, device);
-  return factor;
-}
-
 /// A team at work on the groups of a block.
 class TeamSolve {
  public:
@@ -179,12 +147,11 @@ class TeamSolve {
 
   /// The layers of a group that has begun. Collective.
   std::map<std::string, CompressedLinear> finish(Group& group) {
-    Factor factor = std::exchange(group.factor, {});
-    if (group.wanted.inverts)
-      factor = shared_[group.tap].get(group.wanted, [&] {
-        const auto scope = timer_.measure(Phase::gather);
-        return spread(team_, std::move(factor), group.owner, memory_of(group), context_.device);
-      });
+    const Factor factor =
+        group.wanted.inverts
+            ? shared_[group.tap].get(group.wanted, [&] { return share_factor(group); })
+            : group.factor;
+    group.factor = {};
     {
       const auto scope = timer_.measure(Phase::solve);
       solve(group, factor);
@@ -223,7 +190,8 @@ class TeamSolve {
     int owner = team_.size();
     for (Group* group : lacking) {
       group->owner = --owner;
-      loads[static_cast<size_t>(owner)] = std::pow(group->columns(), 3) / 2;  // measured
+      loads[static_cast<size_t>(owner)] =
+          std::pow(group->columns(), 3) / (deals_inverse(*group) ? 4 : 2);  // measured
     }
     return loads;
   }
@@ -234,10 +202,40 @@ class TeamSolve {
             std::pow(static_cast<double>(problem.weight.size(1)), 2)};
   }
 
+  /// Whether all ranks invert what one has factorised: half of the work, and no more bytes.
+  bool deals_inverse(const Group& group) const {
+    return team_.size() > 1 && group.columns() >= narrowest_dealt_inverse &&
+           !context_.device.uses_library();
+  }
+
   void find_factor(Group& group) const {
     if (group.wanted.inverts && group.owner != team_.rank()) return;
+    if (group.wanted.inverts && deals_inverse(group)) {
+      const auto scope = timer_.measure(Phase::factorise);
+      group.lower = begin_inverse(group.hessian, group.settings(), context_);
+    }
+    if (!group.lower) find_whole(group);
+  }
+
+  void find_whole(Group& group) const {
     const auto scope = timer_.measure(Phase::factorise);
     group.factor = make_method(group.settings(), context_)->factorise(group.hessian);
+  }
+
+  /// What the owner has found, on all ranks. Collective.
+  Factor share_factor(Group& group) const {
+    const auto scope = timer_.measure(Phase::gather);
+    if (deals_inverse(group)) {
+      auto whole = invert_together(team_, std::exchange(group.lower, std::nullopt), group.owner,
+                                   timer_, context_);
+      if (whole) return *whole;
+      // One attempt was not enough: the owner has made the others, or makes them all.
+      agree(team_, timer_, [&] {
+        if (group.owner == team_.rank() && !group.factor.upper.defined()) find_whole(group);
+      });
+    }
+    return spread_factor(team_, std::move(group.factor), group.owner, memory_of(group),
+                         context_.device);
   }
 
   void measure_controls(const Group& group, const LinearProblem& problem, const RowRun& run) {

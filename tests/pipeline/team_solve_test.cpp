@@ -6,7 +6,7 @@
 
 #include <numeric>
 
-#include "base/error.hpp"
+#include "comm/agreement.hpp"
 #include "pipeline/row_dealing.hpp"
 
 namespace selfcal {
@@ -122,6 +122,23 @@ TEST_F(TeamSolves, OneFactorIsNotForTheRankThatReadsAndWrites) {
   std::vector<bool> last(static_cast<size_t>(world.size()), false);
   last.back() = true;
   EXPECT_EQ(finders(), last);
+}
+
+TEST_F(TeamSolves, TheInverseOfAWideFactorIsDealtToAllRanks) {
+  add(0, "down", 40, 1100);
+  const auto expected = solve(Communicator::local());
+  finders();
+  expect_same(solve(world), expected);
+  EXPECT_EQ(finders(), std::vector<bool>(static_cast<size_t>(world.size()), true));
+}
+
+TEST_F(TeamSolves, AWideFactorThatTakesMoreDampingComesFromItsOwner) {
+  add(0, "down", 40, 1100);
+  statistics[0].hessian[0][1] = statistics[0].hessian[1][0] =
+      1.1 * statistics[0].hessian.diagonal().max().item<float>();
+  const auto expected = solve(Communicator::local());
+  EXPECT_GT(expected.at("down").damping_retries, 0);
+  expect_same(solve(world), expected);
 }
 
 TEST_F(TeamSolves, AFactorThatIsAskedForAgainIsThere) {
