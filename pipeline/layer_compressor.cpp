@@ -17,14 +17,14 @@ void honour_stop(const LayerWork& work) {
   stop_together(work.team, work.stop);
 }
 
-using Problems = std::map<int, std::vector<LinearProblem>>;  // by tap
-
-/// The layers of a stage that are not skipped, with the weights that they have in `weights`.
-Problems problems_of(const LayerWork& work, int64_t layer, int stage, const BlockWeights& weights) {
+/// The layers of a stage, or of all, that are not skipped, with the weights that they have in
+/// `weights`.
+TapProblems problems_of(const LayerWork& work, int64_t layer, std::optional<int> stage,
+                        const BlockWeights& weights) {
   const std::string prefix = work.model.block_prefix(layer);
-  Problems problems;
+  TapProblems problems;
   for (const auto& linear : work.model.block(layer).spec().linears) {
-    if (linear.stage != stage) continue;
+    if (stage && linear.stage != *stage) continue;
     const std::string name = prefix + linear.name + ".weight";
     if (auto settings = settings_for(work.config, name)) {
       if (settings->sparsity.by_outliers)
@@ -33,6 +33,18 @@ Problems problems_of(const LayerWork& work, int64_t layer, int stage, const Bloc
     }
   }
   return problems;
+}
+
+void expect(const TapProblems& problems, BlockStatistics& statistics) {
+  for (const auto& [tap, group] : problems)
+    for (const auto& settings : factors_of(group)) statistics.factors[tap].expect(settings);
+}
+
+std::map<std::string, CompressedLinear> solve_problems(const LayerWork& work,
+                                                       const TapProblems& problems,
+                                                       BlockStatistics& statistics) {
+  return solve_together(work.team, problems, statistics.taps, statistics.factors, work.timer,
+                        work.context, [&work] { honour_stop(work); });
 }
 
 BlockNeeds needs_of(const Model& model, const RunConfig& config, int64_t layer) {
@@ -79,7 +91,10 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
                                          replace_at_once ? Measured::scaled : Measured::every);
   const BlockWeights scaled = weights;
   const BlockNeeds needs = needs_of(work.model, work.config, layer);
-  auto statistics = statistics_behind(scales);  // layers of several stages may read one tap
+  // Layers of several stages may read one tap.
+  BlockStatistics statistics{statistics_behind(scales), {}};
+  for (int stage = 0; replace_at_once && stage < spec.stages; ++stage)
+    expect(problems_of(work, layer, stage, scaled), statistics);
   const bool scaled_with_statistics = !replace_at_once && !scales.rewritten.empty();
 
   CompressedBlock compressed;
@@ -87,30 +102,35 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   if (!scaled_with_statistics) states.emplace(work, block, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
-    for (const auto& [tap, group] : problems_of(work, layer, stage, scaled)) {
-      if (!statistics.contains(tap))
-        statistics[tap] =
+    const TapProblems problems = problems_of(work, layer, stage, scaled);
+    for (const auto& [tap, group] : problems)
+      if (!statistics.taps.contains(tap))
+        statistics.taps[tap] =
             measure_tap(work, *states, spec.taps.at(static_cast<size_t>(tap)), needs.at(tap));
-      for (auto& [name, linear] :
-           solve_together(work.team, group, statistics.at(tap), work.timer, work.context)) {
-        if (replace_at_once) weights.at(name.substr(prefix.size())) = linear.weight;
+    if (replace_at_once) {
+      for (auto& [name, linear] : solve_problems(work, problems, statistics)) {
+        weights.at(name.substr(prefix.size())) = linear.weight;
         compressed.linears.emplace(name, std::move(linear));
       }
+      std::erase_if(statistics.taps, [&](const auto& item) {
+        return std::ranges::none_of(spec.linears, [&](const Linear& linear) {
+          return linear.tap == item.first && linear.stage > stage;
+        });
+      });
     }
     if (states) states->advance(stage);
-    std::erase_if(statistics, [&](const auto& item) {
-      return std::ranges::none_of(spec.linears, [&](const Linear& linear) {
-        return linear.tap == item.first && linear.stage > stage;
-      });
-    });
   }
+  if (dense && scaled_with_statistics)
+    hidden = scales.outputs;
+  else if (replace_at_once || dense)
+    hidden = states->finish();
+  states.reset();
+  if (!replace_at_once)
+    compressed.linears =
+        solve_problems(work, problems_of(work, layer, std::nullopt, scaled), statistics);
   keep_changed(scales, prefix, scaled, compressed);
 
-  if (dense && scaled_with_statistics) {
-    hidden = scales.outputs;
-  } else if (replace_at_once || dense) {
-    hidden = states->finish();
-  } else {
+  if (!replace_at_once && !dense) {
     // The published two-pass loop: statistics of the dense block, then its outputs once compressed.
     weights = scaled;
     for (const auto& [name, linear] : compressed.linears)
@@ -147,24 +167,21 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
 
 void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                     BlockStatistics& statistics) {
-  for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage)
-    for (const auto& [tap, group] : problems_of(work, layer, stage, weights))
-      for (const auto& settings : factors_of(group)) statistics.factors[tap].expect(settings);
+  // (Factors behind AWQ's scales are the job's own.)
+  const auto scales = scale_needs(work.model, work.config, layer);
+  if (scales && scales->empty())
+    expect(problems_of(work, layer, std::nullopt, weights), statistics);
 }
 
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                                   BlockStatistics& statistics) {
-  CompressedBlock compressed;
+  honour_stop(work);
   BlockWeights scaled = weights;
   const ScaledBlock scales = scale_measured(work, layer, scaled, statistics.taps);
-  const auto behind = statistics_behind(scales);
-  for (int stage = 0; stage < work.model.block(layer).spec().stages; ++stage) {
-    honour_stop(work);
-    for (const auto& [tap, group] : problems_of(work, layer, stage, scaled))
-      compressed.linears.merge(solve_together(work.team, group,
-                                              (behind.empty() ? statistics.taps : behind).at(tap),
-                                              work.timer, work.context, &statistics.factors[tap]));
-  }
+  BlockStatistics behind{statistics_behind(scales), {}};
+  CompressedBlock compressed;
+  compressed.linears = solve_problems(work, problems_of(work, layer, std::nullopt, scaled),
+                                      behind.taps.empty() ? statistics : behind);
   keep_changed(scales, work.model.block_prefix(layer), scaled, compressed);
   return compressed;
 }

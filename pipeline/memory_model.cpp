@@ -192,12 +192,12 @@ bool MemoryParts::uses_awq() const {
                              [](const Override& entry) { return entry.method == MethodName::awq; });
 }
 
-/// AWQ takes them from the block before it is rounded, jobs that share statistics from a block that
-/// is measured whole.
+/// AWQ takes them from the block before it is rounded; a block whose layers are not replaced stage
+/// by stage is measured whole.
 double MemoryParts::kept_hessians() const {
-  if (!uses_awq() && sharing_ == 1) return 0;
   const bool replaced_at_once =
       config_.propagation == Propagation::sequential && config_.true_sequential;
+  if (!uses_awq() && replaced_at_once) return 0;
   std::set<int> taps;
   for (const auto& linear : model_.block.linears) {
     const bool is_scaled = std::ranges::any_of(model_.block.scale_pairs, [&](const auto& pair) {

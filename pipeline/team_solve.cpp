@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <span>
+#include <tuple>
 #include <utility>
 
-#include "pipeline/tensor_exchange.hpp"
+#include "pipeline/factor_exchange.hpp"
+#include "pipeline/row_dealing.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 
@@ -16,66 +19,38 @@ namespace selfcal {
 namespace {
 
 using Tensors = std::map<std::string, at::Tensor>;
+/// What ranks found of a layer's rows: by field and first row.
+using Parts = std::map<std::string, std::map<int64_t, at::Tensor>>;
 
-/// Rows [first, first + rows) of problem `problem`, solved by rank `owner`.
-struct RowRun {
-  size_t problem = 0;
-  int64_t first = 0;
-  int64_t rows = 0;
-  int owner = 0;
+/// Layers that are solved with one factor, or with none, and measured on the same statistics.
+struct Group {
+  int tap = 0;
+  FactorSettings wanted;
+  std::vector<const LinearProblem*> problems;
+  at::Tensor hessian;  // or its diagonal
+  int owner = -1;      // the rank that finds the factor, if it is not there yet
+  Factor factor = {};
+  std::optional<LowerFactor> lower = {};  // instead, where all ranks find the rest
+
+  const MethodSettings& settings() const { return problems.front()->settings; }
+  double columns() const { return static_cast<double>(hessian.size(0)); }
 };
 
-/// Tiles of rows for each rank, `all` in sum. In units of a tile's solve and its error (as much as
-/// its two controls) the factor costs about `factor`: meanwhile the other ranks measure their
-/// controls. The owner gets so many tiles fewer that all are done at about the same time.
-std::vector<int64_t> tiles_of_ranks(int64_t all, int ranks, int owner, double factor) {
-  // Another rank's t tiles take max(factor, t) + t, the owner's o take factor + 2 o.
-  const auto tiles = static_cast<double>(all);
-  const double other = std::min((tiles + factor / 2) / ranks, tiles / (ranks - 0.5));
-  const auto of_owner = ranks == 1 ? all : std::llround(tiles - other * (ranks - 1));
-  const int64_t of_others = all - of_owner;
-  std::vector<int64_t> dealt;
-  int64_t others_before = 0;
-  for (int rank = 0; rank < ranks; ++rank) {
-    if (rank == owner) {
-      dealt.push_back(of_owner);
-      continue;
-    }
-    dealt.push_back((others_before + 1) * of_others / (ranks - 1) -
-                    others_before * of_others / (ranks - 1));
-    ++others_before;
+std::vector<Group> groups_of(const TapProblems& problems,
+                             const std::map<int, TapStatistics>& statistics) {
+  // By input, by factor, and by what of the input's statistics the layers need.
+  std::map<std::tuple<int, FactorSettings, bool>, std::vector<const LinearProblem*>> grouped;
+  for (const auto& [tap, of_tap] : problems)
+    for (const auto& problem : of_tap)
+      grouped[{tap, factor_settings(problem.settings), needs_products(problem.settings)}].push_back(
+          &problem);
+  std::vector<Group> groups;
+  for (const auto& [key, stacked] : grouped) {
+    const int tap = std::get<int>(key);
+    groups.push_back({tap, std::get<FactorSettings>(key), stacked,
+                      statistics.at(tap).of(stacked.front()->settings)});
   }
-  return dealt;
-}
-
-/// Tiles of the stacked matrices, dealt in runs: rank after rank.
-std::vector<RowRun> deal_rows(const std::vector<const LinearProblem*>& problems, int ranks,
-                              int owner, bool has_factor, kernels::Context context) {
-  std::vector<RowRun> tiles;
-  double factor = 0;
-  for (size_t problem = 0; problem < problems.size(); ++problem) {
-    const MethodSettings& settings = problems[problem]->settings;
-    const int64_t rows = problems[problem]->weight.size(0),
-                  tile = make_method(settings, context)->row_tile();
-    for (int64_t first = 0; first < rows; first += tile)
-      tiles.push_back({problem, first, std::min(tile, rows - first), 0});
-    if (has_factor)
-      factor =
-          static_cast<double>(problems[problem]->weight.size(1)) / static_cast<double>(2 * tile);
-  }
-  const auto dealt = tiles_of_ranks(static_cast<int64_t>(tiles.size()), ranks, owner, factor);
-  std::vector<RowRun> runs;
-  size_t tile = 0;
-  for (int rank = 0; rank < ranks; ++rank)
-    for (int64_t i = 0; i < dealt[static_cast<size_t>(rank)]; ++i) {
-      RowRun next = tiles[tile++];
-      next.owner = rank;
-      if (!runs.empty() && runs.back().problem == next.problem && runs.back().owner == rank)
-        runs.back().rows += next.rows;
-      else
-        runs.push_back(next);
-    }
-  return runs;
+  return groups;
 }
 
 Tensors to_tensors(const SolvedRows& solved) {
@@ -98,13 +73,14 @@ double pruned_share(const CompressedLinear& linear) {
   return 1 - static_cast<double>(kept) / static_cast<double>(linear.weight.numel());
 }
 
-/// A problem's rows from all its runs, put together in row order.
-CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& factor,
+/// A layer's rows from all its runs, put together in row order.
+CompressedLinear assemble(const Parts& parts, const Factor& factor,
                           const MethodSettings& settings) {
   const auto joined = [&](const char* field) -> at::Tensor {
-    if (!parts.front().contains(field)) return {};
+    const auto found = parts.find(field);
+    if (found == parts.end()) return {};
     std::vector<at::Tensor> rows;
-    for (const auto& part : parts) rows.push_back(part.at(field));
+    for (const auto& [first, part] : found->second) rows.push_back(part);
     return at::cat(rows);
   };
   CompressedLinear linear;
@@ -113,7 +89,7 @@ CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& facto
   linear.scale = joined("scale");
   linear.zero = joined("zero");
   linear.mask = joined("mask");
-  if (parts.front().contains("g_idx")) linear.g_idx = parts.front().at("g_idx");
+  if (parts.contains("g_idx")) linear.g_idx = parts.at("g_idx").begin()->second;
   if (linear.codes.defined()) {
     linear.bits = settings.bits;
     linear.group_size = settings.group_size < 0 ? linear.weight.size(1) : settings.group_size;
@@ -132,99 +108,205 @@ CompressedLinear assemble(const std::vector<Tensors>& parts, const Factor& facto
   return linear;
 }
 
-/// What belongs to a factor beside U, which is large.
-Tensors small_parts(const Factor& factor) {
-  return {{"shape", at::tensor(factor.upper.sizes())},
-          {"permutation", factor.permutation},
-          {"dead", factor.dead},
-          {"damping", at::tensor({factor.damping}, at::kDouble)},
-          {"retries", at::tensor({static_cast<int64_t>(factor.retries)}, at::kLong)}};
-}
+/// A team at work on the groups of a block.
+class TeamSolve {
+ public:
+  TeamSolve(const Communicator& team, std::map<int, SharedFactors>& shared, PhaseTimer& timer,
+            kernels::Context context)
+      : team_(team), shared_(shared), timer_(timer), context_(context) {}
 
-/// A factor without its U, for which there is room in `memory`.
-Factor from_small_parts(const Tensors& tensors, at::Device memory) {
-  const at::Tensor& shape = tensors.at("shape");
-  const int64_t* extents = shape.const_data_ptr<int64_t>();
-  return {at::empty({extents[0], extents[1]}, at::device(memory).dtype(at::kFloat)),
-          tensors.at("permutation"), tensors.at("dead"), tensors.at("damping").item<double>(),
-          static_cast<int>(tensors.at("retries").item<int64_t>())};
-}
-
-/// The factor, computed by `owner`; the others do something else `meanwhile`. Collective.
-Factor factorise_together(const Communicator& team, const Method& method, const at::Tensor& hessian,
-                          int owner, const std::function<void()>& meanwhile, PhaseTimer& timer,
-                          const kernels::Device& device) {
-  Factor factor;
-  agree(team, timer, [&] {
-    if (team.rank() != owner) return meanwhile();
-    const auto scope = timer.measure(Phase::factorise);
-    factor = method.factorise(hessian);
-  });
-  if (team.size() == 1) return factor;
-  const auto scope = timer.measure(Phase::gather);
-  std::vector<std::byte> message;
-  if (team.rank() == owner) message = pack_tensors(small_parts(factor));
-  int64_t bytes = static_cast<int64_t>(message.size());
-  team.broadcast(std::as_writable_bytes(std::span(&bytes, 1)), owner);
-  message.resize(static_cast<size_t>(bytes));
-  team.broadcast(message, owner);
-  if (team.rank() != owner) factor = from_small_parts(unpack_tensors(message), method.memory());
-  broadcast_tensor(team, factor.upper, owner, device);
-  return factor;
-}
-
-/// One problem's rows [first, first + rows): this rank's, by itself.
-SolvedRows solve_run(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
-                     const Factor& factor, kernels::Context context, const RowTeam& team = {}) {
-  const auto method = make_method(problem.settings, context);
-  at::Tensor rows = problem.weight.narrow(0, run.first, run.rows);
-  if (method->memory().is_cpu()) rows = rows.to(at::kCPU);
-  return method->solve(rows, hessian, factor, rows.scalar_type(), team);
-}
-
-RowControls controls_of(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
-                        kernels::Context context) {
-  return make_method(problem.settings, context)
-      ->controls(problem.weight.narrow(0, run.first, run.rows), hessian,
-                 problem.weight.scalar_type());
-}
-
-void keep(Tensors& mine, size_t run, const Tensors& tensors) {
-  for (const auto& [field, tensor] : tensors)
-    if (tensor.defined()) mine[fmt::format("{}/{}", run, field)] = tensor;
-}
-
-/// This rank's runs, after what it does `first`. Collective over `team`.
-void solve_runs(const Communicator& team, const std::vector<const LinearProblem*>& problems,
-                const std::vector<RowRun>& runs, const at::Tensor& hessian, const Factor& factor,
-                const std::function<void()>& first, PhaseTimer& timer, kernels::Context context,
-                Tensors& mine) {
-  const RowTeam all_ranks{
-      [&](const std::function<void()>& local) { agree(team, local); },
-      [&](std::span<int64_t> counts) { team.all_reduce(counts, ReduceOp::sum); }};
-  std::vector<bool> solved_by_all(problems.size(), false);
-  for (size_t problem = 0; problem < problems.size(); ++problem) {
-    if (!make_method(problems[problem]->settings, context)->rows_meet()) continue;
-    solved_by_all[problem] = true;
-    // A rank has at most one run of a matrix; one without takes part with no rows.
-    size_t mine_is = runs.size();
-    for (size_t run = 0; run < runs.size(); ++run)
-      if (runs[run].problem == problem && runs[run].owner == team.rank()) mine_is = run;
-    const RowRun run = mine_is < runs.size() ? runs[mine_is] : RowRun{problem, 0, 0, team.rank()};
-    const SolvedRows solved =
-        solve_run(*problems[problem], run, hessian, factor, context, all_ranks);
-    if (mine_is < runs.size()) keep(mine, mine_is, to_tensors(solved));
+  /// The first of `groups`, with as many factors to find as there are ranks at most: one a rank
+  /// needs no more memory than finding one does.
+  std::span<Group> next_round(std::span<Group> groups) const {
+    size_t count = 0;
+    for (int factors = 0; count < groups.size(); ++count)
+      if (lacks_factor(groups[count]) && ++factors > team_.size()) break;
+    return groups.first(count);
   }
-  agree(team, timer, [&] {
-    first();
-    for (size_t run = 0; run < runs.size(); ++run) {
-      if (runs[run].owner != team.rank() || solved_by_all[runs[run].problem]) continue;
-      keep(
-          mine, run,
-          to_tensors(solve_run(*problems[runs[run].problem], runs[run], hessian, factor, context)));
+
+  /// Factors of the groups, each by a rank of its own; who has none to find, or a narrow one,
+  /// measures more of the controls. Collective.
+  void begin(std::span<Group> round) {
+    const std::vector<double> loads = assign_factors(round);
+    std::vector<RowsToDeal> rows;
+    std::vector<std::pair<const Group*, const LinearProblem*>> problems;
+    for (const auto& group : round)
+      for (const auto* problem : group.problems) {
+        rows.push_back(rows_of(*problem, problems.size()));
+        problems.emplace_back(&group, problem);
+      }
+    const auto runs = deal_rows(rows, loads);
+    agree(team_, timer_, [&] {
+      for (auto& group : round) find_factor(group);
+      const auto scope = timer_.measure(Phase::solve);
+      for (const auto& run : runs)
+        if (run.owner == team_.rank())
+          measure_controls(*problems[run.problem].first, *problems[run.problem].second, run);
+    });
+  }
+
+  /// The layers of a group that has begun. Collective.
+  std::map<std::string, CompressedLinear> finish(Group& group) {
+    const Factor factor =
+        group.wanted.inverts
+            ? shared_[group.tap].get(group.wanted, [&] { return share_factor(group); })
+            : group.factor;
+    group.factor = {};
+    {
+      const auto scope = timer_.measure(Phase::solve);
+      solve(group, factor);
     }
-  });
-}
+    const auto scope = timer_.measure(Phase::gather);
+    gather();
+    std::map<std::string, CompressedLinear> solved;
+    for (const auto* problem : group.problems) {
+      solved[problem->name] = assemble(parts_.at(problem->name), factor, problem->settings);
+      parts_.erase(problem->name);
+    }
+    return solved;
+  }
+
+ private:
+  at::Device memory_of(const Group& group) const {
+    return make_method(group.settings(), context_)->memory();
+  }
+
+  /// Where the group is solved.
+  at::Tensor near_hessian(const Group& group) const { return group.hessian.to(memory_of(group)); }
+
+  bool lacks_factor(const Group& group) const {
+    const auto shared = shared_.find(group.tap);
+    return group.wanted.inverts && (shared == shared_.end() || !shared->second.has(group.wanted));
+  }
+
+  /// The widest to the last rank, and so on: the first rank reads and writes as well. What each
+  /// rank then has to do, in units of a product of a row's control.
+  std::vector<double> assign_factors(std::span<Group> round) const {
+    std::vector<Group*> lacking;
+    for (auto& group : round)
+      if (lacks_factor(group)) lacking.push_back(&group);
+    std::ranges::stable_sort(lacking, std::greater(), &Group::columns);
+    std::vector<double> loads(static_cast<size_t>(team_.size()), 0.0);
+    int owner = team_.size();
+    for (Group* group : lacking) {
+      group->owner = --owner;
+      loads[static_cast<size_t>(owner)] =
+          std::pow(group->columns(), 3) / (deals_inverse(*group) ? 4 : 2);  // measured
+    }
+    return loads;
+  }
+
+  /// In the same units: both controls of a row are x H x^T.
+  RowsToDeal rows_of(const LinearProblem& problem, size_t index) const {
+    return {index, problem.weight.size(0), make_method(problem.settings, context_)->row_tile(),
+            std::pow(static_cast<double>(problem.weight.size(1)), 2)};
+  }
+
+  /// Whether all ranks invert what one has factorised: half of the work, and no more bytes.
+  bool deals_inverse(const Group& group) const {
+    return team_.size() > 1 && group.columns() >= narrowest_dealt_inverse &&
+           !context_.device.uses_library();
+  }
+
+  void find_factor(Group& group) const {
+    if (group.wanted.inverts && group.owner != team_.rank()) return;
+    if (group.wanted.inverts && deals_inverse(group)) {
+      const auto scope = timer_.measure(Phase::factorise);
+      group.lower = begin_inverse(group.hessian, group.settings(), context_);
+    }
+    if (!group.lower) find_whole(group);
+  }
+
+  void find_whole(Group& group) const {
+    const auto scope = timer_.measure(Phase::factorise);
+    group.factor = make_method(group.settings(), context_)->factorise(group.hessian);
+  }
+
+  /// What the owner has found, on all ranks. Collective.
+  Factor share_factor(Group& group) const {
+    const auto scope = timer_.measure(Phase::gather);
+    if (deals_inverse(group)) {
+      auto whole = invert_together(team_, std::exchange(group.lower, std::nullopt), group.owner,
+                                   timer_, context_);
+      if (whole) return *whole;
+      // One attempt was not enough: the owner has made the others, or makes them all.
+      agree(team_, timer_, [&] {
+        if (group.owner == team_.rank() && !group.factor.upper.defined()) find_whole(group);
+      });
+    }
+    return spread_factor(team_, std::move(group.factor), group.owner, memory_of(group),
+                         context_.device);
+  }
+
+  void measure_controls(const Group& group, const LinearProblem& problem, const RowRun& run) {
+    const auto method = make_method(problem.settings, context_);
+    keep(problem, run,
+         to_tensors(method->controls(problem.weight.narrow(0, run.first, run.rows),
+                                     near_hessian(group), problem.weight.scalar_type())));
+  }
+
+  /// This rank's rows of the group. Collective.
+  void solve(const Group& group, const Factor& factor) {
+    const at::Tensor hessian = near_hessian(group);
+    std::vector<RowsToDeal> rows;
+    for (size_t i = 0; i < group.problems.size(); ++i)
+      rows.push_back(rows_of(*group.problems[i], i));
+    std::vector<RowRun> mine(rows.size());  // a rank has at most one run of a layer, or no rows
+    for (const auto& run : deal_rows(rows, std::vector<double>(size_t(team_.size()), 0.0)))
+      if (run.owner == team_.rank()) mine[run.problem] = run;
+    for (size_t i = 0; i < mine.size(); ++i)
+      if (rows_meet(*group.problems[i]))
+        solve_rows(*group.problems[i], mine[i], hessian, factor, all_ranks());
+    agree(team_, timer_, [&] {
+      for (size_t i = 0; i < mine.size(); ++i)
+        if (!rows_meet(*group.problems[i]) && mine[i].rows > 0)
+          solve_rows(*group.problems[i], mine[i], hessian, factor);
+    });
+  }
+
+  bool rows_meet(const LinearProblem& problem) const {
+    return make_method(problem.settings, context_)->rows_meet();
+  }
+
+  RowTeam all_ranks() const {
+    return {[this](const std::function<void()>& local) { agree(team_, local); },
+            [this](std::span<int64_t> counts) { team_.all_reduce(counts, ReduceOp::sum); }};
+  }
+
+  void solve_rows(const LinearProblem& problem, const RowRun& run, const at::Tensor& hessian,
+                  const Factor& factor, const RowTeam& team = {}) {
+    const auto method = make_method(problem.settings, context_);
+    at::Tensor rows = problem.weight.narrow(0, run.first, run.rows);
+    if (method->memory().is_cpu()) rows = rows.to(at::kCPU);
+    const SolvedRows solved = method->solve(rows, hessian, factor, rows.scalar_type(), team);
+    if (run.rows > 0) keep(problem, run, to_tensors(solved));
+  }
+
+  void keep(const LinearProblem& problem, const RowRun& run, const Tensors& tensors) {
+    for (const auto& [field, tensor] : tensors)
+      if (tensor.defined()) mine_[fmt::format("{}/{}/{}", field, run.first, problem.name)] = tensor;
+  }
+
+  /// What ranks have kept since the last time, to all. Collective.
+  void gather() {
+    const auto take = [this](const Tensors& tensors) {
+      for (const auto& [path, tensor] : tensors) {
+        const size_t row = path.find('/') + 1, name = path.find('/', row) + 1;
+        parts_[path.substr(name)][path.substr(0, row - 1)][std::stoll(path.substr(row))] = tensor;
+      }
+    };
+    const Tensors mine = std::exchange(mine_, {});
+    if (team_.size() == 1) return take(mine);
+    for (const auto& message : team_.all_gather(pack_tensors(mine))) take(unpack_tensors(message));
+  }
+
+  const Communicator& team_;
+  std::map<int, SharedFactors>& shared_;
+  PhaseTimer& timer_;
+  kernels::Context context_;
+  Tensors mine_;                        // as "field/first row/layer"
+  std::map<std::string, Parts> parts_;  // by layer
+};
 
 }  // namespace
 
@@ -242,67 +324,21 @@ std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems) 
   return all;
 }
 
-std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
-                                                       const std::vector<LinearProblem>& problems,
-                                                       const TapStatistics& statistics,
-                                                       PhaseTimer& timer, kernels::Context context,
-                                                       SharedFactors* shared) {
-  // By factor, and by what of the input's statistics the layers need.
-  std::map<std::pair<FactorSettings, bool>, std::vector<const LinearProblem*>> groups;
-  for (const auto& problem : problems)
-    groups[{factor_settings(problem.settings), needs_products(problem.settings)}].push_back(
-        &problem);
-
+std::map<std::string, CompressedLinear> solve_together(
+    const Communicator& team, const TapProblems& problems,
+    const std::map<int, TapStatistics>& statistics, std::map<int, SharedFactors>& shared,
+    PhaseTimer& timer, kernels::Context context, const std::function<void()>& between) {
+  std::vector<Group> groups = groups_of(problems, statistics);
+  TeamSolve solve(team, shared, timer, context);
   std::map<std::string, CompressedLinear> results;
-  int next_owner = 0;
-  for (const auto& [key, stacked] : groups) {
-    const FactorSettings& wanted = key.first;
-    const bool sharing = shared != nullptr && wanted.inverts,
-               is_there = sharing && shared->has(wanted);
-    const auto method = make_method(stacked.front()->settings, context);
-    const at::Tensor& hessian = statistics.of(stacked.front()->settings);
-    const at::Tensor near = hessian.to(method->memory());
-    const int owner = next_owner++ % team.size();
-    const auto runs = deal_rows(stacked, team.size(), owner, wanted.inverts && !is_there, context);
-    Tensors mine;  // as "run/field"
-    bool has_controls = false;
-    const auto measure_controls = [&] {
-      if (std::exchange(has_controls, true)) return;
-      const auto scope = timer.measure(Phase::solve);
-      for (size_t run = 0; run < runs.size(); ++run)
-        if (runs[run].owner == team.rank())
-          keep(mine, run,
-               to_tensors(controls_of(*stacked[runs[run].problem], runs[run], near, context)));
-    };
-    const auto find = [&] {
-      return factorise_together(team, *method, hessian, owner, measure_controls, timer,
-                                context.device);
-    };
-    const Factor factor = sharing ? shared->get(wanted, find) : find();
-    {
-      const auto scope = timer.measure(Phase::solve);
-      solve_runs(team, stacked, runs, near, factor, measure_controls, timer, context, mine);
+  for (std::span<Group> left = groups; !left.empty();) {
+    const auto round = solve.next_round(left);
+    solve.begin(round);
+    for (auto& group : round) {
+      results.merge(solve.finish(group));
+      between();
     }
-
-    const auto scope = timer.measure(Phase::gather);
-    std::vector<Tensors> solved_runs(runs.size());
-    const auto keep = [&](const Tensors& tensors) {
-      for (const auto& [path, tensor] : tensors) {
-        const size_t slash = path.find('/');
-        solved_runs[std::stoul(path.substr(0, slash))][path.substr(slash + 1)] = tensor;
-      }
-    };
-    if (team.size() == 1)
-      keep(std::move(mine));
-    else
-      for (const auto& message : team.all_gather(pack_tensors(mine))) keep(unpack_tensors(message));
-
-    for (size_t problem = 0; problem < stacked.size(); ++problem) {
-      std::vector<Tensors> parts;
-      for (size_t run = 0; run < runs.size(); ++run)
-        if (runs[run].problem == problem) parts.push_back(std::move(solved_runs[run]));
-      results[stacked[problem]->name] = assemble(parts, factor, stacked[problem]->settings);
-    }
+    left = left.subspan(round.size());
   }
   return results;
 }

@@ -1,5 +1,5 @@
-// One statistics group solved by a team: one rank factorises, all ranks solve rows, all ranks get
-// the result.
+// Layers of a block solved by a team: factors by different ranks, rows by all ranks, and all ranks
+// get the result.
 #pragma once
 #include <functional>
 #include <map>
@@ -42,18 +42,22 @@ class SharedFactors {
   std::map<FactorSettings, Kept> kept_;
 };
 
+/// The layers to solve, by the input that they read.
+using TapProblems = std::map<int, std::vector<LinearProblem>>;
+
 /// Settings of the factors that the problems of one Hessian need.
 std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems);
 
-/// Collective over `team`; every rank gives the same problems and statistics of their input, and
-/// gets the same result. Matrices that share a factor are stacked before their row tiles are dealt,
-/// so that no rank waits for a narrow one. While one rank computes the factor, the others measure
-/// their rows' controls, and they get more of the rows. `shared`: of this input, the same on every
-/// rank; each of factors_of(problems) is then one use.
-std::map<std::string, CompressedLinear> solve_together(const Communicator& team,
-                                                       const std::vector<LinearProblem>& problems,
-                                                       const TapStatistics& statistics,
-                                                       PhaseTimer& timer, kernels::Context context,
-                                                       SharedFactors* shared = nullptr);
+/// Collective over `team`; every rank gives the same problems and statistics of their inputs, and
+/// gets the same result. Factors are found at the same time, one a rank (the last ranks first), as
+/// many as there are ranks; meanwhile the controls of all rows are measured, by each rank as many
+/// as its factor leaves it time for. Then, group after group, a factor goes to all ranks and the
+/// rows of the layers that it is for, stacked so that no rank waits for a narrow one, are dealt in
+/// tiles. `shared`: by input, the same on every rank; each of factors_of() is then one use.
+/// `between` is called after each group.
+std::map<std::string, CompressedLinear> solve_together(
+    const Communicator& team, const TapProblems& problems,
+    const std::map<int, TapStatistics>& statistics, std::map<int, SharedFactors>& shared,
+    PhaseTimer& timer, kernels::Context context, const std::function<void()>& between);
 
 }  // namespace selfcal

@@ -9,8 +9,6 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t strip = 64;  // columns of the inverse in one task
-
 /// inverse = lower^-1, [n, n], both triangular; what lies above the diagonal of `inverse` is left
 /// alone.
 template <class T>
@@ -45,11 +43,23 @@ void invert_lower(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t
 }  // namespace
 
 template <class T>
-Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context)
-    : matrix_(matrix),
+Cholesky<T>::Cholesky(T* lower, int64_t n, const kernels::Context& context, Found)
+    : matrix_(lower),
       n_(n),
       context_(context),
-      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {
+      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {}
+
+template <class T>
+Cholesky<T> Cholesky<T>::of(T* lower, int64_t n, const kernels::Context& context) {
+  Cholesky found(lower, n, context, Found{});
+  kernels::for_ranges(context, n, tile, [&](int64_t j, int64_t) { found.invert_diagonal(j); });
+  found.succeeded_ = true;
+  return found;
+}
+
+template <class T>
+Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context)
+    : Cholesky(matrix, n, context, Found{}) {
   std::vector<T> diagonal(n);
   for (int64_t k = 0; k < n; ++k) diagonal[k] = matrix[k * (n + 1)];
   for (int64_t j = 0; j < n; j += tile) {
@@ -78,8 +88,13 @@ bool Cholesky<T>::factorise_diagonal(int64_t j, const std::vector<T>& diagonal) 
     const T pivot = corner[k * (n_ + 1)];
     if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[j + k])) return false;
   }
-  invert_lower(corner, n_, size_at(j), inverse_at(j), tile);
+  invert_diagonal(j);
   return true;
+}
+
+template <class T>
+void Cholesky<T>::invert_diagonal(int64_t j) {
+  invert_lower(matrix_ + j * (n_ + 1), n_, size_at(j), inverse_at(j), tile);
 }
 
 /// L[i, j] = A[i, j] L[j, j]^-T.
@@ -112,17 +127,23 @@ std::vector<T> Cholesky<T>::inverse_strip(int64_t top, int64_t first, int64_t co
 }
 
 template <class T>
+void Cholesky<T>::invert_strip(int64_t first, int64_t count, float* rows, int64_t stride) const {
+  const int64_t top = first / tile * tile;
+  const std::vector<T> inverse = inverse_strip(top, first, count);
+  for (int64_t i = first; i < n_; ++i) {
+    float* row = rows + (n_ - 1 - i) * stride;
+    const int64_t filled = std::min(i + 1 - first, count);
+    std::fill_n(row, count - filled, 0.0f);
+    for (int64_t k = 0; k < filled; ++k) row[count - 1 - k] = float(inverse[(i - top) * count + k]);
+  }
+}
+
+template <class T>
 void Cholesky<T>::invert_reversed(float* upper) const {
   kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
-    const int64_t top = first / tile * tile;
-    const std::vector<T> inverse = inverse_strip(top, first, count);
-    for (int64_t i = 0; i < n_; ++i) {
-      float* row = upper + (n_ - 1 - i) * n_ + (n_ - first - count);
-      const int64_t filled = std::clamp<int64_t>(i + 1 - first, 0, count);
-      std::fill_n(row, count - filled, 0.0f);
-      for (int64_t k = 0; k < filled; ++k)
-        row[count - 1 - k] = float(inverse[(i - top) * count + k]);
-    }
+    float* rows = upper + n_ - first - count;
+    invert_strip(first, count, rows, n_);
+    for (int64_t row = n_ - first; row < n_; ++row) std::fill_n(rows + row * n_, count, 0.0f);
   });
 }
 

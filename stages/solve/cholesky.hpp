@@ -12,8 +12,12 @@ namespace selfcal {
 template <class T>
 class Cholesky {
  public:
+  static constexpr int64_t strip = 64;  // columns of the inverse in one task
+
   /// Factorises in place; only the lower triangle of `matrix` is read and written.
   Cholesky(T* matrix, int64_t n, const kernels::Context& context);
+  /// From an L that such a factorisation has left.
+  static Cholesky of(T* lower, int64_t n, const kernels::Context& context);
 
   /// False where A is not positive definite, or so nearly not that a pivot lost all its digits.
   bool succeeded() const { return succeeded_; }
@@ -21,8 +25,14 @@ class Cholesky {
   /// U = J L^-1 J, J the reversal: upper, float32 [n, n], zeros below the diagonal. With A = J B J:
   /// U^T U = J L^-T L^-1 J = B^-1.
   void invert_reversed(float* upper) const;
+  /// Its columns [n - first - count, n - first), down to the diagonal: n - first rows, `stride`
+  /// apart. first: a multiple of `strip`; count: `strip`, or what is left.
+  void invert_strip(int64_t first, int64_t count, float* rows, int64_t stride) const;
 
  private:
+  struct Found {};
+  Cholesky(T* lower, int64_t n, const kernels::Context& context, Found);
+
   static constexpr int64_t tile = 128;
   int64_t size_at(int64_t first) const { return first + tile < n_ ? tile : n_ - first; }
   T* inverse_at(int64_t first) { return inverses_.data() + first * tile; }
@@ -30,6 +40,7 @@ class Cholesky {
 
   void subtract_earlier(int64_t i, int64_t j);
   bool factorise_diagonal(int64_t j, const std::vector<T>& diagonal);
+  void invert_diagonal(int64_t j);
   void divide_by_diagonal(int64_t i, int64_t j);
   std::vector<T> inverse_strip(int64_t top, int64_t first, int64_t count) const;
 

@@ -79,17 +79,16 @@ double unit_of(const Diagonal& diagonal) {
   return std::ldexp(1.0, -2 * (std::ilogb(diagonal.live_mean) >> 1));
 }
 
-/// The damped Hessian in reversed order of the permutation, scaled, by our tiles; false where it is
-/// not positive definite in T.
+/// The damped Hessian in reversed order of the permutation, scaled: its lower triangle.
 template <class T>
-bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
-               const kernels::Context& context) {
+at::Tensor damped_matrix(const at::Tensor& hessian, const Diagonal& diagonal, double damping,
+                         const at::Tensor& permutation, const kernels::Context& context) {
   const int64_t n = hessian.size(0);
   const double scale = unit_of(diagonal), added = damping * diagonal.live_mean;
   at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
   T* a = matrix.mutable_data_ptr<T>();
   const float* h = hessian.const_data_ptr<float>();
-  const int64_t* column = factor.permutation.const_data_ptr<int64_t>();
+  const int64_t* column = permutation.const_data_ptr<int64_t>();
   kernels::for_ranges(context, n, 64, [&](int64_t first, int64_t count) {
     for (int64_t i = first; i < first + count; ++i) {
       const float* row = h + column[n - 1 - i] * n;
@@ -98,7 +97,16 @@ bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double dampi
       a[i * n + i] = T(((entry == 0 ? diagonal.live_mean : entry) + added) * scale);
     }
   });
-  const Cholesky<T> cholesky(a, n, context);
+  return matrix;
+}
+
+/// By our tiles; false where it is not positive definite in T.
+template <class T>
+bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
+               const kernels::Context& context) {
+  const int64_t n = hessian.size(0);
+  at::Tensor matrix = damped_matrix<T>(hessian, diagonal, damping, factor.permutation, context);
+  const Cholesky<T> cholesky(matrix.mutable_data_ptr<T>(), n, context);
   if (!cholesky.succeeded()) return false;
   factor.upper = at::empty({n, n}, at::kFloat);
   cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>());
@@ -147,7 +155,36 @@ bool try_factor(const at::Tensor& hessian, const Diagonal& diagonal, double damp
                                        : try_tiles<T>(hessian, diagonal, damping, factor, context);
 }
 
+/// All but U, which takes attempts.
+Factor begin_factor(const at::Tensor& hessian, const Diagonal& diagonal, int64_t ordered_run) {
+  Factor factor;
+  factor.dead = hessian.diagonal().eq(0).to(at::kByte).to(at::kCPU);
+  factor.permutation = order_of(diagonal, ordered_run);
+  return factor;
+}
+
+at::Tensor checked(const at::Tensor& given, const kernels::Context& context) {
+  check_hessian(given);
+  at::Tensor hessian = given.to(context.device.memory);
+  if (!is_finite(hessian, context)) fail(ExitCode::data, "Hessian not finite");
+  return hessian;
+}
+
 }  // namespace
+
+std::optional<LowerFactor> begin_inverse(const at::Tensor& given, const MethodSettings& settings,
+                                         const kernels::Context& context) {
+  const FactorSettings wanted = factor_settings(settings);
+  const at::Tensor hessian = checked(given, context);
+  const Diagonal diagonal = diagonal_of(hessian);
+  LowerFactor found{begin_factor(hessian, diagonal, wanted.ordered_run), {}};
+  found.factor.damping = wanted.damping;
+  found.lower =
+      damped_matrix<float>(hessian, diagonal, wanted.damping, found.factor.permutation, context);
+  const Cholesky<float> cholesky(found.lower.mutable_data_ptr<float>(), hessian.size(0), context);
+  if (!cholesky.succeeded()) return std::nullopt;
+  return found;
+}
 
 Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,
                          const kernels::Context& context) {
@@ -157,13 +194,9 @@ Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settin
 
 Factor factorise_inverse(const at::Tensor& given, double damping, int64_t ordered_run,
                          const kernels::Context& context) {
-  check_hessian(given);
-  const at::Tensor hessian = given.to(context.device.memory);
-  if (!is_finite(hessian, context)) fail(ExitCode::data, "Hessian not finite");
+  const at::Tensor hessian = checked(given, context);
   const Diagonal diagonal = diagonal_of(hessian);
-  Factor factor;
-  factor.dead = hessian.diagonal().eq(0).to(at::kByte).to(at::kCPU);
-  factor.permutation = order_of(diagonal, ordered_run);
+  Factor factor = begin_factor(hessian, diagonal, ordered_run);
   for (double fraction = damping;; ++factor.retries) {
     factor.damping = fraction;
     if (try_factor<float>(hessian, diagonal, fraction, factor, context)) return factor;

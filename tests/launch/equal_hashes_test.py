@@ -72,6 +72,9 @@ OTHER_JOBS = {
     "awq, per block, beside gptq": (
         {"method__name": "awq", "method__sequential": "per_block", "method__act_order": "auto",
          "overrides": "[{match: o_proj, method: gptq}]"}, ["2 shared, 2 threads", "4 shared"]),
+    "gptq and sparsegpt, per block": (
+        {"method__sequential": "per_block", "overrides": "[{match: k_proj, method: sparsegpt, sparsity: 0.5}]"},
+        ["2 shared, 2 threads", "1 + team 3"]),
     "wanda": ({**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
               ["3 shared, depth 3", "1 + 3 shards", "4 shared"]),
     "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),

@@ -6,6 +6,7 @@
 
 #include "base/gpu_module.hpp"
 #include "stages/lanes/lanes.hpp"
+#include "stages/solve/dealt_inverse.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/tiles.hpp"
 #include "tests/stages/solve_support.hpp"
@@ -66,6 +67,43 @@ TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
         same_bits(factorise_inverse(hessian, 0.01, 1, threads.context()).upper, expected.upper))
         << count;
   }
+}
+
+/// Found by many: with one strip, with a last one that is narrow, with fewer strips than parts.
+TEST(DealtInverse, HasTheBitsOfTheWhole) {
+  for (const int64_t columns : {7, 64, 130, 500, 704}) {
+    const at::Tensor hessian = random_problem(7, 1, columns).hessian;
+    MethodSettings settings;
+    settings.damping = 0.02;
+    Threads threads(2);
+    const Factor whole = factorise_inverse(hessian, settings, threads.context());
+    const auto begun = begin_inverse(hessian, settings, threads.context());
+    ASSERT_TRUE(begun);
+    EXPECT_TRUE(begun->factor.permutation.equal(whole.permutation));
+    EXPECT_TRUE(begun->factor.dead.equal(whole.dead));
+    EXPECT_EQ(begun->factor.damping, whole.damping);
+    const LowerFactor arrived{begun->factor, unpack_lower(pack_lower(begun->lower), columns)};
+    for (const int parts : {1, 2, 3, 16}) {
+      std::vector<at::Tensor> found;
+      std::vector<std::span<const float>> spans;
+      for (int part = 0; part < parts; ++part) {
+        Threads some(1 + part % 2);
+        found.push_back(invert_part(arrived, part, parts, some.context()));
+        spans.emplace_back(found.back().const_data_ptr<float>(), size_t(found.back().numel()));
+      }
+      EXPECT_TRUE(same_bits(join_parts(spans, columns, threads.context()), whole.upper))
+          << columns << " columns, " << parts << " parts";
+    }
+  }
+}
+
+TEST(DealtInverse, IsNotBegunWhereOneAttemptIsNotEnough) {
+  at::Tensor hessian = at::eye(50) + 0.0f;
+  hessian[0][1] = hessian[1][0] = 1.1f;
+  Threads threads(1);
+  EXPECT_FALSE(begin_inverse(hessian, {}, threads.context()));
+  expect_failure(ExitCode::data, "not finite",
+                 [&] { begin_inverse(hessian * INFINITY, {}, threads.context()); });
 }
 
 TEST_P(FactorBy, OrdersByDiagonalWithTiesByColumn) {
