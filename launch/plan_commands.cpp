@@ -110,15 +110,17 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   return options.json ? to_json(planned) : to_text(planned);
 }
 
+void plan_alone(PlanOptions options) {
+  options.ranks = std::max(1, options.ranks);
+  std::fputs(text_of_plan(options, {}).c_str(), stdout);
+}
+
 /// Alone, or under mpirun or srun, where rank 0 speaks.
 void plan(PlanOptions options) {
-  if (launched_ranks() == 1) {
-    options.ranks = std::max(1, options.ranks);
-    std::fputs(text_of_plan(options, {}).c_str(), stdout);
-    return;
-  }
+  if (launched_ranks() == 1) return plan_alone(std::move(options));
   MpiSession session;
   const Communicator world = Communicator::world();
+  if (world.size() == 1) return plan_alone(std::move(options));
   if (options.ranks == 0) options.ranks = world.size();
   const Launched launched{world, measure_network(world), ranks_sharing_cores(world)};
   const std::string text = text_of_plan(options, launched);

@@ -64,6 +64,11 @@ Request post_chunks(int64_t bytes, Post post) {
   return Request(std::make_unique<ChunkedMessage>(std::move(requests)));
 }
 
+int number_in(const char* variable, int otherwise) {
+  const char* value = std::getenv(variable);
+  return value ? std::atoi(value) : otherwise;
+}
+
 /// By MPI_Isend or one of its kind, named for messages.
 Request post_send(decltype(MPI_Isend) call, const char* name, std::span<const std::byte> data,
                   int to, int tag, MPI_Comm handle) {
@@ -76,23 +81,50 @@ Request post_send(decltype(MPI_Isend) call, const char* name, std::span<const st
 
 }  // namespace
 
-int launched_ranks() {
-  for (const char* name : {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"})
-    if (const char* value = std::getenv(name)) return std::atoi(value);
-  return 1;
+int counted_ranks() {
+  int most = 0;
+  for (const char* count : {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
+    most = std::max(most, number_in(count, 0));
+  return most;
 }
 
+int launched_ranks() {
+  const int counted = counted_ranks(), rank = number_in("PMIX_RANK", -1);
+  if (rank > 0) return std::max(counted, rank + 1);
+  return counted == 0 && rank < 0 ? 1 : counted;
+}
+
+namespace {
+
+/// A step of several ranks that Slurm tells MPI nothing of (--mpi=none). Open MPI would end the
+/// program from within MPI_Init, with a page of its own.
+bool is_kept_from_mpi() {
+  if (number_in("SLURM_STEP_NUM_TASKS", 0) <= 1) return false;
+  return std::ranges::none_of(
+      std::array{"PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_FD", "OMPI_COMM_WORLD_SIZE"},
+      [](const char* name) { return std::getenv(name) != nullptr; });
+}
+
+[[noreturn]] void fail_alone(int launched, int counted) {
+  fail(ExitCode::usage,
+       "the launcher started {}{} ranks but MPI sees one; with srun, say --mpi=pmix (srun "
+       "--mpi=list shows what is there)",
+       launched > counted ? "at least " : "", launched);
+}
+
+}  // namespace
+
 MpiSession::MpiSession() {
+  // Asked first: an MPI that is alone writes what a launcher would into the environment.
+  const int launched = launched_ranks(), counted = counted_ranks();
+  if (is_kept_from_mpi()) fail_alone(launched, counted);
   int provided = 0;
   check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   int size = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  if (size == 1 && launched_ranks() > 1) {
+  if (size == 1 && launched > 1) {
     MPI_Finalize();
-    fail(ExitCode::usage,
-         "the launcher started {} ranks but MPI sees one; with srun, say --mpi=pmix (srun "
-         "--mpi=list shows what is there)",
-         launched_ranks());
+    fail_alone(launched, counted);
   }
 }
 

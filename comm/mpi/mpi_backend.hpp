@@ -4,7 +4,12 @@
 
 namespace selfcal {
 
-/// Ranks that a launcher says it has started; 1 without one. Needs no MPI.
+/// Ranks that a launcher says it has started, the most where one stands in another (mpirun within a
+/// step of one rank); 0 without one, and with one that does not say. Needs no MPI.
+int counted_ranks();
+
+/// The fewest that there can be, as far as this rank is told; 1 without a launcher; 0 for the first
+/// rank of one that numbers ranks but does not count them. Needs no MPI.
 int launched_ranks();
 
 /// MPI_Init_thread (funneled) and MPI_Finalize as one object. A launcher that started more ranks

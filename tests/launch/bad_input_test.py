@@ -10,6 +10,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import slurm_cluster  # noqa: E402
 from selfcal_case import CONFIG, Job, SelfcalCase, BINARY  # noqa: E402
 
 USAGE, DATA, INTERNAL, INPUT_OUTPUT, STOPPED, BAD_CONFIG = 64, 65, 70, 74, 75, 78
@@ -167,18 +168,48 @@ class BadInput(SelfcalCase):
                 code = BAD_CONFIG if "no.yaml" in words else USAGE
                 self.check(self.selfcal(*words), code, [expected], None)
 
+    def alone_in_mpi(self, command, environment):
+        """A rank that MPI sees alone: its lines."""
+        code, _, err = self.selfcal(command, "config.yaml", environment=environment)
+        self.assertEqual(code, USAGE, err)
+        return [line for line in err.splitlines() if line.startswith("selfcal:")]
+
     def test_launcher_that_mpi_does_not_know(self):
         """srun with the wrong --mpi: every rank is alone in its MPI; they must not all do the whole job."""
-        for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-            for rank in (0, 1):
-                with self.subTest(variable, rank=rank):
-                    code, out, err = self.selfcal("compress", "config.yaml",
-                                                  environment={variable: "4", "SLURM_PROCID": str(rank)})
-                    lines = [line for line in err.splitlines() if line.startswith("selfcal:")]
-                    self.assertEqual(code, USAGE, err)
-                    self.assertEqual(len(lines), 1 if rank == 0 else 0, err)
+        step_of_one = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+        launchers = [{"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "{}"},
+                     {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "{}"},
+                     {**step_of_one, "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "{}"},
+                     {"PMI_SIZE": "4", "SLURM_PROCID": "{}"}]
+        for launcher in launchers:
+            for rank, command in ((0, "compress"), (1, "compress"), (0, "plan"), (3, "plan")):
+                with self.subTest(launcher=launcher, rank=rank, command=command):
+                    lines = self.alone_in_mpi(command, {key: value.format(rank) for key, value in launcher.items()})
+                    self.assertEqual(len(lines), 1 if rank == 0 else 0, lines)
                     for word in ("4 ranks", "MPI sees one", "--mpi=pmix"):
-                        self.assertTrue(rank or word in lines[0], err)
+                        self.assertTrue(rank or word in lines[0], lines)
+
+    def test_launcher_that_numbers_ranks_but_does_not_count_them(self):
+        """PMIx alone: the first rank cannot know, the others do."""
+        self.assertIn("at least 2 ranks but MPI sees one", self.alone_in_mpi("plan", {"PMIX_RANK": "1"})[0])
+        self.assertEqual(self.alone_in_mpi("plan", {"PMIX_RANK": "2"}), [])
+        self.succeed("plan", "config.yaml", environment={"PMIX_RANK": "0"})
+
+    def test_plan_of_ranks_within_a_step_of_one(self):
+        """mpirun in an interactive step: all ranks plan together, and one speaks."""
+        out = self.succeed("plan", "config.yaml", ranks=2, environment={"SLURM_STEP_NUM_TASKS": "1"})
+        self.assertEqual(out.count("calibration "), 1, out)
+
+    def test_srun_with_the_wrong_mpi(self):
+        if reason := slurm_cluster.reason_against():
+            self.skipTest(reason)
+        with slurm_cluster.SlurmCluster(2) as slurm:
+            for command in ("compress", "plan"):
+                words = ["srun", "--mpi=none", "-n", 2, "--wait=10", BINARY, command, "config.yaml"]
+                code, out, err = Job(words, self.folder, slurm.environment).result()
+                lines = [line for line in err.splitlines() if line.startswith("selfcal:")]
+                self.assertEqual((code, len(lines)), (USAGE, 1), f"{out}\n{err}")
+                self.assertIn("the launcher started 2 ranks but MPI sees one", lines[0])
 
     def test_verify_and_inspect_of_nothing(self):
         self.check(self.selfcal("verify", "nowhere"), DATA, ["nowhere"], None)

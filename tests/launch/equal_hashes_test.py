@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """The contract: a job gives the same content hashes in every layout, on any number of ranks and threads.
 
-Not every method meets every layout: GPTQ with sequential propagation goes through all of them, dense propagation through
-those where it takes a way of its own (several shards, generators apart from compressors), and every other method through
-three that differ in how rows, leaves and layers are dealt. Each layout is met by GPTQ and by one other job at least.
+GPTQ with sequential propagation goes through all layouts on its own, with dense propagation through twelve. Every method
+with both propagations, and calibrations that leave ranks without work, go through twelve as jobs of one run, which must
+give what each gives alone on one rank. Settings that change how rows, leaves and layers are dealt meet some of them.
 """
+import json
 import sys
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-from selfcal_case import SelfcalCase  # noqa: E402
+from selfcal_case import CONFIG, SelfcalCase  # noqa: E402
 
 
 def layout(ranks, mode, replicas=None, depth=None, shards=None, team=None, threads=None):
@@ -41,24 +42,30 @@ LAYOUTS = {
     "2 shards x team 2": layout(4, "shared", shards=2, team=2),
     "1 of depth 2 + 2 shards": layout(4, "split", depth=2, shards=2, team=1),
 }
-DENSE = ["1 + team 2", "1 + 2 shards", "3 shards", "3 + 1", "1 + 3 shards", "2 shards x team 2", "1 of depth 2 + 2 shards",
-         "4 as planned"]
+DENSE = ["1 + 1", "2 shared, 2 threads", "1 + team 2", "2 + 1", "3 shared, depth 3", "1 + 2 shards", "3 shards", "3 + 1",
+         "1 + 3 shards", "2 shards x team 2", "1 of depth 2 + 2 shards", "4 as planned"]
 PRUNER = {"method__act_order": "auto", "method__bits": "auto"}
 OWL = {"method__sparsity": 0.5, "method__layer_sparsity": "owl", "method__owl__m": 3, "method__owl__lambda": 0.2}
+# name: settings of the job; each with both propagations
+METHODS = {"gptq": {},
+           "sparsegpt-2of4": {**PRUNER, "method__name": "sparsegpt", "method__pattern": "2:4"},
+           "sparsegpt-threshold": {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "method__block_size": 16},
+           "awq": {"method__name": "awq", "method__symmetric": "false", "method__act_order": "auto"},
+           "wanda": {**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
+           "magnitude": {**PRUNER, "method__name": "magnitude", "method__sparsity": 0.5},
+           "five": {"calibration__sequences": 5},
+           "five-threshold": {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "calibration__sequences": 5},
+           "five-awq": {"method__name": "awq", "method__act_order": "auto", "calibration__sequences": 5}}
+METHODS = {f"{name}-{propagation}": {**settings, "method__propagation": propagation}
+           for name, settings in METHODS.items() for propagation in ("sequential", "dense")}
+METHOD_LAYOUTS = ["1 rank, 3 threads", "1 + 1", "1 + team 2", "2 + 1", "1 of depth 2 + 1",
+                  "3 shared, 2 of them sample", "3 shards", "3 + 1", "4 shared",
+                  "2 replicas of depth 2", "1 + 3 shards", "2 shards x team 2"]
 # name: (settings of the job, layouts)
 OTHER_JOBS = {
-    "sparsegpt 2:4": ({**PRUNER, "method__name": "sparsegpt", "method__pattern": "2:4"},
-                      ["2 shared, 2 threads", "2 + 1", "4 shared"]),
-    "sparsegpt by threshold": (
-        {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "method__block_size": 16},
-        ["1 + 1", "3 shared, 2 of them sample", "1 + team 3"]),
     "sparsegpt, pruned and quantised": (
         {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.3, "method__bits": 3},
         ["1 rank, 3 threads", "2 shared, depth 2", "2 shards x team 2"]),
-    "awq": ({"method__name": "awq", "method__symmetric": "false", "method__act_order": "auto"},
-            ["1 of depth 2 + 1", "3 + 1", "4 shared"]),
-    "awq, dense": ({"method__name": "awq", "method__propagation": "dense", "method__act_order": "auto", "method__bits": 3},
-                   ["1 + 2 shards", "3 shards", "2 replicas of depth 2"]),
     "awq by module": ({"method__name": "awq", "method__scale_loss": "module", "method__bits": 3,
                        "overrides": "[{match: layers.2.mlp, method: gptq}]"}, ["1 + team 3", "2 shards x team 2"]),
     "sparsegpt, ordered and quantised": (
@@ -75,10 +82,16 @@ OTHER_JOBS = {
     "gptq and sparsegpt, per block": (
         {"method__sequential": "per_block", "overrides": "[{match: k_proj, method: sparsegpt, sparsity: 0.5}]"},
         ["2 shared, 2 threads", "1 + team 3"]),
-    "wanda": ({**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
-              ["3 shared, depth 3", "1 + 3 shards", "4 shared"]),
-    "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),
 }
+
+
+def as_job(name, settings):
+    """An entry of `jobs`, YAML on one line: `a__b` sets b of a."""
+    job = {"name": name}
+    for key, value in settings.items():
+        group, key = key.split("__")
+        job.setdefault(group, {})[key] = value
+    return json.dumps(job).replace('"', "")
 
 
 class EqualHashes(SelfcalCase):
@@ -94,11 +107,31 @@ class EqualHashes(SelfcalCase):
                 self.compress(output, ranks, **settings, **how)
                 self.assertEqual(self.hashes(output), expected)
 
+    def job_hashes(self, output):
+        """Content hashes of a run's jobs by name."""
+        lines = [line.split(" content hash: ") for line in self.succeed("verify", output).splitlines()]
+        return {line[0]: line[1] for line in lines if len(line) == 2}
+
     def test_gptq_in_every_layout(self):
         self.check("gptq", {}, LAYOUTS)
 
     def test_dense_propagation(self):
         self.check("dense", {"method__propagation": "dense"}, DENSE)
+
+    def test_every_method(self):
+        expected = {}
+        for name, settings in METHODS.items():
+            self.compress(f"alone-{name}", name=name, **settings)
+            expected |= self.job_hashes(f"alone-{name}")
+        # Magnitudes need no calibration, and so no propagation.
+        self.assertEqual(len(set(expected.values())), len(METHODS) - 1, "settings that make no difference")
+        (self.folder / "jobs.yaml").write_text(CONFIG + "jobs:\n" + "".join(
+            f"  - {as_job(name, settings)}\n" for name, settings in METHODS.items()))
+        for number, name in enumerate(METHOD_LAYOUTS):
+            with self.subTest(layout=name):
+                ranks, how = LAYOUTS[name]
+                self.succeed("compress", "jobs.yaml", *self.settings(f"methods-{number}", **how), ranks=ranks)
+                self.assertEqual(self.job_hashes(f"methods-{number}"), expected)
 
     def test_other_jobs(self):
         for job, (settings, layouts) in OTHER_JOBS.items():
@@ -106,7 +139,7 @@ class EqualHashes(SelfcalCase):
 
     def test_every_layout_is_met_twice(self):
         for name in LAYOUTS:
-            met = 1 + (name in DENSE) + sum(name in layouts for _, layouts in OTHER_JOBS.values())
+            met = 1 + (name in DENSE) + (name in METHOD_LAYOUTS) + sum(name in layouts for _, layouts in OTHER_JOBS.values())
             self.assertGreaterEqual(met, 2, name)
 
     def test_other_seed_gives_other_hashes(self):

@@ -52,11 +52,14 @@ class Scaling(SelfcalCase):
             self.assertAlmostEqual(sum(plan["by_phase"].values()), plan["total"])
             pairs = {"total s": (plan["total"], row["total"]["seconds"]),
                      "solve s": (plan["by_phase"]["solve"], row["busiest"]["solve"]),
+                     "write s": (plan["by_phase"]["write"], row["busiest"]["write"]),
                      "memory MiB": (plan["memory"] / 2**20, row["peak_memory"] / 2**20)}
             for what, (planned, measured) in pairs.items():
                 figures = rf" +{planned:.2f} \| +{measured:.2f} \| +{planned / measured:.2f}"
                 self.assertRegex(out, rf"{row['ranks']} \| +{what} \|{figures}")
         self.assertNotEqual(first["plan"]["rates"]["network"], second["plan"]["rates"]["network"], "taken, not measured")
+        for phase in ("reduce", "gather"):  # between ranks
+            self.assertRegex(out, rf"(?m)^ +2 \| +{phase} s \| +[0-9.]+ \| +[0-9.]+ ")
         self.assertTrue((self.folder / "strong/scaling.png").read_bytes().startswith(b"\x89PNG"))
         self.assertEqual(list((self.folder / "strong/runs").iterdir()), [], "run directories were to go")
         again, _ = self.study("strong", STUDY)
@@ -94,6 +97,11 @@ class Scaling(SelfcalCase):
         reports = [json.loads((self.folder / f"queued/reports/strong-{ranks:04}-1.json").read_text()) for ranks in (1, 2)]
         self.assertEqual([len(report["ranks"]) for report in reports], [1, 2])
         self.assertEqual(*(report["job_id"] for report in reports))
+        # The plan is of the jobs' own nodes, measured on as many ranks.
+        for row in rows:
+            plan = json.loads((self.folder / f"queued/plans/strong-{row['ranks']:04}-1.json").read_text())
+            self.assertEqual(row["plan"]["rates"], plan["rates"])
+            self.assertEqual(len(plan["ranks"]), row["ranks"])
         # What is there is not queued again.
         again, _ = self.study("queued", text)
         self.assertNotIn("$ sbatch", again)
