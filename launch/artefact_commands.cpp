@@ -38,7 +38,9 @@ void add_solve(CLI::App& app) {
   method.act_order = ActOrder::automatic;
   method.static_groups = StaticGroups::automatic;
   method.error_measure = ErrorMeasure::automatic;
-  command->add_option("problem", options->problem, "safetensors with weight and hessian (wanda: or column_sq_norm instead)")
+  command
+      ->add_option("problem", options->problem,
+                   "safetensors with weight and hessian (wanda: or column_sq_norm instead)")
       ->required();
   command->add_option("--out", options->out, "safetensors to write")->required();
   command

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import CONFIG, SelfcalCase  # noqa: E402
+from tiny_model import write_tiny_model  # noqa: E402
 
 
 def layout(ranks, mode, replicas=None, depth=None, shards=None, team=None, threads=None):
@@ -82,6 +83,10 @@ OTHER_JOBS = {
     "gptq and sparsegpt, per block": (
         {"method__sequential": "per_block", "overrides": "[{match: k_proj, method: sparsegpt, sparsity: 0.5}]"},
         ["2 shared, 2 threads", "1 + team 3"]),
+    # More than two blocks of columns: the errors of a bfloat16 model go from block to block in whole numbers.
+    "gptq, wide": ({"model__path": "wide", "method__group_size": 32}, ["2 shared, 2 threads", "1 + team 2", "2 shards x team 2"]),
+    "sparsegpt by threshold, wide": (
+        {**PRUNER, "model__path": "wide", "method__name": "sparsegpt", "method__sparsity": 0.5}, ["2 + 1", "4 shared"]),
 }
 
 
@@ -95,6 +100,11 @@ def as_job(name, settings):
 
 
 class EqualHashes(SelfcalCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        write_tiny_model(cls.folder / "wide", hidden=160, intermediate=288, layers=3)
+
     def check(self, job, settings, layouts):
         """A job in these layouts, against one rank."""
         folder = job.replace(" ", "-").replace(",", "").replace(":", "-")

@@ -30,9 +30,13 @@ export: [compressed-tensors, dense]
 PRUNED = [word for setting in ["name=sparsegpt", "bits=16", "sparsity=0.5", "act_order=none"]
           for word in ("--set", f"method.{setting}")] + ["--set", "export=[dense]"]
 
-# AWQ moves scales through norms and layers: a wrong pair would change far more than 8 bits do. One family for each kind of
-# pair: Llama's; norms with an offset; biases, and a plain MLP with relu; one norm for attention and MLP.
-SCALED_FAMILIES = ["llama3", "gemma", "opt", "phi"]
+JOINT = [word for setting in ["name=sparsegpt", "bits=4", "pattern=2:4", "act_order=none", "group_size=16"]
+         for word in ("--set", f"method.{setting}")]
+
+# AWQ moves scales through norms and layers: a wrong pair would change far more than 8 bits do. For each kind of pair
+# a family: Llama's; norms with an offset, and norms behind the parts; biases, and a plain MLP with relu; one norm for
+# attention and MLP; norms of q and k; fused q, k and v, two norms of one input.
+SCALED_FAMILIES = ["llama3", "gemma", "gemma2", "opt", "opt-untied", "phi", "qwen3", "neox"]
 SCALED = [word for setting in ["name=awq", "bits=8", "symmetric=false", "act_order=none"]
           for word in ("--set", f"method.{setting}")] + ["--set", "export=[dense]"]
 
@@ -94,6 +98,18 @@ class Families(unittest.TestCase):
         self.assertLess(changed, most)
         return model, tokens
 
+    def check_joint(self, name):
+        """Pruned and quantised in one solve: transformers unpacks the weights that the dense export has, 2:4 and on a grid."""
+        exports = self.compress(name, "joint", *JOINT)
+        model, tokens = self.load_and_compare(name, exports / "dense")
+        unpacked = unpacked_weights(exports / "compressed-tensors", tokens)
+        for weight_name, weight in model.state_dict().items():
+            self.assertTrue(torch.equal(unpacked[weight_name], weight), weight_name)
+            if "_proj" in weight_name:
+                self.assertTrue(((weight.view(-1, 4) != 0).sum(1) <= 2).all(), weight_name)
+                groups = weight.view(-1, 16)
+                self.assertLessEqual(max(len(group.unique()) for group in groups), 9)  # 8 of a group stay, and 0
+
     def check(self, name):
         exports = self.compress(name, "quantised")
         model, tokens = self.load_and_compare(name, exports / "dense")
@@ -101,6 +117,8 @@ class Families(unittest.TestCase):
         for weight_name, weight in model.state_dict().items():
             self.assertTrue(torch.equal(unpacked[weight_name], weight), weight_name)
 
+        if name == "llama3":
+            self.check_joint(name)
         if name in SCALED_FAMILIES:
             exports = self.compress(name, "scaled", *SCALED)
             self.load_and_compare(name, exports / "dense", least=1e-4, most=0.5)
