@@ -22,11 +22,17 @@ LayoutSettings grid_of(const Layout& layout, LayoutSettings settings) {
   return settings;
 }
 
+int64_t sequential_jobs(const std::vector<JobToPlan>& jobs) {
+  return std::ranges::count_if(
+      jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
+}
+
 PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks,
-                   const Machine& machine, bool named) try {
+                   const Machine& machine, bool followed, bool named) try {
   RunConfig config = job.config;
   config.layout = layout;
-  return {job.config, job.sizes, make_plan(config, job.sizes, ranks, machine, job.sharing)};
+  return {job.config, job.sizes,
+          make_plan(config, job.sizes, ranks, machine, job.sharing, followed)};
 } catch (const Error& error) {
   if (!named) throw;
   fail(error.code(), "job {}: {}", job.config.name, error.what());
@@ -40,7 +46,7 @@ std::vector<PlannedJob> plan_on(const std::vector<JobToPlan>& jobs, const Layout
     Machine machine = typical && job.machine.device.empty() ? typical_machine() : job.machine;
     const LayoutSettings grid =
         all.empty() ? layout : grid_of(all.front().plan.layout, job.config.layout);
-    all.push_back(planned(job, grid, ranks, machine, jobs.size() > 1));
+    all.push_back(planned(job, grid, ranks, machine, sequential_jobs(jobs) > 1, jobs.size() > 1));
   }
   return all;
 }
@@ -65,8 +71,7 @@ bool fits(const std::vector<PlannedJob>& jobs) {
 /// Grids that differ, the simplest first. When none does, the first one's error is thrown.
 std::vector<LayoutSettings> grids(const std::vector<JobToPlan>& jobs, int ranks) {
   const JobToPlan& first = jobs.front();
-  const auto sequential = std::ranges::count_if(
-      jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
+  const int64_t sequential = sequential_jobs(jobs);
   const bool busy_together = sequential > 1 || sequential < std::ssize(jobs);
   std::vector<LayoutSettings> found;
   std::vector<std::string> descriptions;
@@ -90,7 +95,8 @@ std::vector<LayoutSettings> grids(const std::vector<JobToPlan>& jobs, int ranks)
 
 std::vector<PlannedJob> plan_run(const std::vector<JobToPlan>& jobs, int ranks) {
   if (jobs.size() == 1)
-    return {planned(jobs.front(), jobs.front().config.layout, ranks, jobs.front().machine, false)};
+    return {planned(jobs.front(), jobs.front().config.layout, ranks, jobs.front().machine, false,
+                    false)};
   constexpr double clearly = 0.98;  // a simpler grid is taken where another is hardly faster
   const auto options = grids(jobs, ranks);
   size_t taken = 0;
