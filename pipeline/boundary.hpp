@@ -19,8 +19,9 @@ namespace selfcal {
 /// goes on: to be followed by stop_together().
 class BoundaryOutbox {
  public:
+  static constexpr size_t usual_limit = 8;
   /// `limit`: leaves on their way at most, at least 1.
-  BoundaryOutbox(const Communicator& world, const SharedStop& stop, size_t limit = 8)
+  BoundaryOutbox(const Communicator& world, const SharedStop& stop, size_t limit = usual_limit)
       : world_(world), stop_(stop), limit_(limit) {}
   /// Sends the input of shard `shard`'s first layer for one leaf, in any memory, once there is room
   /// for it.

@@ -2,37 +2,25 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
 
-#include "pipeline/leaves.hpp"
+#include "pipeline/layer_cost.hpp"
 #include "stages/generate/micro_batch.hpp"
-#include "stages/solve/device_tiles.hpp"
 
 namespace selfcal {
 namespace {
 
-/// Of so many equal pieces, those of the busiest worker.
-double busiest(int64_t pieces, int64_t workers) {
-  const int64_t most = (pieces + workers - 1) / std::max<int64_t>(1, workers);
-  return static_cast<double>(most);
-}
-
 class CostModel {
  public:
-  CostModel(const RunConfig& config, const ModelSizes& model, const Layout& layout,
-            const Machine& machine, int threads)
+  CostModel(const RunConfig& config, const ModelSizes& model, const LayerKinds& kinds,
+            const Layout& layout, const Machine& machine, int threads)
       : config_(config),
         calibration_(config.calibration),
         model_(model),
+        kinds_(kinds),
         layout_(layout),
         machine_(machine),
-        share_(machine.share(threads)),
-        element_(model.element_bytes()),
-        tokens_(static_cast<double>(calibration_.sequences * calibration_.length)),
-        leaves_(static_cast<int64_t>(
-            cut_leaves(calibration_.sequences, calibration_.length, calibration_.micro_batch)
-                .size())) {}
+        cost_(config, model, machine, threads) {}
 
   PhaseSeconds outliers() {
     add_outliers();
@@ -44,40 +32,35 @@ class CostModel {
     const bool dense = config_.propagation == Propagation::dense;
     add_outliers();
     if (dense && layout_.shards() > 1) add_dense_boundaries();
+    std::vector<PhaseSeconds> shards;
+    for (int shard = 0; shard < layout_.shards(); ++shard) shards.push_back(of_shard(shard));
     // With sequential propagation the shards take turns; with dense propagation they work at once.
-    int slowest = 0;
-    for (int shard = 1; shard < layout_.shards(); ++shard)
-      if (layers_of(shard) > layers_of(slowest)) slowest = shard;
-    for (int shard = 0; shard < layout_.shards(); ++shard)
-      if (!dense || shard == slowest) add_shard(shard);
+    if (dense)
+      add(*std::ranges::max_element(shards, {}, sum));
+    else
+      for (const auto& shard : shards) add(shard);
     add_output();
     return seconds_;
   }
 
  private:
   void add(Phase phase, double more) { seconds_[static_cast<size_t>(phase)] += more; }
-
-  double layers_of(int shard) const {
-    return static_cast<double>(layout_.first_layer(shard + 1) - layout_.first_layer(shard));
-  }
-
-  /// Forward of all tokens through a block.
-  double forward_flops() const {
-    return selfcal::forward_flops(model_.block, model_.shape.hidden, calibration_.length, tokens_);
+  void add(const PhaseSeconds& more) {
+    std::ranges::transform(seconds_, more, seconds_.begin(), std::plus<>{});
   }
 
   /// A step reads all weights and the cache so far, for a micro-batch at a time. With several ranks
   /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
   void add_sampling() {
     const double block = step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
-                                    element_, calibration_);
+                                    model_.element_bytes(), calibration_);
     const auto first = decode_runs(model_, layout_.depth());
     double step = 0, slowest = 0;
     for (size_t run = 0; run + 1 < first.size(); ++run) {
       const auto layers = static_cast<double>(first[run + 1] - first[run]);
       double bytes = layers * block;
-      if (run + 2 == first.size()) bytes += model_.head_weights() * element_;
-      const double seconds = bytes / (machine_.rates.decode * share_);
+      if (run + 2 == first.size()) bytes += model_.head_weights() * model_.element_bytes();
+      const double seconds = bytes / (machine_.rates.decode * cost_.share());
       step += seconds;
       slowest = std::max(slowest, seconds);
     }
@@ -92,9 +75,9 @@ class CostModel {
     const int later = layout_.shards() - 1;
     const double part = busiest(micro_batches(calibration_), layout_.replicas()) /
                         static_cast<double>(micro_batches(calibration_));
-    add(Phase::forward, part * static_cast<double>(layout_.first_layer(later)) * forward_flops() /
-                            (machine_.rates.forward * share_));
-    add(Phase::send, part * later * hidden_bytes() / machine_.network);
+    add(Phase::forward,
+        part * static_cast<double>(layout_.first_layer(later)) * cost_.forward_seconds());
+    add(Phase::send, part * later * cost_.hidden_bytes() / machine_.network);
   }
 
   /// Forward of all leaves, dealt over all ranks, through all layers; scores of the weights.
@@ -102,131 +85,79 @@ class CostModel {
     if (!config_.method.sparsity.by_outliers) return;
     const int64_t ranks = layout_.ranks();
     const auto layers = static_cast<double>(model_.shape.layers);
-    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
-    add(Phase::forward, layers * busiest(leaves_, ranks) / static_cast<double>(leaves_) *
-                            forward_flops() / (machine_.rates.forward * share_));
+    add(Phase::forward, layers * busiest(cost_.leaves(), ranks) /
+                            static_cast<double>(cost_.leaves()) * cost_.forward_seconds());
     // Weights are read from memory twice, as by a step of sampling.
-    add(Phase::statistics,
-        2 * layers * block_bytes / static_cast<double>(ranks) / (machine_.rates.decode * share_));
-    add(Phase::read, block_bytes / machine_.disk);
-    if (ranks > 1) add(Phase::gather, layers * block_bytes / machine_.network);
+    add(Phase::statistics, 2 * layers * cost_.block_bytes() / static_cast<double>(ranks) /
+                               (machine_.rates.decode * cost_.share()));
+    add(Phase::read, cost_.block_bytes() / machine_.disk);
+    if (ranks > 1) add(Phase::gather, layers * cost_.block_bytes() / machine_.network);
   }
 
-  double hidden_bytes() const {
-    return tokens_ * static_cast<double>(model_.shape.hidden) * element_;
+  const BlockSettings& settings_of(int64_t layer) const {
+    return kinds_.settings[kinds_.of_layer[static_cast<size_t>(layer)]];
   }
 
-  void add_shard(int shard) {
-    const auto members = static_cast<int64_t>(layout_.team_of(shard).size());
-    const double layers = layers_of(shard);
-    // Leaves and tiles are whole: the busiest rank counts.
-    const double leaf_part = busiest(leaves_, members) / static_cast<double>(leaves_);
-    const bool awq = config_.method.name == MethodName::awq;
-    // The dense block and the compressed one, unless one is what the other is measured on.
-    const bool twice =
-        config_.propagation == Propagation::sequential && (awq || !config_.true_sequential);
-    add(Phase::forward,
-        layers * leaf_part * forward_flops() * (twice ? 2 : 1) / (machine_.rates.forward * share_));
-    // A ring moves a sum twice through every link but one; a tree has log2 steps.
-    const double ring = static_cast<double>(members - 1) / static_cast<double>(members);
-    const double steps = std::ceil(std::log2(static_cast<double>(members)));
-    const MethodSettings method = settle(config_.method);
-    for (const auto& tap : model_.block.taps) {
-      const double squared = static_cast<double>(tap.columns * tap.columns);
-      const WidthRates& rates = machine_.rates.at(tap.columns);
-      add(Phase::statistics, layers * leaf_part * tokens_ * squared / (rates.statistics * share_));
-      if (rates.sums > 0) add(Phase::statistics, layers * squared / (rates.sums * share_));
-      add(Phase::factorise,
-          layers * squared * static_cast<double>(tap.columns) / (rates.factorise * share_));
-      if (!needs_products(method)) continue;
-      add(Phase::reduce,
-          layers * (2 * ring * 4 * squared / machine_.network + 6 * steps * machine_.latency));
-      if (members > 1 && compensates(method.name))
-        add(Phase::gather,
-            layers * (4 * squared / machine_.network + 6 * steps * machine_.latency));
-    }
-    add_solve(members, layers);
-    if (awq) add_scale_search(leaf_part, members, layers);
-    const double block_bytes = static_cast<double>(model_.block_parameters) * element_;
+  PhaseSeconds of_shard(int shard) const {
+    const auto members = std::ssize(layout_.team_of(shard));
+    PhaseSeconds seconds{};
+    std::vector<PhaseSeconds> of_kind;
+    for (const auto& settings : kinds_.settings) of_kind.push_back(cost_.of(settings, members));
+    for (int64_t layer = layout_.first_layer(shard); layer < layout_.first_layer(shard + 1);
+         ++layer)
+      std::ranges::transform(seconds, of_kind[kinds_.of_layer[static_cast<size_t>(layer)]],
+                             seconds.begin(), std::plus<>{});
     // The next layer is read while one is compressed: only the first is waited for.
-    add(Phase::read, block_bytes / machine_.disk);
-    if (members > 1) add(Phase::gather, layers * 2 * block_bytes / machine_.network);
-    add(Phase::write, layers * (machine_.commit + compressed_block_bytes() / machine_.disk));
+    seconds[static_cast<size_t>(Phase::read)] += cost_.block_bytes() / machine_.disk;
     if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
-      add(Phase::send, hidden_bytes() / static_cast<double>(members) / machine_.network);
-  }
-
-  /// Matrices that read one input are stacked before their tiles are dealt.
-  void add_solve(int64_t members, double layers) {
-    const int64_t tile = machine_.device.empty() ? lanes::rows : DeviceTiles::rows;
-    std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
-    for (const auto& linear : model_.block.linears) {
-      auto& [tiles, work] = stacks[linear.tap];
-      tiles += (linear.rows + tile - 1) / tile;
-      work = static_cast<double>(tile * linear.columns * linear.columns);
-    }
-    for (const auto& [tap, stack] : stacks) {
-      const int64_t columns = model_.block.taps.at(static_cast<size_t>(tap)).columns;
-      add(Phase::solve, layers * busiest(stack.first, members) * stack.second /
-                            (machine_.rates.at(columns).solve * share_));
-    }
-  }
-
-  /// All candidates on an eighth of the rows or leaves, the best four on all of them: x H x^T of a
-  /// row takes what its solve takes.
-  void add_scale_search(double leaf_part, int64_t members, double layers) {
-    constexpr double tried = 21.0 / 8 + 4;
-    if (config_.method.scale_loss == ScaleLoss::linear)
-      add_solve(members, tried * layers);
-    else
-      add(Phase::solve,
-          layers * leaf_part * (tried + 1) * forward_flops() / (machine_.rates.forward * share_));
+      seconds[static_cast<size_t>(Phase::send)] +=
+          cost_.hidden_bytes() / static_cast<double>(members) / machine_.network;
+    return seconds;
   }
 
   /// Each layer once more in the gathered checkpoint and in every export.
   void add_output() {
     const double copies = 1.0 + static_cast<double>(config_.exports.size());
-    add(Phase::write, copies * static_cast<double>(model_.shape.layers) * compressed_block_bytes() /
-                          machine_.disk);
-  }
-
-  /// Codes, and a scale and a zero point for each group.
-  double compressed_block_bytes() const {
-    const MethodSettings method = settle(config_.method);
     double bytes = 0;
-    for (const auto& linear : model_.block.linears) {
-      const int64_t groups = method.group_size > 0 ? linear.columns / method.group_size : 1;
-      bytes += static_cast<double>(linear.rows) *
-               (static_cast<double>(linear.columns * method.bits) / 8 +
-                3.0 * static_cast<double>(groups));
-    }
-    return bytes;
+    for (int64_t layer = 0; layer < model_.shape.layers; ++layer)
+      bytes += cost_.compressed_bytes(settings_of(layer)) + cost_.skipped_bytes(settings_of(layer));
+    add(Phase::write, copies * bytes / machine_.disk);
   }
 
   const RunConfig& config_;
   const CalibrationSettings& calibration_;
   const ModelSizes& model_;
+  const LayerKinds& kinds_;
   const Layout& layout_;
   const Machine& machine_;
-  double share_;
-  double element_;
-  double tokens_;
-  int64_t leaves_;
+  LayerCost cost_;
   PhaseSeconds seconds_{};
 };
 
 }  // namespace
 
 PhaseSeconds expected_seconds(const RunConfig& config, const ModelSizes& model,
-                              const Layout& layout, const Machine& machine, int threads) {
+                              const LayerKinds& kinds, const Layout& layout, const Machine& machine,
+                              int threads) {
   if (machine.rates.forward <= 0) return {};
-  return CostModel(config, model, layout, machine, threads).seconds();
+  return CostModel(config, model, kinds, layout, machine, threads).seconds();
 }
 
-PhaseSeconds outlier_seconds(const RunConfig& config, const ModelSizes& model, const Layout& layout,
-                             const Machine& machine, int threads) {
+PhaseSeconds outlier_seconds(const RunConfig& config, const ModelSizes& model,
+                             const LayerKinds& kinds, const Layout& layout, const Machine& machine,
+                             int threads) {
   if (machine.rates.forward <= 0) return {};
-  return CostModel(config, model, layout, machine, threads).outliers();
+  return CostModel(config, model, kinds, layout, machine, threads).outliers();
+}
+
+std::vector<double> layer_seconds(const RunConfig& config, const ModelSizes& model,
+                                  const LayerKinds& kinds, int team, const Machine& machine,
+                                  int threads) {
+  const LayerCost cost(config, model, machine, threads);
+  std::vector<double> of_kind, seconds;
+  for (const auto& settings : kinds.settings) of_kind.push_back(sum(cost.of(settings, team)));
+  for (const size_t kind : kinds.of_layer) seconds.push_back(of_kind[kind]);
+  return seconds;
 }
 
 double sum(const PhaseSeconds& seconds) {

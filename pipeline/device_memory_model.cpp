@@ -39,7 +39,18 @@ class DeviceMemory : public MemoryModel {
     return {"reads the embeddings",
             {context(),
              {"embeddings and head", whole_bytes(parts_.outer())},
-             {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))}}};
+             {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
+  }
+
+  void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
+    if (edges.waiting > 0)
+      use.items.push_back(
+          {"outputs of the job before", whole_bytes(parts_.hidden(edges.waiting)), true});
+    if (edges.reads_blocks)
+      use.items.push_back({"weights of a block", whole_bytes(parts_.block())});
+    if (edges.forwarded > 0)
+      use.items.push_back({"leaves for later shards",
+                           whole_bytes(parts_.hidden(edges.forwarded) + parts_.passing_leaf())});
   }
 
   std::vector<MemoryUse> compressing(int64_t sequences, bool, bool keeps_states) const override {
@@ -49,9 +60,9 @@ class DeviceMemory : public MemoryModel {
     std::vector<MemoryItem> always{
         context(),
         {"weights of a block", whole_bytes(parts_.block())},
-        {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
+        {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
         {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-         whole_bytes(keeps_states ? parts_.states(sequences) : 0)}};
+         whole_bytes(keeps_states ? parts_.states(sequences) : 0), true}};
     const double waiting = parts_.kept_hessians() + parts_.shared_factors();
     if (waiting > 0)
       always.push_back(
@@ -105,6 +116,16 @@ class MemoryBesideDevice : public MemoryModel {
   MemoryUse embedding(int64_t) const override {
     return {"reads the embeddings",
             {program(), {"embeddings and head, on their way", whole_bytes(parts_.outer())}}};
+  }
+
+  /// Leaves come and go through the host.
+  void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
+    const auto add = [&](const char* what, double bytes, bool shared_by_team) {
+      if (bytes > 0) use.items.push_back({what, whole_bytes(bytes), shared_by_team});
+    };
+    add("hidden states of the leaves, received", parts_.hidden(edges.received), true);
+    add("leaves sent to later shards", parts_.leaves_in_flight(edges.forwarded), false);
+    if (edges.reads_blocks) add("weights of a block, on their way", parts_.block(), false);
   }
 
   std::vector<MemoryUse> compressing(int64_t, bool leads, bool) const override {

@@ -81,17 +81,6 @@ bool wants_split(const LayoutSettings& settings, int ranks, int shards) {
 
 }  // namespace
 
-std::vector<double> layer_costs(const Model& model) {
-  std::vector<double> costs;
-  for (int64_t layer = 0; layer < model.shape().layers; ++layer) {
-    double cost = 0;
-    for (const auto& linear : model.block(layer).spec().linears)
-      cost += static_cast<double>((linear.rows + linear.columns) * linear.columns);
-    costs.push_back(cost);
-  }
-  return costs;
-}
-
 std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards) {
   const auto layers = static_cast<int64_t>(cost.size());
   const double total = std::accumulate(cost.begin(), cost.end(), 0.0);

@@ -72,9 +72,6 @@ class Layout {
   std::vector<int64_t> first_layer_;
 };
 
-/// Relative cost of compressing each layer.
-std::vector<double> layer_costs(const Model& model);
-
 /// First layers of `shards` runs of nearly equal cost, none empty; the last entry is the number of
 /// layers.
 std::vector<int64_t> cut_by_cost(const std::vector<double>& cost, int shards);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "pipeline/boundary.hpp"
 #include "pipeline/leaves.hpp"
 
 namespace selfcal {
@@ -44,7 +45,20 @@ class HostMemory : public MemoryModel {
     return {"reads the embeddings",
             {{"program and libraries", program_bytes},
              {"embeddings and head", whole_bytes(parts_.outer())},
-             {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))}}};
+             {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
+  }
+
+  void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
+    const auto add = [&](const char* what, double bytes, bool shared_by_team = false) {
+      if (bytes > 0) use.items.push_back({what, whole_bytes(bytes), shared_by_team});
+    };
+    add("hidden states of the leaves, received", parts_.hidden(edges.received), true);
+    add("outputs of the job before", parts_.hidden(edges.waiting), true);
+    if (edges.reads_blocks) add("weights of a block", parts_.block());
+    if (edges.forwarded > 0)
+      add("leaves for later shards", parts_.hidden(edges.forwarded) +
+                                         parts_.leaves_in_flight(edges.forwarded) +
+                                         parts_.passing_leaf());
   }
 
   std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
@@ -64,9 +78,9 @@ class HostMemory : public MemoryModel {
     MemoryUse use{"compresses",
                   {{"program and libraries", program_bytes},
                    {"weights of a block", whole_bytes(blocks)},
-                   {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences))},
+                   {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
                    {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-                    whole_bytes(states)},
+                    whole_bytes(states), true},
                    {"one leaf on its way", whole_bytes(passing)},
                    {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
                    {"Hessian: float32", whole_bytes(4.0 * squared)},
@@ -171,6 +185,12 @@ double MemoryParts::passing_leaf() const {
   const int64_t widest_output = outputs.empty() ? 0 : std::ranges::max(outputs);
   return leaf_tokens() * model_.element_bytes() *
          static_cast<double>(2 * widest_output + 2 * widest_tap());
+}
+
+double MemoryParts::leaves_in_flight(int64_t sequences) const {
+  const auto at_most =
+      static_cast<int64_t>(BoundaryOutbox::usual_limit) * leaf_rows(config_.calibration.length);
+  return hidden(std::min(sequences, at_most));
 }
 
 int64_t MemoryParts::widest_tap() const {

@@ -12,6 +12,7 @@ namespace selfcal {
 struct MemoryItem {
   std::string what;
   uint64_t bytes = 0;
+  bool shared_by_team = false;  // falls as 1/team; else it stays
 };
 
 /// What is in memory at one time.
@@ -19,6 +20,14 @@ struct MemoryUse {
   std::string when;  // "samples"
   std::vector<MemoryItem> items;
   uint64_t total() const;
+};
+
+/// Sequences whose hidden states a rank holds for other shards, or from them.
+struct ShardEdges {
+  int64_t received = 0;       // of its own leaves, while it still samples (dense propagation)
+  int64_t forwarded = 0;      // at a time, on their way to later shards (dense)
+  int64_t waiting = 0;        // of the job before, until the next shard takes them (a wavefront)
+  bool reads_blocks = false;  // what it forwards with is not in memory already
 };
 
 /// One kind of memory of a rank.
@@ -33,6 +42,8 @@ class MemoryModel {
   /// inputs of a stage are held while they are needed.
   virtual std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
                                              bool keeps_states) const = 0;
+  /// What of the edges is in this memory.
+  virtual void add_edges(MemoryUse& use, const ShardEdges& edges) const = 0;
   /// Of the rank that needs most when a copy is spread over `depth`.
   uint64_t most_to_sample(int depth) const;
 };
@@ -61,6 +72,7 @@ struct MemoryParts {
   double hidden(int64_t sequences) const;
   double states(int64_t sequences) const;  // the inputs of a stage, kept
   double passing_leaf() const;
+  double leaves_in_flight(int64_t sequences) const;  // of so many that are sent
   double leaf_tokens() const;
   int64_t widest_tap() const;
   double largest_problem() const;  // weights

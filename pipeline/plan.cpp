@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -28,10 +29,13 @@ struct Option {
 
 class Planner {
  public:
-  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine, int sharing)
+  Planner(const RunConfig& config, const ModelSizes& model, const Machine& machine, int sharing,
+          bool followed)
       : config_(config),
         model_(model),
         machine_(machine),
+        kinds_(layer_kinds(config, model)),
+        followed_(followed),
         on_device_(config.device == DeviceChoice::cuda || machine.device_memory > 0),
         memory_(on_device_ ? device_memory(config, model, sharing)
                            : host_memory(config, model, sharing)),
@@ -59,7 +63,9 @@ class Planner {
               .rejected = {}};
     plan.seconds = seconds_of(taken->layout);
     plan.total_seconds = sum(plan.seconds);
-    plan.outlier_seconds = outlier_seconds(config_, model_, taken->layout, machine_, threads_);
+    plan.shard_parts = shard_parts(taken->layout);
+    plan.outlier_seconds =
+        outlier_seconds(config_, model_, kinds_, taken->layout, machine_, threads_);
     for (auto option = options.begin(); option != options.end(); ++option)
       if (option != taken)
         plan.rejected.push_back({option->layout.describe(), sum(seconds_of(option->layout)),
@@ -70,7 +76,31 @@ class Planner {
  private:
   bool samples() const { return config_.calibration.source == CalibrationSource::self; }
   PhaseSeconds seconds_of(const Layout& layout) const {
-    return expected_seconds(config_, model_, layout, machine_, threads_);
+    return expected_seconds(config_, model_, kinds_, layout, machine_, threads_);
+  }
+
+  /// What layouts are chosen with: not the moment's speed.
+  Machine typical() const { return machine_.device.empty() ? typical_machine() : machine_; }
+
+  /// Shards are cut by what layers cost a team of the size that these ranks make.
+  Layout layout_of(const LayoutSettings& settings, int ranks) const {
+    const int team = std::max(1, ranks / std::max(1, settings.shards));
+    return Layout(settings, ranks, costs_of_layers(team));
+  }
+
+  std::vector<double> costs_of_layers(int team) const {
+    return layer_seconds(config_, model_, kinds_, team, typical(), threads_);
+  }
+
+  std::vector<double> shard_parts(const Layout& layout) const {
+    const auto costs = costs_of_layers(static_cast<int>(layout.team_of(0).size()));
+    const double all = std::accumulate(costs.begin(), costs.end(), 0.0);
+    std::vector<double> parts;
+    for (int shard = 0; shard < layout.shards(); ++shard)
+      parts.push_back(std::accumulate(costs.begin() + layout.first_layer(shard),
+                                      costs.begin() + layout.first_layer(shard + 1), 0.0) /
+                      all);
+    return parts;
   }
 
   /// All layouts that fit the number of ranks. When none does, the first one's error is thrown.
@@ -83,7 +113,7 @@ class Planner {
     for (const auto& open : layout_options(settings, config_.propagation == Propagation::dense,
                                            ranks, model_.shape.layers)) {
       try {
-        const Layout layout(open, ranks, model_.layer_costs);
+        const Layout layout = layout_of(open, ranks);
         // More shards may leave no rank to sample alone, which is not what `split` asks for.
         const bool asked = config_.layout.mode != LayoutSettings::Mode::split || options.empty() ||
                            layout.split() == options.front().layout.split();
@@ -106,8 +136,8 @@ class Planner {
       option.fits = limit_ == 0 || option.memory() <= limit_;
       if (option.fits) break;
     }
-    const Machine typical = machine_.device.empty() ? typical_machine() : machine_;
-    option.typical_seconds = sum(expected_seconds(config_, model_, layout, typical, threads_));
+    option.typical_seconds =
+        sum(expected_seconds(config_, model_, kinds_, layout, typical(), threads_));
     return option;
   }
 
@@ -145,19 +175,44 @@ class Planner {
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
     const bool embeds = shard == 0 || config_.method.sparsity.by_outliers,
                leads = layout.team_of(shard).front() == rank;
+    const bool several = layout.shards() > 1, dense = config_.propagation == Propagation::dense;
+    ShardEdges compressing, sampling;
+    if (several && !dense && followed_ && shard + 1 < layout.shards()) compressing.waiting = rows;
+    if (several && dense) {
+      if (shard > 0) sampling.received = rows;
+      sampling.forwarded = forwarded_at_once(layout, rank);
+      sampling.reads_blocks = !samples() && sampling.forwarded > 0;
+    }
     const auto uses_of = [&](const MemoryModel& memory) {
       std::vector<MemoryUse> uses;
-      if (plan.micro_batches > 0)
+      if (plan.micro_batches > 0) {
         uses.push_back(memory.sampling(place % layout.depth(), layout.depth()));
+        memory.add_edges(uses.back(), sampling);
+      } else if (sampling.forwarded > 0) {
+        uses.push_back(memory.embedding(0));
+        uses.back().when = "forwards for later shards";
+        memory.add_edges(uses.back(), sampling);
+      }
       if (embeds) uses.push_back(memory.embedding(rows));
-      for (auto& use : memory.compressing(rows, leads, keeps_states))
+      for (auto& use : memory.compressing(rows, leads, keeps_states)) {
+        memory.add_edges(use, compressing);
         uses.push_back(std::move(use));
+      }
       return uses;
     };
     plan.uses = uses_of(*memory_);
     if (beside_) plan.host_uses = uses_of(*beside_);
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
     return plan;
+  }
+
+  /// Sequences that a rank has to forward to later shards at a time: a micro-batch as it is
+  /// sampled, or all that are given.
+  int64_t forwarded_at_once(const Layout& layout, int rank) const {
+    int64_t rows = 0;
+    for (const auto& leaf : leaves_)
+      if (layout.generator_of(leaf.micro_batch) == rank) rows += leaf.rows;
+    return samples() ? std::min(rows, config_.calibration.micro_batch) : rows;
   }
 
   /// The fewest ranks that a copy of the model has to be spread over, in whole layers; 1 where the
@@ -188,7 +243,7 @@ class Planner {
     settings.shards = shards;
     uint64_t least = 0;
     for (int team = 1; team * shards <= most_ranks; team += std::max(1, team / 8)) {
-      least = least_to_compress(Layout(settings, team * shards, model_.layer_costs));
+      least = least_to_compress(layout_of(settings, team * shards));
       if (least <= limit_) return fmt::format("a team of {} would fit", team);
       // More ranks than leaves share no further.
       if (team >= std::ssize(leaves_)) break;
@@ -223,6 +278,8 @@ class Planner {
   const RunConfig& config_;
   const ModelSizes& model_;
   const Machine& machine_;
+  LayerKinds kinds_;
+  bool followed_;
   bool on_device_;
   std::unique_ptr<MemoryModel> memory_, beside_;
   std::vector<Leaf> leaves_;
@@ -238,8 +295,8 @@ const RankPlan& Plan::largest_rank() const {
 }
 
 Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine,
-               int sharing) {
-  return Planner(config, model, machine, sharing).plan(ranks);
+               int sharing, bool followed) {
+  return Planner(config, model, machine, sharing, followed).plan(ranks);
 }
 
 }  // namespace selfcal

@@ -37,9 +37,10 @@ struct Plan {
   std::vector<RankPlan> ranks;
   PhaseSeconds seconds{};  // of the whole run, by phase
   double total_seconds = 0;
-  PhaseSeconds outlier_seconds{};  // of them, the pass that counts outliers
-  uint64_t memory_limit = 0;       // bytes a rank may use; 0: not known
-  bool on_device = false;          // memory is that of GPUs
+  PhaseSeconds outlier_seconds{};     // of them, the pass that counts outliers
+  std::vector<double> shard_parts{};  // what part of the compression each shard's layers are
+  uint64_t memory_limit = 0;          // bytes a rank may use; 0: not known
+  bool on_device = false;             // memory is that of GPUs
   Machine machine;
   /// Whether the inputs of a stage are held while they are needed or computed again: a rank that
   /// would need too much recomputes.
@@ -56,8 +57,9 @@ struct Plan {
 /// numbers, and the smallest generator depth and team that would do. Without rates there are no
 /// seconds.
 /// `sharing`: jobs that have one forward and its statistics with this one, itself among them.
+/// `followed`: other jobs go through the shards before or behind this one.
 Plan make_plan(const RunConfig& config, const ModelSizes& model, int ranks, const Machine& machine,
-               int sharing = 1);
+               int sharing = 1, bool followed = false);
 
 /// A table for people.
 std::string to_text(const Plan& plan, const RunConfig& config, const ModelSizes& model);

@@ -48,19 +48,16 @@ double writing_seconds(const std::vector<PlannedJob>& jobs) {
 
 /// When the last of many sequential jobs is through the last shard: a shard takes a job when it is
 /// done with the one before, and the shard before has handed the job over. A job's work is divided
-/// as its layers are.
+/// as the costs of its layers are.
 class Wavefront {
  public:
   void add(const Plan& plan, double seconds) {
-    const Layout& layout = plan.layout;
-    const int shards = layout.shards();
+    const int shards = plan.layout.shards();
     shard_is_free_.resize(std::max(shard_is_free_.size(), static_cast<size_t>(shards)));
     double handed_over = 0;
     for (int shard = 0; shard < shards; ++shard) {
-      const auto layers = layout.first_layer(shard + 1) - layout.first_layer(shard);
       double& free = shard_is_free_[static_cast<size_t>(shard)];
-      free = std::max(free, handed_over) + seconds * static_cast<double>(layers) /
-                                               static_cast<double>(layout.first_layer(shards));
+      free = std::max(free, handed_over) + seconds * plan.shard_parts[static_cast<size_t>(shard)];
       handed_over = free;
     }
   }

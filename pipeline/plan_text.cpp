@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ranges>
 #include <tuple>
 
 #include "pipeline/host_solves.hpp"
@@ -16,14 +17,19 @@ std::string counted(int64_t count, const char* what) {
   return fmt::format("{} {}{}", count_text(count), what, count == 1 ? "" : "s");
 }
 
-/// What was weighed besides.
+/// What was weighed besides, the fastest of it first.
 std::string rejected_layouts(const Plan& plan) {
+  constexpr size_t most_lines = 8;
+  std::vector<RejectedLayout> rejected = plan.rejected;
+  std::ranges::stable_sort(rejected, {}, &RejectedLayout::seconds);
   std::string text;
-  for (const auto& other : plan.rejected)
+  for (const auto& other : rejected | std::views::take(most_lines))
     text += fmt::format(
         "  not        {}: {}{}\n", other.layout,
         other.seconds > 0 ? duration_text(other.seconds) + ", " : "",
         memory_text(other.memory) + " a rank" + (other.fits ? "" : ", more than it may use"));
+  if (rejected.size() > most_lines)
+    text += fmt::format("  nor        {} slower ones\n", rejected.size() - most_lines);
   return text;
 }
 
@@ -86,8 +92,12 @@ std::string rank_table(const Plan& plan) {
 std::string items_text(const MemoryUse& use) {
   std::string text;
   for (const auto& item : use.items)
-    text += fmt::format("  {:<40} {:>9}\n", item.what, memory_text(item.bytes));
-  return text + fmt::format("  {:<40} {:>9}\n", "all", memory_text(use.total()));
+    text += fmt::format("  {:<40} {:>9}{}\n", item.what, memory_text(item.bytes),
+                        item.shared_by_team && item.bytes > 0 ? "  1/team" : "");
+  uint64_t shared = 0;
+  for (const auto& item : use.items) shared += item.shared_by_team ? item.bytes : 0;
+  return text + fmt::format("  {:<40} {:>9}  {} of it falls as 1/team, the rest does not\n", "all",
+                            memory_text(use.total()), memory_text(shared));
 }
 
 /// Items of the rank that needs most, at the time that it does.

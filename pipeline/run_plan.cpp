@@ -25,13 +25,13 @@ LayoutSettings grid_of(const Layout& layout, LayoutSettings settings) {
 /// The plan of the compressors of a split layout, to whom the text is given; none where they have
 /// not the memory for it.
 std::optional<Plan> without_generators(const JobToPlan& job, const Layout& layout,
-                                       const Machine& machine) {
+                                       const Machine& machine, bool followed) {
   RunConfig config = job.config;
   const Layout compressors = layout.of_compressors();
   config.layout = grid_of(compressors, config.layout);
   config.calibration.source = CalibrationSource::tokens;
   try {
-    Plan plan = make_plan(config, job.sizes, compressors.ranks(), machine, job.sharing);
+    Plan plan = make_plan(config, job.sizes, compressors.ranks(), machine, job.sharing, followed);
     if (plan.memory_limit > 0 && plan.largest_rank().memory > plan.memory_limit)
       return std::nullopt;
     return plan;
@@ -40,14 +40,19 @@ std::optional<Plan> without_generators(const JobToPlan& job, const Layout& layou
   }
 }
 
+int64_t sequential_jobs(const std::vector<JobToPlan>& jobs) {
+  return std::ranges::count_if(
+      jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
+}
+
 PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks,
-                   const Machine& machine, bool named) try {
+                   const Machine& machine, bool followed, bool named) try {
   RunConfig config = job.config;
   config.layout = layout;
   PlannedJob result{job.config, job.sizes,
-                    make_plan(config, job.sizes, ranks, machine, job.sharing)};
+                    make_plan(config, job.sizes, ranks, machine, job.sharing, followed)};
   if (named && result.plan.layout.split())
-    result.while_writing = without_generators(job, result.plan.layout, machine);
+    result.while_writing = without_generators(job, result.plan.layout, machine, followed);
   return result;
 } catch (const Error& error) {
   if (!named) throw;
@@ -62,7 +67,7 @@ std::vector<PlannedJob> plan_on(const std::vector<JobToPlan>& jobs, const Layout
     Machine machine = typical && job.machine.device.empty() ? typical_machine() : job.machine;
     const LayoutSettings grid =
         all.empty() ? layout : grid_of(all.front().plan.layout, job.config.layout);
-    all.push_back(planned(job, grid, ranks, machine, jobs.size() > 1));
+    all.push_back(planned(job, grid, ranks, machine, sequential_jobs(jobs) > 1, jobs.size() > 1));
   }
   return all;
 }
@@ -87,8 +92,7 @@ bool fits(const std::vector<PlannedJob>& jobs) {
 /// Grids that differ, the simplest first. When none does, the first one's error is thrown.
 std::vector<LayoutSettings> grids(const std::vector<JobToPlan>& jobs, int ranks) {
   const JobToPlan& first = jobs.front();
-  const auto sequential = std::ranges::count_if(
-      jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
+  const int64_t sequential = sequential_jobs(jobs);
   const bool busy_together = sequential > 1 || sequential < std::ssize(jobs);
   std::vector<LayoutSettings> found;
   std::vector<std::string> descriptions;
@@ -112,7 +116,8 @@ std::vector<LayoutSettings> grids(const std::vector<JobToPlan>& jobs, int ranks)
 
 std::vector<PlannedJob> plan_run(const std::vector<JobToPlan>& jobs, int ranks) {
   if (jobs.size() == 1)
-    return {planned(jobs.front(), jobs.front().config.layout, ranks, jobs.front().machine, false)};
+    return {planned(jobs.front(), jobs.front().config.layout, ranks, jobs.front().machine, false,
+                    false)};
   constexpr double clearly = 0.98;  // a simpler grid is taken where another is hardly faster
   const auto options = grids(jobs, ranks);
   size_t taken = 0;

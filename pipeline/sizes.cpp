@@ -16,7 +16,6 @@ ModelSizes sizes_of(const Model& model) {
   ModelSizes sizes;
   sizes.shape = model.shape();
   sizes.block = model.block(0).spec();
-  sizes.layer_costs = layer_costs(model);
   sizes.linears = all_linears(model);
   for (const auto& [name, shape] : sizes.block.parameters)
     sizes.block_parameters += c10::multiply_integers(shape);

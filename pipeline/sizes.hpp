@@ -12,7 +12,6 @@ struct ModelSizes {
   BlockSpec block;                   // of layer 0; the others are taken to be like it
   int64_t block_parameters = 0;      // entries of all tensors of a block
   int64_t outer_parameters = 0;      // embeddings, final norm, head
-  std::vector<double> layer_costs;   // see layout.hpp
   std::vector<NamedLinear> linears;  // of all blocks
 
   /// Bytes of a weight or an activation.

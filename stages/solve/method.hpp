@@ -86,6 +86,7 @@ struct MethodSettings {
 
   bool prunes() const { return selfcal::prunes(name); }
   bool quantises() const { return bits != unquantised_bits; }
+  bool operator==(const MethodSettings&) const = default;
 };
 
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic

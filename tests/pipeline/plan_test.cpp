@@ -4,8 +4,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
+#include <set>
 
 #include "base/error.hpp"
 #include "pipeline/devices.hpp"
@@ -35,7 +37,10 @@ ModelSizes demo_model() {
     model.block_parameters += linear.rows * linear.columns;
   model.block_parameters += 2 * 576;
   model.outer_parameters = 49152 * 576 + 576;
-  model.layer_costs.assign(30, 1.0);
+  for (int layer = 0; layer < 30; ++layer)
+    for (const auto& linear : model.block.linears)
+      model.linears.push_back(
+          {fmt::format("model.layers.{}.{}", layer, linear.name), linear.rows, linear.columns});
   return model;
 }
 
@@ -154,6 +159,28 @@ TEST(PlanTest, WhatIsLeftOpenIsChosenAndTheRestIsTold) {
   auto given = dense;
   given.push_back("layout={mode: shared, compressors: {shards: 2, team: 8}}");
   EXPECT_TRUE(plan_of(16, given).rejected.empty());
+}
+
+TEST(PlanTest, WeighsSeveralSplitsAndCountsOfShards) {
+  const auto layouts = [](int ranks, const std::string& propagation) {
+    const Plan plan = plan_of(ranks, {"layout.mode=auto", "method.propagation=" + propagation});
+    std::set<std::string> found{plan.layout.describe()};
+    for (const auto& other : plan.rejected) found.insert(other.layout);
+    return found;
+  };
+  const auto is_among = [](const std::set<std::string>& found, const std::string& start) {
+    return std::ranges::any_of(
+        found, [&](const std::string& layout) { return layout.starts_with(start); });
+  };
+  const auto eight = layouts(8, "sequential");
+  EXPECT_EQ(eight.size(), 5u) << "shared, and four splits";
+  for (const char* split :
+       {"1 generator + 7", "2 generators + 6", "4 generators + 4", "6 generators + 2"})
+    EXPECT_TRUE(is_among(eight, split)) << split;
+  const auto six = layouts(6, "dense");
+  for (const char* shards : {"(3 shards x 2)", "(6 shards x 1)"})
+    EXPECT_TRUE(is_among(six, std::string("6 of 6 ranks generate, then all compress ") + shards));
+  EXPECT_LT(layouts(64, "dense").size(), 80u) << "few enough to weigh at each start";
 }
 
 TEST(PlanTest, TheChoiceDoesNotDependOnTheMomentsRates) {
@@ -354,18 +381,45 @@ TEST(PlanTest, SequentialJobsFollowEachOtherThroughTheShards) {
 }
 
 TEST(PlanTest, TheSlowestShardSetsThePaceOfAWavefront) {
-  ModelSizes model = demo_model();
-  model.layer_costs.assign(30, 1.0);
-  for (int layer = 0; layer < 10; ++layer) model.layer_costs[static_cast<size_t>(layer)] = 2.0;
-  const RunConfig config = demo_config({"layout.mode=shared", "layout.compressors.shards=2"});
+  const ModelSizes model = demo_model();
+  const RunConfig config = demo_config({"layout.mode=shared", "layout.compressors.shards=2",
+                                        "overrides=[{match: 'layers\\.[0-9]\\.', method: awq}]"});
   const Plan plan = make_plan(config, model, 2, machine(2, 2));
-  const int64_t cut = plan.layout.first_layer(1), most = std::max(cut, 30 - cut);
-  ASSERT_NE(cut, 15);
+  const auto& parts = plan.shard_parts;
+  ASSERT_EQ(parts.size(), 2u);
+  EXPECT_NEAR(sum_of(parts), 1, 1e-9);
+  const double most = std::max(parts[0], parts[1]);
+  ASSERT_NE(parts[0], parts[1]);
   const std::vector<double> seconds =
       seconds_beside_others(std::vector<PlannedJob>(3, {config, model, plan}));
   const double compression = plan.total_seconds - seconds_of(plan, Phase::sample);
-  for (const size_t job : {1, 2})
-    EXPECT_NEAR(seconds[job], compression * static_cast<double>(most) / 30, 1e-9);
+  for (const size_t job : {1, 2}) EXPECT_NEAR(seconds[job], compression * most, 1e-9);
+}
+
+TEST(PlanTest, ShardsAreCutByWhatTheirLayersCost) {
+  const std::string two = "layout={mode: shared, compressors: {shards: 2}}",
+                    first_ten = "match: 'layers\\.[0-9]\\.'",
+                    last_ten = "match: 'layers\\.2[0-9]\\.'";
+  const auto plan = [&](const std::string& overrides, const std::string& method = "name: gptq") {
+    return plan_of(4, {two, "method={" + method + "}", "overrides=[{" + overrides + "}]"});
+  };
+  EXPECT_EQ(plan_of(4, {two}).layout.first_layer(1), 15);
+  EXPECT_LT(plan(first_ten + ", method: awq").layout.first_layer(1), 15) << "a search more";
+  EXPECT_GT(plan(first_ten + ", skip: true").layout.first_layer(1), 15) << "a forward, no more";
+  EXPECT_LT(plan(last_ten + ", skip: true").layout.first_layer(1), 15);
+  EXPECT_GT(plan(first_ten + ", method: nearest").layout.first_layer(1), 15) << "no factor";
+  // Unlike layers add up: as many of one kind as of the other, and there is less to write of codes
+  // of fewer bits.
+  const auto seconds = [&](const std::vector<std::string>& settings, Phase phase) {
+    return seconds_of(plan_of(1, settings), phase);
+  };
+  const std::string half = "overrides=[{match: 'layers\\.([0-9]|1[0-4])\\.', ";
+  for (const Phase phase : {Phase::solve, Phase::factorise, Phase::statistics})
+    EXPECT_NEAR(seconds({half + "skip: true}]"}, phase), seconds({}, phase) / 2, 1e-9);
+  EXPECT_EQ(seconds({half + "skip: true}]"}, Phase::forward), seconds({}, Phase::forward));
+  EXPECT_LT(seconds({half + "bits: 2}]"}, Phase::write), seconds({}, Phase::write));
+  EXPECT_NEAR(seconds({half + "method: awq}]"}, Phase::forward), 1.5 * seconds({}, Phase::forward),
+              1e-9);
 }
 
 TEST(PlanTest, OneShardTakesOneJobAfterTheOther) {
@@ -502,9 +556,67 @@ uint64_t item(const std::vector<MemoryUse>& uses, const std::string& when,
   return 0;
 }
 
+/// Of what a rank holds while it compresses: the part that its team shares, and the rest.
+std::pair<uint64_t, uint64_t> shared_and_rest(const RankPlan& rank) {
+  std::pair<uint64_t, uint64_t> bytes;
+  for (const auto& use : rank.uses)
+    for (const auto& found : use.items)
+      if (use.when == "compresses")
+        (found.shared_by_team ? bytes.first : bytes.second) += found.bytes;
+  return bytes;
+}
+
+TEST(PlanTest, ActivationsFallAsOneOverTheTeam) {
+  const auto rank_of = [](int ranks) {
+    return plan_of(ranks, {"layout.mode=shared", "calibration.sequences=64"}).ranks.front();
+  };
+  const auto [alone, rest] = shared_and_rest(rank_of(1));
+  EXPECT_EQ(alone, 2ull * 64 * 512 * (2 * 576 + 1536)) << "hidden states and inputs of a stage";
+  for (const int team : {2, 4, 8}) {
+    EXPECT_EQ(shared_and_rest(rank_of(team)).first, alone / static_cast<uint64_t>(team));
+    EXPECT_EQ(shared_and_rest(rank_of(team)).second, rest);
+  }
+  const std::string text = to_text(
+      plan_of(2, {"layout.mode=shared", "calibration={sequences: 512, source: vocabulary}"}),
+      demo_config(), demo_model());
+  EXPECT_NE(text.find("  1/team\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("of it falls as 1/team, the rest does not"), std::string::npos) << text;
+}
+
+TEST(PlanTest, WhatWaitsAtTheEdgesOfShardsIsCounted) {
+  const uint64_t sequence = 2ull * 512 * 576;  // hidden states
+  const auto plan = [&](const std::vector<std::string>& settings, bool followed) {
+    std::vector<std::string> all{"layout={mode: shared, compressors: {shards: 2}}"};
+    all.insert(all.end(), settings.begin(), settings.end());
+    return make_plan(demo_config(all), demo_model(), 2, machine(2, 2), 1, followed);
+  };
+  const auto has = [](const RankPlan& rank, const std::string& what) {
+    return std::ranges::any_of(rank.uses, [&](const MemoryUse& use) {
+      return std::ranges::any_of(use.items,
+                                 [&](const MemoryItem& found) { return found.what == what; });
+    });
+  };
+  const std::string waiting = "outputs of the job before",
+                    received = "hidden states of the leaves, received",
+                    forwarded = "leaves for later shards";
+  const Plan wavefront = plan({}, true);
+  EXPECT_EQ(item(wavefront.ranks[0].uses, "compresses", waiting), 16 * sequence);
+  EXPECT_FALSE(has(wavefront.ranks[1], waiting)) << "the last shard hands nothing over";
+  EXPECT_FALSE(has(plan({}, false).ranks[0], waiting)) << "no job follows";
+
+  const Plan dense = plan({"method.propagation=dense"}, true);
+  EXPECT_FALSE(has(dense.ranks[0], received));
+  EXPECT_EQ(item(dense.ranks[1].uses, "samples", received), 16 * sequence);
+  for (const auto& rank : dense.ranks) {
+    EXPECT_FALSE(has(rank, waiting));
+    EXPECT_GT(item(rank.uses, "samples", forwarded), 2 * 4 * sequence) << "a micro-batch, twice";
+  }
+  const Plan given = plan({"method.propagation=dense", "calibration.source=vocabulary"}, false);
+  EXPECT_GT(item(given.ranks[0].uses, "forwards for later shards", forwarded), 8 * sequence);
+}
+
 TEST(PlanTest, KnowsWhatAGpuHolds) {
-  ModelSizes model = demo_model();
-  model.linears = {{"model.layers.0.q_proj", 576, 576}};
+  const ModelSizes model = demo_model();
   const auto plan_on_h100 = [&](const std::vector<std::string>& settings = {}) {
     return make_plan(demo_config(settings), model, 1, device_machine("h100", at::kBFloat16));
   };
@@ -538,7 +650,7 @@ TEST(PlanTest, KnowsWhatAGpuHolds) {
                  "Hessian and factor of what the host solves"),
             12u * 1536 * 1536);
   EXPECT_NE(to_text(on_host, demo_config({"method={name: awq}"}), model)
-                .find("on the host's threads: 1 of 1 layers: awq has no kernel"),
+                .find("on the host's threads: 210 of 210 layers: awq has no kernel"),
             std::string::npos);
 }
 
