@@ -72,7 +72,7 @@ class Stop(SelfcalCase):
         self.assertEqual(codes, [STOPPED] * ranks, err)
         self.assertEqual(err.count("stopped; run the same command again to go on"), 1, err)
         self.assertNotIn("MPI_ABORT", out + err)
-        self.assertNotIn("error", err)
+        self.assertNotIn("error", err.replace("relative error", ""))  # the latter of a job that was done
         left = [path.name for path in (self.folder / output).rglob("*") if path.is_file() and "tmp" in path.name]
         self.assertEqual(left, [], "unfinished files")
         self.assertFalse((self.folder / output / "lock").exists(), "the lock was to go")

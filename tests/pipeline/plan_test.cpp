@@ -479,7 +479,8 @@ TEST(PlanTest, AJobOfARunIsPlannedAsTheRunIs) {
 std::vector<PlannedJob> jobs_of_own_texts(size_t count, const std::vector<std::string>& more = {}) {
   std::vector<JobToPlan> jobs;
   for (size_t seed = 0; seed < count; ++seed) {
-    std::vector<std::string> settings{"layout.mode=split", fmt::format("seed={}", seed)};
+    std::vector<std::string> settings{"layout.mode=split", "layout.compressors.shards=1",
+                                      fmt::format("seed={}", seed)};
     settings.insert(settings.end(), more.begin(), more.end());
     jobs.push_back({demo_config(settings), demo_model(), machine(2, 2)});
   }
