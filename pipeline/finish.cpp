@@ -141,6 +141,7 @@ void finish_job(Job& job, TimeAccount& time, CalibrationLosses& losses) {
   mine.planned_memory = static_cast<int64_t>(session.planned_memory);
   mine.bytes_sent = session.world.activity().bytes_sent();
   mine.timeline = session.timer.timeline();
+  mine.device = session.context.device.memory.str();
   mine.role = role_of(session);
   mine.threads = session.context.threads->size();
   report.ranks = {mine};

@@ -132,6 +132,7 @@ Json ranks_json(const std::vector<RankReport>& ranks) {
   for (const auto& rank : ranks)
     list.push_back({{"rank", rank.rank},
                     {"host", rank.host},
+                    {"device", rank.device},
                     {"role", rank.role},
                     {"threads", rank.threads},
                     {"seconds", seconds_json(rank.seconds)},
@@ -150,6 +151,7 @@ std::vector<RankReport> ranks_from(const Json& list) {
     RankReport rank;
     object.at("rank").get_to(rank.rank);
     object.at("host").get_to(rank.host);
+    rank.device = object.value("device", "");
     object.at("role").get_to(rank.role);
     object.at("threads").get_to(rank.threads);
     rank.seconds = seconds_from(object.at("seconds"));

@@ -39,7 +39,8 @@ struct LayerReport {
 struct RankReport {
   int rank = 0;
   std::string host;
-  std::string role;  // "sampled, then compressed"
+  std::string device;  // that it computed on: "cpu", "cuda:1"
+  std::string role;    // "sampled, then compressed"
   int threads = 0;
   PhaseSeconds seconds{};
   Timeline timeline;

@@ -263,7 +263,8 @@ std::string timeline_plot(const RunReport& report) {
 
 std::string rank_table(const RunReport& report) {
   std::string html =
-      "<div class=\"wide\"><table><tr><th>rank</th><th>host</th><th>threads</th><th>peak "
+      "<div "
+      "class=\"wide\"><table><tr><th>rank</th><th>host</th><th>device</th><th>threads</th><th>peak "
       "memory</th><th>planned</th>"
       "<th>read</th><th>written</th><th>sent</th>";
   for (const auto& name : phase_names) html += fmt::format("<th>{}</th>", name);
@@ -271,8 +272,8 @@ std::string rank_table(const RunReport& report) {
   for (const auto& rank : report.ranks) {
     html += fmt::format(
         "<tr><td>{} {}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>"
-        "<td>{}</td>",
-        rank.rank, escaped(rank.role), escaped(rank.host), rank.threads,
+        "<td>{}</td><td>{}</td>",
+        rank.rank, escaped(rank.role), escaped(rank.host), escaped(rank.device), rank.threads,
         bytes_text(rank.peak_memory), bytes_text(rank.planned_memory), bytes_text(rank.bytes_read),
         bytes_text(rank.bytes_written), bytes_text(rank.bytes_sent));
     for (const double seconds : rank.seconds) html += fmt::format("<td>{:.2f}</td>", seconds);

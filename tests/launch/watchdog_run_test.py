@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import SelfcalCase  # noqa: E402
+from tiny_model import write_tiny_model  # noqa: E402
 
 INPUT_OUTPUT = 74
 TIMEOUT = 2
@@ -51,6 +52,15 @@ class WatchdogRun(SelfcalCase):
         self.compress("healthy", 4, layout__timeout=1, layout__generators__replicas=1, **LONG)
         report = json.loads((self.folder / "healthy/jobs/default/report.json").read_text())
         self.assertGreater(report["sampling_seconds"], 1.5, "this machine is too fast for this test: make it longer")
+
+    def test_a_factorisation_longer_than_the_timeout_is_healthy(self):
+        """One rank of a team finds the factor of a wide input, the other waits for it."""
+        write_tiny_model(self.folder / "model-wide", intermediate=5120, layers=1)
+        self.compress("factor", 2, layout__mode="shared", layout__timeout=1, model__path="model-wide",
+                      calibration__source="vocabulary")
+        report = json.loads((self.folder / "factor/jobs/default/report.json").read_text())
+        factorising = max(rank["seconds"].get("factorise", 0) for rank in report["ranks"])
+        self.assertGreater(factorising, 1.5, "this machine is too fast for this test: make the input wider")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ RunReport demo_report() {
     RankReport one;
     one.rank = rank;
     one.host = "node1";
+    one.device = fmt::format("cuda:{}", rank);
     one.peak_memory = 640'000'000 + 10'000'000 * rank;
     one.planned_memory = 650'000'000;
     one.bytes_read = 269'000'000;
@@ -266,6 +267,12 @@ TEST(Report, IsGatheredAndWritten) {
   if (const char* keep = std::getenv("SELFCAL_KEEP_REPORT"))  // to look at it
     fs::copy_file(folder / "report.html", keep, fs::copy_options::overwrite_existing);
   fs::remove_all(folder);
+}
+
+TEST(Report, APageNamesTheDeviceOfEachRank) {
+  const std::string page = report_page(demo_report());
+  for (int rank = 0; rank < 4; ++rank)
+    EXPECT_NE(page.find(fmt::format("<td>node1</td><td>cuda:{}</td>", rank)), std::string::npos);
 }
 
 TEST(Report, ThisRankHasMemoryAndFiles) {
