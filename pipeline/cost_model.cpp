@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
 
+#include "pipeline/factor_exchange.hpp"
 #include "pipeline/leaves.hpp"
 #include "stages/generate/micro_batch.hpp"
 #include "stages/solve/device_tiles.hpp"
@@ -136,8 +136,14 @@ class CostModel {
       const WidthRates& rates = machine_.rates.at(tap.columns);
       add(Phase::statistics, layers * leaf_part * tokens_ * squared / (rates.statistics * share_));
       if (rates.sums > 0) add(Phase::statistics, layers * squared / (rates.sums * share_));
-      add(Phase::factorise,
-          layers * squared * static_cast<double>(tap.columns) / (rates.factorise * share_));
+      const double factor = squared * static_cast<double>(tap.columns) / (rates.factorise * share_);
+      // One rank's, but for an inverse that is dealt; the others measure controls meanwhile, which
+      // are half of what a solve takes.
+      const bool dealt =
+          members > 1 && machine_.device.empty() && tap.columns >= narrowest_dealt_inverse;
+      const double alone = dealt ? factor / 2 : factor;
+      add(Phase::factorise, layers * (alone + (factor - alone) / static_cast<double>(members)));
+      add(Phase::solve, -layers * std::min(solve_seconds(tap, members) / 2, alone * ring));
       if (!needs_products(method)) continue;
       add(Phase::reduce,
           layers * (2 * ring * 4 * squared / machine_.network + 6 * steps * machine_.latency));
@@ -157,19 +163,19 @@ class CostModel {
   }
 
   /// Matrices that read one input are stacked before their tiles are dealt.
-  void add_solve(int64_t members, double layers) {
+  double solve_seconds(const Tap& tap, int64_t members) const {
     const int64_t tile = machine_.device.empty() ? lanes::rows : DeviceTiles::rows;
-    std::map<int, std::pair<int64_t, double>> stacks;  // by tap: tiles, and the work of one
-    for (const auto& linear : model_.block.linears) {
-      auto& [tiles, work] = stacks[linear.tap];
-      tiles += (linear.rows + tile - 1) / tile;
-      work = static_cast<double>(tile * linear.columns * linear.columns);
-    }
-    for (const auto& [tap, stack] : stacks) {
-      const int64_t columns = model_.block.taps.at(static_cast<size_t>(tap)).columns;
-      add(Phase::solve, layers * busiest(stack.first, members) * stack.second /
-                            (machine_.rates.at(columns).solve * share_));
-    }
+    int64_t tiles = 0;
+    for (const auto& linear : model_.block.linears)
+      if (model_.block.taps.at(static_cast<size_t>(linear.tap)).name == tap.name)
+        tiles += (linear.rows + tile - 1) / tile;
+    return busiest(tiles, members) * static_cast<double>(tile * tap.columns * tap.columns) /
+           (machine_.rates.at(tap.columns).solve * share_);
+  }
+
+  void add_solve(int64_t members, double layers) {
+    for (const auto& tap : model_.block.taps)
+      add(Phase::solve, layers * solve_seconds(tap, members));
   }
 
   /// All candidates on an eighth of the rows or leaves, the best four on all of them: x H x^T of a
