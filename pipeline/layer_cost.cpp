@@ -1,8 +1,8 @@
 #include "pipeline/layer_cost.hpp"
 
 #include <cmath>
-#include <map>
 
+#include "pipeline/factor_exchange.hpp"
 #include "pipeline/leaves.hpp"
 #include "stages/solve/device_tiles.hpp"
 
@@ -55,8 +55,16 @@ PhaseSeconds LayerCost::of(const BlockSettings& settings, int64_t members) const
       if (rates.sums > 0) add(Phase::statistics, squared / (rates.sums * share_));
     }
     const auto found = static_cast<double>(work.factors.size());
-    add(Phase::factorise,
-        found * squared * static_cast<double>(columns) / (rates.factorise * share_));
+    const double factor =
+        found * squared * static_cast<double>(columns) / (rates.factorise * share_);
+    // One rank's, but for an inverse that is dealt; the others measure controls meanwhile, which
+    // are half of what a solve takes.
+    const bool dealt = members > 1 && machine_.device.empty() && columns >= narrowest_dealt_inverse;
+    const double alone = dealt ? factor / 2 : factor;
+    add(Phase::factorise, alone + (factor - alone) / static_cast<double>(members));
+    add(Phase::solve,
+        -std::min(solve_seconds(settings, tap, members) / 2,
+                  alone * static_cast<double>(members - 1) / static_cast<double>(members)));
     if (!work.takes_products || members == 1) continue;
     add(Phase::reduce, 6 * steps * machine_.latency);
     add(Phase::gather, found * (4 * squared / machine_.network + 6 * steps * machine_.latency));
@@ -101,21 +109,25 @@ double LayerCost::hidden_bytes() const {
 }
 
 /// Matrices that read one input are stacked before their tiles are dealt.
-double LayerCost::solve_seconds(const BlockSettings& settings, int64_t members) const {
+double LayerCost::solve_seconds(const BlockSettings& settings, size_t tap, int64_t members) const {
   const int64_t tile = machine_.device.empty() ? lanes::rows : DeviceTiles::rows;
-  std::map<int, int64_t> tiles;  // by tap
+  int64_t tiles = 0;
   for (size_t i = 0; i < settings.size(); ++i) {
     const Linear& linear = model_.block.linears[i];
     // Without products neither a row's solve nor its errors take columns^2.
-    if (settings[i] && (needs_products(*settings[i]) || !needs_products(measured_)))
-      tiles[linear.tap] += (linear.rows + tile - 1) / tile;
+    if (linear.tap == static_cast<int>(tap) && settings[i] &&
+        (needs_products(*settings[i]) || !needs_products(measured_)))
+      tiles += (linear.rows + tile - 1) / tile;
   }
+  const int64_t columns = model_.block.taps[tap].columns;
+  return busiest(tiles, members) * static_cast<double>(tile * columns * columns) /
+         (machine_.rates.at(columns).solve * share_);
+}
+
+double LayerCost::solve_seconds(const BlockSettings& settings, int64_t members) const {
   double seconds = 0;
-  for (const auto& [tap, count] : tiles) {
-    const int64_t columns = model_.block.taps.at(static_cast<size_t>(tap)).columns;
-    seconds += busiest(count, members) * static_cast<double>(tile * columns * columns) /
-               (machine_.rates.at(columns).solve * share_);
-  }
+  for (size_t tap = 0; tap < model_.block.taps.size(); ++tap)
+    seconds += solve_seconds(settings, tap, members);
   return seconds;
 }
 

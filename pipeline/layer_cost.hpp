@@ -45,6 +45,8 @@ class LayerCost {
     std::set<FactorSettings> factors;
   };
   TapWork work_of(const BlockSettings& settings, size_t tap) const;
+  /// Of the layers that read an input, or of all.
+  double solve_seconds(const BlockSettings& settings, size_t tap, int64_t members) const;
   double solve_seconds(const BlockSettings& settings, int64_t members) const;
   double search_seconds(const BlockSettings& settings, double leaf_part, int64_t members) const;
 

@@ -297,6 +297,8 @@ TEST(PlanTest, HessiansThatWaitForTheirStageAreCounted) {
   };
   const uint64_t narrow = 4 * 576 * 576, wide = 4 * 1536 * 1536;
   EXPECT_EQ(bytes_of(plan({}), others), 0u);
+  EXPECT_EQ(bytes_of(plan({"method.propagation=dense"}), others), 3 * narrow);
+  EXPECT_EQ(bytes_of(plan({"method.sequential=per_block"}), others), 3 * narrow);
   EXPECT_EQ(bytes_of(plan({"method.name=awq"}), others), 2 * narrow) << "o_proj has no pair";
   EXPECT_EQ(bytes_of(plan({"method.name=awq", "method.propagation=dense"}), others), 3 * narrow);
   EXPECT_EQ(bytes_of(plan({"overrides=[{match: q_proj, method: awq}]"}), others), 2 * narrow);
