@@ -119,6 +119,7 @@ double LayerCost::solve_seconds(const BlockSettings& settings, size_t tap, int64
         (needs_products(*settings[i]) || !needs_products(measured_)))
       tiles += (linear.rows + tile - 1) / tile;
   }
+  if (tiles == 0) return 0;  // whatever the rate
   const int64_t columns = model_.block.taps[tap].columns;
   return busiest(tiles, members) * static_cast<double>(tile * columns * columns) /
          (machine_.rates.at(columns).solve * share_);
