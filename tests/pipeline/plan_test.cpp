@@ -402,14 +402,19 @@ TEST(PlanTest, ShardsAreCutByWhatTheirLayersCost) {
   const std::string two = "layout={mode: shared, compressors: {shards: 2}}",
                     first_ten = "match: 'layers\\.[0-9]\\.'",
                     last_ten = "match: 'layers\\.2[0-9]\\.'";
-  const auto plan = [&](const std::string& overrides, const std::string& method = "name: gptq") {
-    return plan_of(4, {two, "method={" + method + "}", "overrides=[{" + overrides + "}]"});
+  const auto plan = [&](const std::string& overrides) {
+    return plan_of(4, {two, "method={name: gptq}", "overrides=[{" + overrides + "}]"});
   };
   EXPECT_EQ(plan_of(4, {two}).layout.first_layer(1), 15);
   EXPECT_LT(plan(first_ten + ", method: awq").layout.first_layer(1), 15) << "a search more";
   EXPECT_GT(plan(first_ten + ", skip: true").layout.first_layer(1), 15) << "a forward, no more";
   EXPECT_LT(plan(last_ten + ", skip: true").layout.first_layer(1), 15);
-  EXPECT_GT(plan(first_ten + ", method: nearest").layout.first_layer(1), 15) << "no factor";
+  // A rank alone has no controls to measure while a factor is found.
+  EXPECT_GT(plan_of(2, {two, "calibration.sequences=4",
+                        "overrides=[{" + first_ten + ", method: nearest}]"})
+                .layout.first_layer(1),
+            15)
+      << "no factor";
   // Unlike layers add up: as many of one kind as of the other, and there is less to write of codes
   // of fewer bits.
   const auto seconds = [&](const std::vector<std::string>& settings, Phase phase) {
