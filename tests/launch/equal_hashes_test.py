@@ -53,10 +53,7 @@ METHODS = {"gptq": {},
            "sparsegpt-threshold": {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "method__block_size": 16},
            "awq": {"method__name": "awq", "method__symmetric": "false", "method__act_order": "auto"},
            "wanda": {**PRUNER, "method__name": "wanda", "method__sparsity": 0.5},
-           "magnitude": {**PRUNER, "method__name": "magnitude", "method__sparsity": 0.5},
-           "five": {"calibration__sequences": 5},
-           "five-threshold": {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "calibration__sequences": 5},
-           "five-awq": {"method__name": "awq", "method__act_order": "auto", "calibration__sequences": 5}}
+           "magnitude": {**PRUNER, "method__name": "magnitude", "method__sparsity": 0.5}}
 METHODS = {f"{name}-{propagation}": {**settings, "method__propagation": propagation}
            for name, settings in METHODS.items() for propagation in ("sequential", "dense")}
 METHOD_LAYOUTS = ["1 rank, 3 threads", "1 + 1", "1 + team 2", "2 + 1", "1 of depth 2 + 1",
@@ -83,6 +80,13 @@ OTHER_JOBS = {
     "gptq and sparsegpt, per block": (
         {"method__sequential": "per_block", "overrides": "[{match: k_proj, method: sparsegpt, sparsity: 0.5}]"},
         ["2 shared, 2 threads", "1 + team 3"]),
+    "five sequences": ({"calibration__sequences": 5}, ["3 shared, 2 of them sample", "1 + team 2", "3 shards"]),
+    "five sequences by threshold": (
+        {**PRUNER, "method__name": "sparsegpt", "method__sparsity": 0.5, "calibration__sequences": 5},
+        ["3 + 1", "1 + team 3"]),
+    "five sequences of awq, dense": (
+        {"method__name": "awq", "method__act_order": "auto", "method__propagation": "dense", "calibration__sequences": 5},
+        ["1 + 2 shards"]),
     # More than two blocks of columns: the errors of a bfloat16 model go from block to block in whole numbers.
     "gptq, wide": ({"model__path": "wide", "method__group_size": 32}, ["2 shared, 2 threads", "1 + team 2", "2 shards x team 2"]),
     "sparsegpt by threshold, wide": (
