@@ -2,8 +2,8 @@
 """The contract: a job gives the same content hashes in every layout, on any number of ranks and threads.
 
 GPTQ with sequential propagation goes through all layouts on its own, with dense propagation through twelve. Every method
-with both propagations, and calibrations that leave ranks without work, go through twelve as jobs of one run, which must
-give what each gives alone on one rank. Settings that change how rows, leaves and layers are dealt meet some of them.
+with both propagations goes through twelve, as jobs of one run, which must give what each gives alone on one rank. Settings
+that change how rows, leaves and layers are dealt, and calibrations that leave ranks without work, meet some of them.
 """
 import json
 import sys
