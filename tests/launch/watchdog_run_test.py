@@ -55,7 +55,7 @@ class WatchdogRun(SelfcalCase):
 
     def test_a_factorisation_longer_than_the_timeout_is_healthy(self):
         """One rank of a team finds the factor of a wide input, the other waits for it."""
-        write_tiny_model(self.folder / "model-wide", intermediate=5120, layers=1)
+        write_tiny_model(self.folder / "model-wide", intermediate=8192, layers=1)
         self.compress("factor", 2, layout__mode="shared", layout__timeout=1, model__path="model-wide",
                       calibration__source="vocabulary")
         report = json.loads((self.folder / "factor/jobs/default/report.json").read_text())
