@@ -87,10 +87,24 @@ void Communicator::all_reduce(std::span<int32_t> data, ReduceOp op) const {
   backend_->all_reduce(data.data(), static_cast<int64_t>(data.size()), Element::int32, op);
 }
 
+void Communicator::all_gather(std::span<const std::span<std::byte>> parts) const {
+  if (size() > 1) activity().count_sent(parts[static_cast<size_t>(rank())].size());
+  backend_->all_gather(parts);
+}
+
 std::vector<std::vector<std::byte>> Communicator::all_gather(
     std::span<const std::byte> data) const {
-  if (size() > 1) activity().count_sent(data.size());
-  return backend_->all_gather(data);
+  const auto mine = static_cast<size_t>(rank());
+  std::vector<int64_t> sizes(static_cast<size_t>(size()));
+  sizes[mine] = static_cast<int64_t>(data.size());
+  all_reduce(std::span(sizes), ReduceOp::sum);
+  std::vector<std::vector<std::byte>> messages(sizes.size());
+  for (size_t other = 0; other < sizes.size(); ++other)
+    messages[other].resize(static_cast<size_t>(sizes[other]));
+  std::ranges::copy(data, messages[mine].begin());
+  const std::vector<std::span<std::byte>> parts(messages.begin(), messages.end());
+  all_gather(parts);
+  return messages;
 }
 
 Request Communicator::watched(Request request, const char* what, int peer, int tag) const {

@@ -95,6 +95,8 @@ class Communicator {
   /// Collective, in place; exact for integers.
   void all_reduce(std::span<int64_t> data, ReduceOp op) const;
   void all_reduce(std::span<int32_t> data, ReduceOp op) const;
+  /// Collective, in place: parts[r], which rank r has filled, to all. Every rank knows all lengths.
+  void all_gather(std::span<const std::span<std::byte>> parts) const;
   /// Collective: every rank's bytes (of any length) to all ranks, in rank order.
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) const;
 
@@ -160,7 +162,7 @@ class Communicator::Backend {
   virtual void barrier() = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void all_reduce(void* data, int64_t count, Element element, ReduceOp op) = 0;
-  virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) = 0;
+  virtual void all_gather(std::span<const std::span<std::byte>> parts) = 0;
   virtual Request send(std::span<const std::byte> data, int to, int tag) = 0;
   virtual Request send_until_taken(std::span<const std::byte> data, int to, int tag) {
     return send(data, to, tag);

@@ -9,7 +9,7 @@
 #include "comm/agreement.hpp"
 #include "pipeline/leaf_states.hpp"
 #include "pipeline/module_loss.hpp"
-#include "pipeline/tensor_message.hpp"
+#include "pipeline/tensor_exchange.hpp"
 #include "stages/solve/awq.hpp"
 
 namespace selfcal {
@@ -60,8 +60,7 @@ at::Tensor losses_together(const LayerWork& work, const at::Tensor& weight,
   });
   if (work.team.size() == 1) return mine["losses"].sum(0);
   std::vector<at::Tensor> parts;
-  for (const auto& message : work.team.all_gather(pack_tensors(mine)))
-    parts.push_back(unpack_tensors(message).at("losses"));
+  for (const auto& tensors : gather_tensors(work.team, mine)) parts.push_back(tensors.at("losses"));
   return at::cat(parts).sum(0);
 }
 

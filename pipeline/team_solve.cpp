@@ -12,7 +12,7 @@
 
 #include "pipeline/factor_exchange.hpp"
 #include "pipeline/row_dealing.hpp"
-#include "pipeline/tensor_message.hpp"
+#include "pipeline/tensor_exchange.hpp"
 #include "pipeline/timed_agreement.hpp"
 
 namespace selfcal {
@@ -295,9 +295,7 @@ class TeamSolve {
         parts_[path.substr(name)][path.substr(0, row - 1)][std::stoll(path.substr(row))] = tensor;
       }
     };
-    const Tensors mine = std::exchange(mine_, {});
-    if (team_.size() == 1) return take(mine);
-    for (const auto& message : team_.all_gather(pack_tensors(mine))) take(unpack_tensors(message));
+    for (const auto& tensors : gather_tensors(team_, std::exchange(mine_, {}))) take(tensors);
   }
 
   const Communicator& team_;

@@ -30,6 +30,27 @@ void broadcast_tensor(const Communicator& ranks, at::Tensor& tensor, int root,
   if (ranks.rank() != root) tensor.copy_(copy);
 }
 
+std::vector<std::map<std::string, at::Tensor>> gather_tensors(
+    const Communicator& ranks, const std::map<std::string, at::Tensor>& tensors) {
+  if (ranks.size() == 1) return {tensors};
+  const auto mine = static_cast<size_t>(ranks.rank());
+  std::vector<int64_t> sizes(static_cast<size_t>(ranks.size()));
+  sizes[mine] = static_cast<int64_t>(packed_bytes(tensors));
+  ranks.all_reduce(std::span(sizes), ReduceOp::sum);
+  std::vector<at::Tensor> messages;
+  std::vector<std::span<std::byte>> parts;
+  for (const int64_t size : sizes) {
+    messages.push_back(at::empty({size}, at::kByte));
+    parts.push_back(bytes_of(messages.back()));
+  }
+  pack_tensors(tensors, parts[mine]);
+  ranks.all_gather(parts);
+  std::vector<std::map<std::string, at::Tensor>> all;
+  for (size_t rank = 0; rank < messages.size(); ++rank)
+    all.push_back(rank == mine ? tensors : view_tensors(messages[rank]));
+  return all;
+}
+
 Request send_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors, int to) {
   return exchange(ranks, DeviceMessage::Kind::send, tensors, to);
 }

@@ -3,6 +3,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -18,6 +20,11 @@ bool reaches_devices(const Communicator& ranks, const kernels::Device& device);
 /// in the same kind of memory on all ranks.
 void broadcast_tensor(const Communicator& ranks, at::Tensor& tensor, int root,
                       const kernels::Device& device);
+
+/// Collective: every rank's tensors, in the host's memory, to all, in rank order. This rank's are
+/// the given ones.
+std::vector<std::map<std::string, at::Tensor>> gather_tensors(
+    const Communicator& ranks, const std::map<std::string, at::Tensor>& tensors);
 
 /// One rank's part of a hand-over between two: all tensors, contiguous and in the device's memory,
 /// in the order that both know, as one exchange. Where reaches_devices() holds.

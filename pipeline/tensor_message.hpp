@@ -24,4 +24,11 @@ DeviceBuffer device_bytes_of(const at::Tensor& tensor);
 std::vector<std::byte> pack_tensors(const std::map<std::string, at::Tensor>& tensors);
 std::map<std::string, at::Tensor> unpack_tensors(std::span<const std::byte> message);
 
+// The same without copies between.
+size_t packed_bytes(const std::map<std::string, at::Tensor>& tensors);
+/// into: packed_bytes().
+void pack_tensors(const std::map<std::string, at::Tensor>& tensors, std::span<std::byte> into);
+/// message: uint8 [bytes]; the tensors are views of it.
+std::map<std::string, at::Tensor> view_tensors(const at::Tensor& message);
+
 }  // namespace selfcal

@@ -7,10 +7,6 @@
 
 namespace selfcal {
 
-std::vector<std::vector<std::byte>> LocalBackend::all_gather(std::span<const std::byte> data) {
-  return {{data.begin(), data.end()}};
-}
-
 Request LocalBackend::send(std::span<const std::byte> data, int to, int tag) {
   if (to != 0) fail(ExitCode::internal, "send to rank {} of a communicator of one rank", to);
   (*mailbox_)[tag].emplace_back(data.begin(), data.end());

@@ -40,7 +40,7 @@ class MpiBackend : public Communicator::Backend {
   void barrier() override;
   void broadcast(std::span<std::byte> data, int root) override;
   void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override;
-  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) override;
+  void all_gather(std::span<const std::span<std::byte>> parts) override;
   Request send(std::span<const std::byte> data, int to, int tag) override;
   Request send_until_taken(std::span<const std::byte> data, int to, int tag) override;
   Request receive(std::span<std::byte> into, int from, int tag) override;
@@ -57,6 +57,15 @@ class MpiBackend : public Communicator::Backend {
   /// Collective; returns that time.
   std::chrono::microseconds meet_for(int64_t bytes);
   void broadcast_pieces(std::span<std::byte> data, int root, std::chrono::microseconds patience);
+  /// Each rank has parts[whole] and sends to the next what it has got from the one before.
+  void pass_round(std::span<const std::span<std::byte>> parts, int whole,
+                  std::chrono::microseconds patience);
+  /// Of chunks that are cut alike on all ranks: chunk rank + 1 of the sum, or what `operation`
+  /// makes, on each.
+  void reduce_scatter(std::span<const std::span<std::byte>> chunks, MPI_Datatype type,
+                      MPI_Op operation, std::chrono::microseconds patience);
+  int next() const { return (rank_ + 1) % size_; }
+  int previous() const { return (rank_ + size_ - 1) % size_; }
 
   MPI_Comm handle_;
   int rank_ = 0, size_ = 1;

@@ -25,8 +25,8 @@ class NcclBackend : public Communicator::Backend {
   void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override {
     host_->all_reduce(data, count, element, op);
   }
-  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> data) override {
-    return host_->all_gather(data);
+  void all_gather(std::span<const std::span<std::byte>> parts) override {
+    host_->all_gather(parts);
   }
   Request send(std::span<const std::byte> data, int to, int tag) override {
     return host_->send(data, to, tag);

@@ -47,6 +47,45 @@ TEST(Communicator, ReducesIntegersExactly) {
   }
 }
 
+/// Lengths that do not divide by the ranks, on both sides of what goes round in a ring.
+TEST(Communicator, ReducesLargeArraysExactly) {
+  for (const auto& ranks : backends())
+    for (const int64_t length : {8191, 65537, 1000003}) {
+      std::vector<int64_t> values(static_cast<size_t>(length));
+      std::iota(values.begin(), values.end(), ranks.rank());
+      ranks.all_reduce(std::span(values), ReduceOp::sum);
+      const int64_t n = ranks.size();
+      for (int64_t i = 0; i < length; ++i)
+        ASSERT_EQ(values[static_cast<size_t>(i)], n * i + n * (n - 1) / 2) << i;
+
+      std::vector<int32_t> extremes(static_cast<size_t>(length));
+      for (int32_t i = 0; i < length; ++i)
+        extremes[static_cast<size_t>(i)] = i % n == ranks.rank() ? i : -1;
+      auto smallest = extremes;
+      ranks.all_reduce(std::span(extremes), ReduceOp::max);
+      ranks.all_reduce(std::span(smallest), ReduceOp::min);
+      for (int32_t i = 0; i < length; ++i) {
+        ASSERT_EQ(extremes[static_cast<size_t>(i)], i);
+        ASSERT_EQ(smallest[static_cast<size_t>(i)], n == 1 ? i : -1);
+      }
+    }
+}
+
+TEST(Communicator, GathersInPlace) {
+  for (const auto& ranks : backends()) {
+    const auto count = static_cast<size_t>(ranks.size());
+    // One part is empty.
+    std::vector<std::vector<int>> values(count);
+    for (size_t rank = 0; rank < count; ++rank)
+      values[rank].assign(rank * 100000, rank == static_cast<size_t>(ranks.rank()) ? 7 : 0);
+    std::vector<std::span<std::byte>> parts;
+    for (auto& part : values) parts.push_back(bytes(part));
+    ranks.all_gather(parts);
+    for (size_t rank = 0; rank < count; ++rank)
+      EXPECT_EQ(std::ranges::count(values[rank], 7), static_cast<int64_t>(rank) * 100000);
+  }
+}
+
 TEST(Communicator, GathersMessagesOfAnyLength) {
   for (const auto& ranks : backends()) {
     const std::vector<std::byte> mine(static_cast<size_t>(ranks.rank()) * 100,
