@@ -16,6 +16,7 @@
 #include "pipeline/devices.hpp"
 #include "pipeline/network_rates.hpp"
 #include "pipeline/run_plan.hpp"
+#include "pipeline/sizes.hpp"
 
 namespace selfcal {
 namespace {

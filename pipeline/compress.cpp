@@ -14,6 +14,7 @@
 #include "pipeline/open_jobs.hpp"
 #include "pipeline/outliers.hpp"
 #include "pipeline/shard.hpp"
+#include "pipeline/sizes.hpp"
 #include "pipeline/writing_ahead.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"

@@ -9,7 +9,7 @@
 #include "base/file.hpp"
 #include "stages/generate/settings.hpp"
 #include "stages/model/model.hpp"
-#include "stages/solve/method.hpp"
+#include "stages/solve/method_settings.hpp"
 
 namespace selfcal {
 
@@ -130,8 +130,6 @@ struct NamedLinear {
   int64_t rows = 0;
   int64_t columns = 0;
 };
-/// All linear layers of the model's blocks, in order.
-std::vector<NamedLinear> all_linears(const Model& model);
 
 /// The settings of one linear layer after skip and overrides; nothing where it is skipped.
 std::optional<MethodSettings> settings_for(const RunConfig& config, const std::string& tensor_name);

@@ -10,13 +10,11 @@
 #include "base/error.hpp"
 #include "pipeline/config_table.hpp"
 #include "pipeline/leaves.hpp"
-#include "stages/export/compressed_tensors.hpp"
-#include "stages/solve/quantiser.hpp"
+#include "stages/solve/method.hpp"
+#include "storage/module_name.hpp"
 
 namespace selfcal {
 namespace {
-
-using compressed_tensors::module_of;
 
 constexpr int format_version = 1;     // of the layer files
 constexpr int algorithm_version = 3;  // raised when the same settings give other results
@@ -130,14 +128,6 @@ RunConfig resolve(RunConfig config, const ModelShape& shape) {
          "calibration.length: found {}, expected at most {}, the positions that {} has",
          config.calibration.length, shape.maximum_length, config.model.string());
   return config;
-}
-
-std::vector<NamedLinear> all_linears(const Model& model) {
-  std::vector<NamedLinear> linears;
-  for (int64_t layer = 0; layer < model.shape().layers; ++layer)
-    for (const auto& linear : model.block(layer).spec().linears)
-      linears.push_back({model.block_prefix(layer) + linear.name, linear.rows, linear.columns});
-  return linears;
 }
 
 std::optional<MethodSettings> settings_for(const RunConfig& config,

@@ -6,6 +6,7 @@
 #include "pipeline/layer_kinds.hpp"
 #include "pipeline/machine.hpp"
 #include "pipeline/phase_timer.hpp"
+#include "stages/solve/method.hpp"
 
 namespace selfcal {
 

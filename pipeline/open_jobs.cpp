@@ -4,6 +4,7 @@
 #include <map>
 
 #include "pipeline/run_plan.hpp"
+#include "pipeline/sizes.hpp"
 
 namespace selfcal {
 namespace {

@@ -12,6 +12,14 @@ double ModelSizes::linear_weights() const {
   return sum;
 }
 
+std::vector<NamedLinear> all_linears(const Model& model) {
+  std::vector<NamedLinear> linears;
+  for (int64_t layer = 0; layer < model.shape().layers; ++layer)
+    for (const auto& linear : model.block(layer).spec().linears)
+      linears.push_back({model.block_prefix(layer) + linear.name, linear.rows, linear.columns});
+  return linears;
+}
+
 ModelSizes sizes_of(const Model& model) {
   ModelSizes sizes;
   sizes.shape = model.shape();

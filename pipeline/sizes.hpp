@@ -22,6 +22,9 @@ struct ModelSizes {
   double linear_weights() const;
 };
 
+/// All linear layers of the model's blocks, in order.
+std::vector<NamedLinear> all_linears(const Model& model);
+
 ModelSizes sizes_of(const Model& model);
 
 /// First layers of the runs that a generator of `depth` ranks cuts a model into; the last entry is

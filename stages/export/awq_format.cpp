@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "stages/export/half_scales.hpp"
 #include "stages/export/module_rules.hpp"
+#include "storage/module_name.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal::awq_format {
@@ -46,7 +47,7 @@ NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
          name);
   if (rows % 8 != 0)
     fail(ExitCode::config, "{}: {} outputs, the awq format needs a multiple of 8", name, rows);
-  const std::string module = compressed_tensors::module_of(name);
+  const std::string module = module_of(name);
   NamedTensors tensors;
   tensors[module + ".qweight"] = interleaved_words(unpack_codes(linear.codes, bits, columns).t());
   tensors[module + ".qzeros"] = interleaved_words(zero_points(linear).t());

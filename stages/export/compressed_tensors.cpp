@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "storage/dtype.hpp"
+#include "storage/module_name.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal::compressed_tensors {
@@ -66,12 +67,6 @@ Scheme scheme_of(const CompressedLinear& linear, const std::string& name) {
   if (scheme.symmetric && linear.zero.defined() && !linear.zero.eq(middle).all().item<bool>())
     fail(ExitCode::data, "{}: symmetric, but a zero is not {}", name, middle);
   return scheme;
-}
-
-std::string module_of(const std::string& tensor_name) {
-  constexpr std::string_view suffix = ".weight";
-  return tensor_name.ends_with(suffix) ? tensor_name.substr(0, tensor_name.size() - suffix.size())
-                                       : tensor_name;
 }
 
 NamedTensors pack(const std::string& name, const CompressedLinear& linear) {

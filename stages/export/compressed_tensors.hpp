@@ -25,9 +25,6 @@ struct Scheme {
 /// ExitCode::data, beginning with `name`, where groups do not divide the columns.
 Scheme scheme_of(const CompressedLinear& linear, const std::string& name);
 
-/// "model.layers.0.mlp.up_proj.weight" -> "model.layers.0.mlp.up_proj".
-std::string module_of(const std::string& tensor_name);
-
 /// The tensors that replace `<module>.weight`: weight_packed int32 [rows, words], weight_scale
 /// [rows, groups] in the weight's dtype, weight_shape int64 [2], weight_zero_point int32 [words of
 /// rows, groups] when asymmetric. Columns that are assigned to groups one by one, which

@@ -15,6 +15,7 @@
 #include "stages/export/sharded_writer.hpp"
 #include "storage/dtype.hpp"
 #include "storage/layer_scan.hpp"
+#include "storage/module_name.hpp"
 
 namespace selfcal {
 namespace {
@@ -127,10 +128,9 @@ void survey_layer(const LayerRecord& record, ExportFormat format, const Checkpoi
            dtype_name(dtype), dtype_name(*survey.dtype));
     survey.dtype = dtype;
     if (packed_format(format) != nullptr && linear.codes.defined())
-      survey.quantised.emplace(compressed_tensors::module_of(name),
-                               compressed_tensors::scheme_of(linear, name));
+      survey.quantised.emplace(module_of(name), compressed_tensors::scheme_of(linear, name));
     else
-      survey.plain.push_back(compressed_tensors::module_of(name));
+      survey.plain.push_back(module_of(name));
   }
   for (const auto& [name, tensor] : tensors_of(record, format))
     survey.plan.emplace_back(name, planned(tensor.scalar_type(), tensor.sizes().vec()));
@@ -146,7 +146,7 @@ Survey survey_job(const ExportInputs& inputs, ExportFormat format, Layers& layer
     const TensorEntry& entry = inputs.dense.entry(name);
     survey.plan.emplace_back(name, entry);
     survey.copied.push_back(name);
-    if (entry.shape.size() == 2) survey.plain.push_back(compressed_tensors::module_of(name));
+    if (entry.shape.size() == 2) survey.plain.push_back(module_of(name));
   }
   const PackedFormat* packed = packed_format(format);
   if (packed != nullptr && survey.quantised.empty())

@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "stages/export/half_scales.hpp"
 #include "stages/export/module_rules.hpp"
+#include "storage/module_name.hpp"
 #include "storage/packing.hpp"
 
 namespace selfcal::gptq_format {
@@ -47,7 +48,7 @@ Json settings_of(const Scheme& scheme) {
 template <Version version>
 NamedTensors pack(const std::string& name, const CompressedLinear& linear) {
   check(name, linear, version);
-  const std::string module = compressed_tensors::module_of(name);
+  const std::string module = module_of(name);
   const int64_t columns = linear.weight.size(1), groups = linear.scale.size(1);
   NamedTensors tensors;
   tensors[module + ".qweight"] = linear.codes.contiguous().view(at::kInt).t().contiguous();

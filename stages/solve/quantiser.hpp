@@ -9,9 +9,6 @@
 
 namespace selfcal {
 
-/// Fails with ExitCode::config where a setting is outside of its range.
-void check_settings(const MethodSettings& settings);
-
 /// The quantiser of the settings; codes are rounded to weights of `weight_dtype` (float32, bfloat16
 /// or float16).
 lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype);

@@ -6,6 +6,7 @@
 
 #include "export_support.hpp"
 #include "stages/export/compressed_tensors.hpp"
+#include "storage/module_name.hpp"
 #include "storage/tensor_hash.hpp"
 
 namespace selfcal {
@@ -107,8 +108,7 @@ TEST_F(ExportFormats, GptqFormatHoldsTheSameWeights) {
               Json::parse(R"({"-:^model\\.layers\\.1\\.self_attn\\.o_proj$": {}})"));
     for (int64_t layer = 0; layer < export_example::layers; ++layer)
       for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
-        const at::Tensor weight =
-            unpack_gptq(exported, compressed_tensors::module_of(name), form.bits, 1);
+        const at::Tensor weight = unpack_gptq(exported, module_of(name), form.bits, 1);
         EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
             << name;
       }
@@ -136,8 +136,7 @@ TEST_F(ExportFormats, GptqVersion2HoldsZerosOf0) {
         for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
           if (!linear.codes.defined()) continue;
           EXPECT_TRUE(linear.zero.eq(0).any().item<bool>());
-          const at::Tensor weight =
-              unpack_gptq(exported, compressed_tensors::module_of(name), bits, 0);
+          const at::Tensor weight = unpack_gptq(exported, module_of(name), bits, 0);
           EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
               << name;
         }
@@ -170,8 +169,7 @@ TEST_F(ExportFormats, GptqFormatsHold3Bits) {
         int compared = 0;
         for (int64_t layer = 0; layer < export_example::layers; ++layer)
           for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
-            const at::Tensor weight =
-                unpack_gptq(exported, compressed_tensors::module_of(name), 3, int(lowest_zero));
+            const at::Tensor weight = unpack_gptq(exported, module_of(name), 3, int(lowest_zero));
             EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()),
                       tensor_hash(linear.weight))
                 << name;
@@ -219,7 +217,7 @@ TEST_F(ExportFormats, AwqFormatHoldsTheSameWeights) {
     EXPECT_TRUE(config["dynamic"].contains("-:^model\\.layers\\.1\\.self_attn\\.o_proj$"));
     for (int64_t layer = 0; layer < export_example::layers; ++layer)
       for (const auto& [name, linear] : read_layer(job.layer(layer)).linears) {
-        const at::Tensor weight = unpack_awq(exported, compressed_tensors::module_of(name));
+        const at::Tensor weight = unpack_awq(exported, module_of(name));
         EXPECT_EQ(tensor_hash(weight.to(at::kBFloat16).contiguous()), tensor_hash(linear.weight))
             << name;
       }

@@ -10,6 +10,7 @@
 
 #include "export_support.hpp"
 #include "stages/export/compressed_tensors.hpp"
+#include "storage/module_name.hpp"
 #include "storage/tensor_hash.hpp"
 
 namespace selfcal {
@@ -77,7 +78,7 @@ class Export : public ExportFixture {
         is_packed = record.linears.at(tensor).codes.defined();
       }
       EXPECT_EQ(tensor_hash(dense.read(tensor, shape)), tensor_hash(expected)) << tensor;
-      const std::string module = compressed_tensors::module_of(tensor);
+      const std::string module = module_of(tensor);
       if (is_packed) {
         EXPECT_FALSE(packed.contains(tensor));
         EXPECT_EQ(tensor_hash(unpack_as_published(packed, module, weights_of(config, module))),
