@@ -2,6 +2,7 @@
 // after the shape: threads. GFLOP counts multiply-adds twice; compare with `fused_multiply_add`,
 // the processor's peak on one thread.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
 
 #include "stages/generate/sampler.hpp"
@@ -10,9 +11,11 @@
 
 using namespace selfcal;
 
-static void linear(benchmark::State& state, at::ScalarType dtype) {
+using LinearOf = at::Tensor (*)(kernels::Context, const at::Tensor& x, const at::Tensor& weight);
+
+/// Rows, columns, outputs, threads.
+static void linear_by(benchmark::State& state, at::ScalarType dtype, LinearOf linear) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
-  kernels::use_one_library_thread();
   ThreadPool threads(static_cast<int>(state.range(3)), kernels::use_one_library_thread);
   const auto x = at::randn({rows, in}).to(dtype);
   // Enough copies of the weight that they come from memory, as in a whole model.
@@ -21,7 +24,7 @@ static void linear(benchmark::State& state, at::ScalarType dtype) {
     weights.push_back(at::randn({out, in}).to(dtype));
   size_t next = 0;
   for (auto _ : state) {
-    benchmark::DoNotOptimize(kernels::linear_few_rows({&threads}, x, weights[next]));
+    benchmark::DoNotOptimize(linear({&threads}, x, weights[next]));
     next = (next + 1) % weights.size();
   }
   const auto done = static_cast<double>(state.iterations());
@@ -29,6 +32,20 @@ static void linear(benchmark::State& state, at::ScalarType dtype) {
       benchmark::Counter(2e-9 * rows * in * out * done, benchmark::Counter::kIsRate);
   state.counters["GB/s"] =
       benchmark::Counter(1e-9 * weights[0].nbytes() * done, benchmark::Counter::kIsRate);
+}
+static void linear(benchmark::State& state, at::ScalarType dtype) {
+  kernels::use_one_library_thread();
+  linear_by(state, dtype,
+            [](kernels::Context context, const at::Tensor& x, const at::Tensor& weight) {
+              return kernels::linear_few_rows(context, x, weight);
+            });
+}
+/// The peer.
+static void library_linear(benchmark::State& state, at::ScalarType dtype) {
+  at::set_num_threads(static_cast<int>(state.range(3)));
+  linear_by(state, dtype, [](kernels::Context, const at::Tensor& x, const at::Tensor& weight) {
+    return at::linear(x, weight);
+  });
 }
 static void shapes(benchmark::internal::Benchmark* bench) {
   for (int64_t threads : {1, 2})
@@ -39,6 +56,7 @@ static void shapes(benchmark::internal::Benchmark* bench) {
   bench->UseRealTime();
 }
 BENCHMARK_CAPTURE(linear, bfloat16, at::kBFloat16)->Apply(shapes);
+BENCHMARK_CAPTURE(library_linear, bfloat16, at::kBFloat16)->Apply(shapes);
 BENCHMARK_CAPTURE(linear, float32, at::kFloat)
     ->Args({16, 576, 1536, 1})
     ->Args({16, 576, 1536, 2})

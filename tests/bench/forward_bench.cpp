@@ -2,6 +2,7 @@
 // what the same threads reach in bare matrix products. Block and products take turns, the best of
 // each counts: neighbours on the machine then spoil neither alone.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -101,15 +102,59 @@ void block_forward(benchmark::State& state) {
   state.counters["of_products"] = block_rate / product_rate;
 }
 
+at::Tensor normed(const at::Tensor& x, const at::Tensor& weight) {
+  const at::Tensor wide = x.to(at::kFloat);
+  return weight * (wide * at::rsqrt(wide.square().mean(-1, true) + 1e-5)).to(x.scalar_type());
+}
+
+/// Heads before tokens, turned by their position.
+at::Tensor turned(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
+  const auto halves = x.chunk(2, -1);
+  return x * cosine + at::cat({-halves[1], halves[0]}, -1) * sine;
+}
+
+/// The same block by the library's operations, as transformers runs it: the peer.
+template <class T>
+void library_forward(benchmark::State& state) {
+  at::set_num_threads(static_cast<int>(state.range(0)));
+  const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
+  const BlockWeights weights = random_weights(demo_block({}).spec(), dtype);
+  const auto by = [&](const at::Tensor& x, const std::string& name) {
+    return at::linear(x, weights.at(name + ".weight"));
+  };
+  const auto heads_of = [](const at::Tensor& x, int64_t count) {
+    return x.view({sequences, tokens, count, head_dim}).transpose(1, 2);
+  };
+  const at::Tensor hidden = at::randn({sequences, tokens, hidden_size}).to(dtype);
+  const at::Tensor angles = at::randn({tokens, head_dim});
+  const at::Tensor cosine = angles.cos().to(dtype), sine = angles.sin().to(dtype);
+  for (auto _ : state)
+    state.SetIterationTime(seconds_of([&] {
+      const at::Tensor x = normed(hidden, weights.at("input_layernorm.weight"));
+      const at::Tensor seen = at::scaled_dot_product_attention(
+          turned(heads_of(by(x, "self_attn.q_proj"), heads), cosine, sine),
+          turned(heads_of(by(x, "self_attn.k_proj"), key_value_heads), cosine, sine),
+          heads_of(by(x, "self_attn.v_proj"), key_value_heads), {}, 0.0, true, 0.125, true);
+      const at::Tensor attended =
+          hidden +
+          by(seen.transpose(1, 2).reshape({sequences, tokens, hidden_size}), "self_attn.o_proj");
+      const at::Tensor y = normed(attended, weights.at("post_attention_layernorm.weight"));
+      benchmark::DoNotOptimize(
+          attended + by(at::silu(by(y, "mlp.gate_proj")) * by(y, "mlp.up_proj"), "mlp.down_proj"));
+    }));
+}
+
 void thread_counts(benchmark::internal::Benchmark* benchmark) {
   for (int threads = 1; threads <= static_cast<int>(std::thread::hardware_concurrency());
        threads *= 2)
     benchmark->Arg(threads);
-  benchmark->ArgName("threads")->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(3);
+  benchmark->ArgName("threads")->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 
 BENCHMARK_TEMPLATE(block_forward, float)->Apply(thread_counts);
 BENCHMARK_TEMPLATE(block_forward, at::BFloat16)->Apply(thread_counts);
+BENCHMARK_TEMPLATE(library_forward, float)->Apply(thread_counts);
+BENCHMARK_TEMPLATE(library_forward, at::BFloat16)->Apply(thread_counts);
 
 }  // namespace
 }  // namespace selfcal
