@@ -112,7 +112,7 @@ void print_content_hashes(const RunDirectory& run) {
 }
 
 /// Every problem is a line on standard error; the exit code is that of bad data.
-void verify(const fs::path& path) {
+void verify_one(const fs::path& path) {
   const RunDirectory run(path);
   if (!fs::exists(run.config()))
     fail(ExitCode::data, "{}: not a run directory: it has no run.yaml", path.string());
@@ -131,12 +131,27 @@ void verify(const fs::path& path) {
   if (!verdict.whole()) throw Reported(ExitCode::data);
 }
 
+/// All of them, whatever is found; the exit code is that of the first in which something is wrong.
+void verify(const std::vector<fs::path>& paths) {
+  auto code = ExitCode::done;
+  for (const auto& path : paths) {
+    if (paths.size() > 1) fmt::print("{}:\n", path.string());
+    try {
+      verify_one(path);
+    } catch (const Error& error) {
+      if (*error.what() != '\0') std::fprintf(stderr, "selfcal: error: %s\n", error.what());
+      if (code == ExitCode::done) code = error.code();
+    }
+  }
+  if (code != ExitCode::done) throw Reported(code);
+}
+
 void add_verify(CLI::App& app) {
   auto* command =
-      app.add_subcommand("verify", "read everything in a run and check every hash and shape");
-  const auto path = std::make_shared<fs::path>();
-  command->add_option("run", *path, "output of a run")->required();
-  command->callback([path] { verify(*path); });
+      app.add_subcommand("verify", "read everything in runs and check every hash and shape");
+  const auto paths = std::make_shared<std::vector<fs::path>>();
+  command->add_option("run", *paths, "output of a run; several may be named")->required();
+  command->callback([paths] { verify(*paths); });
 }
 
 }  // namespace

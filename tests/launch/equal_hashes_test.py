@@ -113,18 +113,14 @@ class EqualHashes(SelfcalCase):
         """A job in these layouts, against one rank."""
         folder = job.replace(" ", "-").replace(",", "").replace(":", "-")
         self.compress(f"{folder}-one", **settings)
-        expected = self.hashes(f"{folder}-one")
-        for number, name in enumerate(layouts):
+        outputs = [f"{folder}-{number}" for number in range(len(layouts))]
+        for output, name in zip(outputs, layouts):
+            ranks, how = LAYOUTS[name]
+            self.compress(output, ranks, **settings, **how)
+        expected, *found = self.hashes_of(f"{folder}-one", *outputs)
+        for name, hashes in zip(layouts, found):
             with self.subTest(job=job, layout=name):
-                ranks, how = LAYOUTS[name]
-                output = f"{folder}-{number}"
-                self.compress(output, ranks, **settings, **how)
-                self.assertEqual(self.hashes(output), expected)
-
-    def job_hashes(self, output):
-        """Content hashes of a run's jobs by name."""
-        lines = [line.split(" content hash: ") for line in self.succeed("verify", output).splitlines()]
-        return {line[0]: line[1] for line in lines if len(line) == 2}
+                self.assertEqual(hashes, expected)
 
     def test_gptq_in_every_layout(self):
         self.check("gptq", {}, LAYOUTS)
@@ -133,19 +129,21 @@ class EqualHashes(SelfcalCase):
         self.check("dense", {"method__propagation": "dense"}, DENSE)
 
     def test_every_method(self):
-        expected = {}
         for name, settings in METHODS.items():
             self.compress(f"alone-{name}", name=name, **settings)
-            expected |= self.job_hashes(f"alone-{name}")
+        expected = {name: value for hashes in self.job_hashes_of(*(f"alone-{name}" for name in METHODS))
+                    for name, value in hashes.items()}
         # Magnitudes need no calibration, and so no propagation.
         self.assertEqual(len(set(expected.values())), len(METHODS) - 1, "settings that make no difference")
         (self.folder / "jobs.yaml").write_text(CONFIG + "jobs:\n" + "".join(
             f"  - {as_job(name, settings)}\n" for name, settings in METHODS.items()))
-        for number, name in enumerate(METHOD_LAYOUTS):
+        outputs = [f"methods-{number}" for number in range(len(METHOD_LAYOUTS))]
+        for output, name in zip(outputs, METHOD_LAYOUTS):
+            ranks, how = LAYOUTS[name]
+            self.succeed("compress", "jobs.yaml", *self.settings(output, **how), ranks=ranks)
+        for name, hashes in zip(METHOD_LAYOUTS, self.job_hashes_of(*outputs)):
             with self.subTest(layout=name):
-                ranks, how = LAYOUTS[name]
-                self.succeed("compress", "jobs.yaml", *self.settings(f"methods-{number}", **how), ranks=ranks)
-                self.assertEqual(self.job_hashes(f"methods-{number}"), expected)
+                self.assertEqual(hashes, expected)
 
     def test_other_jobs(self):
         for job, (settings, layouts) in OTHER_JOBS.items():

@@ -68,12 +68,6 @@ class Jobs(SelfcalCase):
     def run_config(self, config, output, ranks=None, **values):
         return self.succeed("compress", config, *self.settings(output, **values), ranks=ranks)
 
-    def job_hashes(self, output):
-        """Content hashes of a run by job."""
-        lines = [line.split(" content hash: ") for line in self.succeed("verify", output).splitlines()
-                 if " content hash: " in line]
-        return {name: value for name, value in lines}
-
     def queue(self, output):
         entries = json.loads((self.folder / output / "queue.json").read_text())["jobs"]
         return {entry["name"]: entry for entry in entries}

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import SelfcalCase  # noqa: E402
 
-STOPPED = 75
+DATA, STOPPED = 65, 75
 
 
 class Resume(SelfcalCase):
@@ -108,6 +108,17 @@ class Resume(SelfcalCase):
         self.assertIn(path.name, err)
         self.compress("damaged")
         self.assertEqual(self.hashes("damaged"), self.expected)
+
+
+    def test_verify_looks_at_every_run_that_it_is_given(self):
+        self.compress("broken")
+        self.layer_files("broken")[2].write_bytes(b"no layer")
+        code, out, err = self.selfcal("verify", "broken", "nowhere", "whole")
+        self.assertEqual(code, DATA, err)
+        for word in ("broken/jobs/default/layers", "nowhere: not a run directory"):
+            self.assertIn(word, err)
+        self.assertEqual([line for line in out.splitlines() if line.endswith(":")], ["broken:", "nowhere:", "whole:"])
+        self.assertIn(self.expected[-1], out)
 
 
 if __name__ == "__main__":

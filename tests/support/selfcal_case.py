@@ -113,10 +113,29 @@ class SelfcalCase(unittest.TestCase):
     def compress(self, output, ranks=None, **values):
         return self.succeed("compress", "config.yaml", *self.settings(output, **values), ranks=ranks)
 
+    def verified(self, *outputs):
+        """What `selfcal verify` says of each run, as lines: one command for all."""
+        lines = self.succeed("verify", *outputs).splitlines()
+        if len(outputs) == 1:
+            return [lines]
+        starts = [lines.index(f"{output}:") for output in outputs] + [len(lines)]
+        return [lines[start + 1:end] for start, end in zip(starts, starts[1:])]
+
+    def hashes_of(self, *outputs):
+        """The content hashes of each run: calibration, layers and the whole."""
+        return [[line.removeprefix(f"{output}/") for line in lines if "content hash" in line or " layer " in line]
+                for output, lines in zip(outputs, self.verified(*outputs))]
+
     def hashes(self, output):
-        """The lines of `selfcal verify` with the content hashes of a run: calibration, layers and the whole."""
-        return [line.removeprefix(f"{output}/") for line in self.succeed("verify", output).splitlines()
-                if "content hash" in line or " layer " in line]
+        return self.hashes_of(output)[0]
+
+    def job_hashes_of(self, *outputs):
+        """The content hash of each job of each run, by its name."""
+        return [dict(line.split(" content hash: ") for line in lines if " content hash: " in line)
+                for lines in self.verified(*outputs)]
+
+    def job_hashes(self, output):
+        return self.job_hashes_of(output)[0]
 
     def layer_files(self, output):
         return sorted((self.folder / output).glob("jobs/*/layers/*.h5"))
