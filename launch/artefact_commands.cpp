@@ -72,7 +72,10 @@ void add_solve(CLI::App& app) {
   command->add_option("--duo-scaling", method.duo_scaling,
                       "awq: scales from the sizes of the weights too");
   command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");
-  command->add_option("--mse", method.mse, "search the clipping range");
+  command->add_option("--mse", method.mse, "search the clipping range: auto, true or false")
+      ->transform(CLI::CheckedTransformer(Words<ScaleSearch>{{"auto", ScaleSearch::automatic},
+                                                             {"true", ScaleSearch::yes},
+                                                             {"false", ScaleSearch::no}}));
   command->add_option("--damping", method.damping, "fraction of the mean of diag(H)")
       ->check(CLI::Range(0.0, 1.0));
   command->add_option("--block-size", method.block_size, "columns between lazy updates")

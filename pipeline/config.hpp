@@ -64,6 +64,7 @@ struct RunConfig {
     method.act_order = ActOrder::automatic;
     method.error_measure = ErrorMeasure::automatic;
     method.static_groups = StaticGroups::automatic;
+    method.mse = ScaleSearch::automatic;
   }
 
   fs::path model;
@@ -75,8 +76,8 @@ struct RunConfig {
   int threads = 0;  // 0: the cores this rank may use
   LayoutSettings layout;
   CalibrationSettings calibration;
-  MethodSettings method;  // scale_dtype Undefined: auto, until resolve(); bits 0, act_order and
-                          // static_groups automatic: as each layer's method needs, see
+  MethodSettings method;  // scale_dtype Undefined: auto, until resolve(); bits 0, act_order,
+                          // static_groups and mse automatic: as each layer's method needs, see
                           // settings_for()
   Propagation propagation = Propagation::sequential;
   bool true_sequential = true;

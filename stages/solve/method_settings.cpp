@@ -95,6 +95,11 @@ MethodSettings settle(MethodSettings settings) {
                                         settings.static_groups == StaticGroups::yes);
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
+  if (settings.mse == ScaleSearch::automatic) {
+    constexpr int few_bits = 4;
+    const bool searches = settings.name == MethodName::gptq && settings.bits <= few_bits;
+    settings.mse = searches ? ScaleSearch::yes : ScaleSearch::no;
+  }
   if (settings.error_measure == ErrorMeasure::automatic)
     settings.error_measure =
         settings.name == MethodName::wanda ? ErrorMeasure::norms : ErrorMeasure::hessian;
@@ -108,7 +113,7 @@ void check_settings(const MethodSettings& settings) {
          settings.prunes() ? " or 16" : "");
   if (settings.act_order == ActOrder::automatic ||
       settings.error_measure == ErrorMeasure::automatic ||
-      settings.static_groups == StaticGroups::automatic)
+      settings.static_groups == StaticGroups::automatic || settings.mse == ScaleSearch::automatic)
     fail(ExitCode::internal, "settings are left to the method, expected settled ones");
   if (settings.act_order != ActOrder::none && settings.prunes() &&
       settings.name != MethodName::sparsegpt)

@@ -30,6 +30,7 @@ constexpr bool prunes(MethodName name) {
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
 enum class StaticGroups { automatic, no, yes };
+enum class ScaleSearch { automatic, no, yes };
 enum class GroupParameters { published, current };
 enum class ScaleLoss { linear, module };
 
@@ -66,9 +67,9 @@ struct MethodSettings {
   bool symmetric = true;
   ActOrder act_order = ActOrder::static_order;
   StaticGroups static_groups = StaticGroups::yes;
-  bool mse = false;          // search the clipping range (published grid)
-  double damping = 0.01;     // fraction of mean(diag H)
-  int64_t block_size = 128;  // columns between lazy updates
+  ScaleSearch mse = ScaleSearch::no;  // search the clipping range (published grid)
+  double damping = 0.01;              // fraction of mean(diag H)
+  int64_t block_size = 128;           // columns between lazy updates
   at::ScalarType scale_dtype = at::kFloat;
   GroupParameters group_parameters = GroupParameters::current;
   Sparsity sparsity;
@@ -85,8 +86,9 @@ struct MethodSettings {
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
 /// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
 /// automatic becomes static for GPTQ with static groups and for SparseGPT that only prunes an n:m
-/// pattern, else none; error_measure automatic becomes norms for Wanda, which solves with them,
-/// else hessian. Idempotent.
+/// pattern, else none; mse automatic becomes yes where GPTQ has 4 bits or fewer, else no;
+/// error_measure automatic becomes norms for Wanda, which solves with them, else hessian.
+/// Idempotent.
 MethodSettings settle(MethodSettings settings);
 
 /// Whether the method feeds errors forward, and so needs a factor of the Hessian.

@@ -21,7 +21,7 @@ lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype)
   grid.quantises = settings.quantises();
   grid.largest_code = float((1 << settings.bits) - 1);
   grid.symmetric = settings.symmetric;
-  grid.search = settings.mse;
+  grid.search = settings.mse == ScaleSearch::yes;
   grid.scale = format_of(settings.scale_dtype, "scale_dtype");
   grid.weight = format_of(weight_dtype, "the weight's dtype");
   return grid;

@@ -1,6 +1,6 @@
-"""Compress a model with llm-compressor on given tokens: GPTQ (4 bits, groups of 64, symmetric), or SparseGPT or Wanda 2:4.
+"""Compress a model with llm-compressor on given tokens: GPTQ (4 or 3 bits, groups of 64, symmetric), or SparseGPT or Wanda 2:4.
 
-usage: peer_compress.py METHOD MODEL TOKENS.safetensors OUT THREADS     METHOD: gptq | sparsegpt | wanda
+usage: peer_compress.py METHOD MODEL TOKENS.safetensors OUT THREADS     METHOD: gptq | gptq3 | sparsegpt | wanda
 prints one JSON line with the seconds of each phase
 """
 import json
@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-
 def recipe_of(method):
-    if method == "gptq":
-        weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "actorder": None}
+    if bits := {"gptq": 4, "gptq3": 3}.get(method):
+        weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "actorder": None}
         return GPTQModifier(config_groups={"all": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"])
     pruner = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
     return pruner(sparsity=0.5, mask_structure="2:4", targets=["Linear"], ignore=["re:.*lm_head"])

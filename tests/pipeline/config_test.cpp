@@ -81,7 +81,7 @@ evaluate: {perplexity: {tokens: "a b.safetensors", window: 512, stride: 256}}
   EXPECT_EQ(config.method.name, MethodName::nearest);
   EXPECT_EQ(config.method.group_size, -1);
   EXPECT_FALSE(config.method.symmetric);
-  EXPECT_TRUE(config.method.mse);
+  EXPECT_EQ(config.method.mse, ScaleSearch::yes);
   EXPECT_DOUBLE_EQ(config.method.damping, 1e-3);
   EXPECT_EQ(config.method.scale_dtype, at::kHalf);
   EXPECT_EQ(config.method.group_parameters, GroupParameters::published);
@@ -213,6 +213,21 @@ TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
   EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, static_groups: true"),
             StaticGroups::yes);
   EXPECT_EQ(groups("name: wanda, pattern: 2:4, bits: 4"), StaticGroups::yes);
+}
+
+TEST(Config, ScalesAreSearchedWhereGptqHasFewBits) {
+  const RunConfig config =
+      parse("overrides: [{match: k_proj, bits: 5}, {match: v_proj, bits: 2, method: nearest}]\n");
+  EXPECT_EQ(settings_for(config, "q_proj")->mse, ScaleSearch::yes);
+  EXPECT_EQ(settings_for(config, "k_proj")->mse, ScaleSearch::no);
+  EXPECT_EQ(settings_for(config, "v_proj")->mse, ScaleSearch::no);
+  const auto search = [](const std::string& method) {
+    return settings_for(parse("method: {" + method + "}\n"), "o_proj")->mse;
+  };
+  EXPECT_EQ(search("bits: 3"), ScaleSearch::yes);
+  EXPECT_EQ(search("bits: 3, mse: false"), ScaleSearch::no);
+  EXPECT_EQ(search("bits: 8, mse: true"), ScaleSearch::yes);
+  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), ScaleSearch::no);
 }
 
 TEST(Config, LayersTakeTheirOwnMethodAndSparsity) {

@@ -68,10 +68,10 @@ std::vector<Case> cases() {
   s.scale_dtype = at::kBFloat16;
   add("groups_longer_than_blocks", s, 500);
   s = gptq(2, -1);
-  s.mse = true;
+  s.mse = ScaleSearch::yes;
   add("whole_rows_searched", s, 130);
   s = gptq(4, 32);
-  s.mse = true;
+  s.mse = ScaleSearch::yes;
   s.static_groups = StaticGroups::no;
   s.block_size = 64;
   add("groups_searched_on_the_way", s, 128);

@@ -21,7 +21,7 @@ MethodSettings settings_of(const nlohmann::json& published) {
   settings.symmetric = published["symmetric"];
   settings.act_order = published["act_order"] ? ActOrder::static_order : ActOrder::none;
   settings.static_groups = published["static_groups"] ? StaticGroups::yes : StaticGroups::no;
-  settings.mse = published["mse"];
+  settings.mse = published["mse"] ? ScaleSearch::yes : ScaleSearch::no;
   settings.damping = published["damp"];
   settings.block_size = published["block"];
   settings.group_parameters = GroupParameters::published;

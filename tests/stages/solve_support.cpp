@@ -38,7 +38,7 @@ Scale find_scale(const std::vector<float>& x, const MethodSettings& settings) {
     return Scale{scale, zero};
   };
   Scale best = of_share(1);
-  if (settings.mse) {
+  if (settings.mse == ScaleSearch::yes) {
     double least = INFINITY;
     for (int i = 0; i < 80; ++i) {
       const Scale tried = of_share(float(1 - i / 100.0));

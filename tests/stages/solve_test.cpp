@@ -40,7 +40,7 @@ std::vector<Case> cases() {
       {"whole_rows", with([](auto& s) { s.group_size = -1; })},
       {"ragged_groups", with([](auto& s) { s.group_size = 48; })},
       {"two_bits", with([](auto& s) { s.bits = 2, s.symmetric = false; })},
-      {"five_bits", with([](auto& s) { s.bits = 5, s.mse = true; })},
+      {"five_bits", with([](auto& s) { s.bits = 5, s.mse = ScaleSearch::yes; })},
       {"six_bits", with([](auto& s) { s.bits = 6, s.symmetric = false; })},
       {"seven_bits", with([](auto& s) { s.bits = 7, s.group_size = -1; })},
       {"eight_bits", with([](auto& s) { s.bits = 8; })},
@@ -61,9 +61,9 @@ std::vector<Case> cases() {
        })},
       {"one_block", with([](auto& s) { s.block_size = 4096; })},
       {"odd_blocks", with([](auto& s) { s.block_size = 7; })},
-      {"search", with([](auto& s) { s.mse = true, s.bits = 3; })},
+      {"search", with([](auto& s) { s.mse = ScaleSearch::yes, s.bits = 3; })},
       {"search_whole_rows",
-       with([](auto& s) { s.mse = true, s.group_size = -1, s.symmetric = false; })},
+       with([](auto& s) { s.mse = ScaleSearch::yes, s.group_size = -1, s.symmetric = false; })},
       {"strong_damping", with([](auto& s) { s.damping = 0.5; })},
   };
 }
