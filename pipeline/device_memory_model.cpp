@@ -124,6 +124,7 @@ class MemoryBesideDevice : public MemoryModel {
       if (bytes > 0) use.items.push_back({what, whole_bytes(bytes), shared_by_team});
     };
     add("hidden states of the leaves, received", parts_.hidden(edges.received), true);
+    add("outputs of the job before, on their way", parts_.hidden(edges.waiting), true);
     add("leaves sent to later shards", parts_.leaves_in_flight(edges.forwarded), false);
     if (edges.reads_blocks) add("weights of a block, on their way", parts_.block(), false);
   }
