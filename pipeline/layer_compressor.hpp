@@ -35,7 +35,7 @@ struct LayerWork {
   int64_t tokens = 0;                 // of all leaves of all ranks
   std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
-  std::function<void()> between_stages = {};    // for what must not wait for the end of a block
+  std::function<void()> between_stages = {};    // what must not wait for a block's end; collective
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
 };
 

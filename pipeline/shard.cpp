@@ -111,18 +111,19 @@ class FlowRun {
 
   void compute() {
     attempt_all([&] { run_layers(); });
+    reader_.reset();
     if (std::ranges::all_of(flow_.jobs, [](const Job* job) { return job->failure.has_value(); }))
       attempt_all([&] { drop_inputs(); });
   }
 
   void run_layers() {
     expect_inputs();
-    BlockReader reader(session_, team_, end_layer());
+    reader_.emplace(session_, team_, end_layer());
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
       if (layer % layers_between_returns == 0) return_freed_memory();
-      BlockWeights weights = reader.read(layer);
+      BlockWeights weights = reader_->read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
       for (Job* job : flow_.jobs)
@@ -197,12 +198,18 @@ class FlowRun {
       const auto scope = session_.timer.measure(Phase::forward);
       forward_leaves(session_.model.block(layer), place(weights, session_.model.device()), hidden_);
     });
-    next_.poll();
+    serve();
     stop_together(team_, session_.stop);
     time_.charge(jobs);
   }
 
-  LayerWork work_for(const Job& job) const {
+  /// What must not wait for the end of a block. Collective over the team.
+  void serve() {
+    next_.poll();
+    reader_->share_ahead();
+  }
+
+  LayerWork work_for(const Job& job) {
     return {session_.model,
             job.session.config,
             team_,
@@ -212,7 +219,7 @@ class FlowRun {
             job.calibration.tokens.numel(),
             owned_,
             session_.leaf_memory,
-            [this] { next_.poll(); },
+            [this] { serve(); },
             job.block_sparsity};
   }
 
@@ -353,6 +360,7 @@ class FlowRun {
   int shard_;
   std::vector<Leaf> owned_;
   HiddenStates hidden_;
+  std::optional<BlockReader> reader_;
   std::string chain_;          // with sequential propagation
   Job* writing_ = nullptr;     // whose layer is being written
   std::future<void> written_;  // on the team's first rank

@@ -30,6 +30,12 @@ void broadcast_tensor(const Communicator& ranks, at::Tensor& tensor, int root,
   if (ranks.rank() != root) tensor.copy_(copy);
 }
 
+Request begin_broadcast(const Communicator& ranks, const at::Tensor& tensor, int root,
+                        const kernels::Device& device) {
+  return reaches_devices(ranks, device) ? ranks.broadcast(device_bytes_of(tensor), root)
+                                        : ranks.begin_broadcast(bytes_of(tensor), root);
+}
+
 Request send_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors, int to) {
   return exchange(ranks, DeviceMessage::Kind::send, tensors, to);
 }
