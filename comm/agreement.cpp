@@ -6,6 +6,8 @@
 #include <new>
 #include <string>
 
+#include "base/stop_signal.hpp"
+
 namespace selfcal {
 
 void agree(const Communicator& ranks, const std::function<void()>& local) {
@@ -35,7 +37,9 @@ void agree(const Communicator& ranks, const std::function<void()>& local) {
   ranks.broadcast(std::as_writable_bytes(std::span(header)), first);
   text.resize(static_cast<size_t>(header[1]));
   ranks.broadcast(std::as_writable_bytes(std::span(text)), first);
-  throw AgreedError(static_cast<ExitCode>(header[0]), text);
+  const auto agreed = static_cast<ExitCode>(header[0]);
+  if (agreed == ExitCode::stopped) throw Stopped();
+  throw AgreedError(agreed, text);
 }
 
 bool any(const Communicator& ranks, bool value) {

@@ -14,9 +14,9 @@ class AgreedError : public Error {
   using Error::Error;
 };
 
-/// Collective over `ranks`. Each rank runs `local` (which must not communicate); if it throws on
-/// any rank, every rank throws AgreedError with the text of the lowest rank that failed, which is
-/// named when there are several ranks.
+/// Collective over `ranks`. Each rank runs `local` (which enters no collective, and waits for none
+/// of `ranks`); if it throws on any rank, every rank throws AgreedError with the text of the lowest
+/// rank that failed, which is named when there are several ranks; Stopped, if that rank did.
 void agree(const Communicator& ranks, const std::function<void()>& local);
 
 /// Collective over `ranks`: true on all if it is true on one.

@@ -54,10 +54,11 @@ bool Request::done() {
 
 void Request::wait() {
   const auto is_done = [this] { return done(); };
+  const auto patience = operation_ ? operation_->patience() : usual_patience;
   if (activity_)
-    wait_until(*activity_, wait_, is_done);
+    wait_until(*activity_, wait_, is_done, patience);
   else
-    wait_until(is_done);
+    wait_until(is_done, patience);
 }
 
 Communicator Communicator::local() { return Communicator(std::make_shared<LocalBackend>()); }
@@ -75,6 +76,11 @@ void Communicator::barrier() const { backend_->barrier(); }
 void Communicator::broadcast(std::span<std::byte> data, int root) const {
   if (rank() == root && size() > 1) activity().count_sent(data.size());
   backend_->broadcast(data, root);
+}
+
+Request Communicator::begin_broadcast(std::span<std::byte> data, int root) const {
+  if (rank() == root && size() > 1) activity().count_sent(data.size());
+  return watched(backend_->begin_broadcast(data, root), "broadcast", root, Wait::none);
 }
 
 void Communicator::all_reduce(std::span<int64_t> data, ReduceOp op) const {

@@ -28,8 +28,12 @@ struct NcclOptions;
 enum class ReduceOp { sum, max, min };
 enum class Element { int32, int64 };
 
-/// A message in flight. Its buffer must live until wait() returns or done() is true. Destroying an
-/// unfinished one gives it up: only right when the job is about to end.
+/// Most waits inside a team are short, and a woken sleeper is late; a long wait must leave its core
+/// to others.
+inline constexpr std::chrono::microseconds usual_patience{1000};
+
+/// A message or collective in flight. Its buffer must live until wait() returns or done() is true.
+/// Destroying an unfinished one gives it up: only right when the job is about to end.
 class Request {
  public:
   class Operation {
@@ -38,6 +42,8 @@ class Request {
     virtual bool test() = 0;
     /// Of a receive: none of the buffer is written to afterwards.
     virtual void give_up() {}
+    /// For how long a wait for it stays awake.
+    virtual std::chrono::microseconds patience() const { return usual_patience; }
   };
 
   Request() = default;
@@ -92,6 +98,9 @@ class Communicator {
   void barrier() const;
   /// Collective: root's bytes to all.
   void broadcast(std::span<std::byte> data, int root) const;
+  /// Collective: the same, while the ranks work on and enter other collectives. They move it along
+  /// whenever they wait. It must be waited for, on all ranks: it cannot be given up.
+  Request begin_broadcast(std::span<std::byte> data, int root) const;
   /// Collective, in place; exact for integers.
   void all_reduce(std::span<int64_t> data, ReduceOp op) const;
   void all_reduce(std::span<int32_t> data, ReduceOp op) const;
@@ -161,6 +170,7 @@ class Communicator::Backend {
   virtual std::shared_ptr<Backend> split(int color) = 0;
   virtual void barrier() = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  virtual Request begin_broadcast(std::span<std::byte> data, int root) = 0;
   virtual void all_reduce(void* data, int64_t count, Element element, ReduceOp op) = 0;
   virtual void all_gather(std::span<const std::span<std::byte>> parts) = 0;
   virtual Request send(std::span<const std::byte> data, int to, int tag) = 0;
@@ -181,10 +191,6 @@ class Communicator::Backend {
  private:
   std::shared_ptr<Activity> activity_;
 };
-
-/// Most waits inside a team are short, and a woken sleeper is late; a long wait must leave its core
-/// to others.
-inline constexpr std::chrono::microseconds usual_patience{1000};
 
 /// Calls ready() until it is true: at once, then yielding for as long as `patience`, then sleeping
 /// a little between calls.

@@ -163,7 +163,7 @@ class ScaleFolder {
 }  // namespace
 
 ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
-                        const std::vector<at::Tensor>& hidden, Measured measured) {
+                        const HiddenStates& hidden, Measured measured) {
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   const std::string prefix = work.model.block_prefix(layer);

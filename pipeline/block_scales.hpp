@@ -14,7 +14,7 @@ enum class Measured {
 struct ScaledBlock {
   std::vector<std::string> rewritten;  // names within the block of the tensors that were folded
   std::map<int, at::Tensor> hessians;  // by tap, of the inputs that the folded block gives
-  std::vector<at::Tensor> outputs;     // of the dense block, a leaf each, with Measured::every
+  HiddenStates outputs;                // of the dense block, with Measured::every
 };
 
 /// Finds a scale for every pair of the block all of whose consumers are AWQ's, the one with the
@@ -25,7 +25,7 @@ struct ScaledBlock {
 /// measured or rewritten where no pair is AWQ's. Collective over the team; every rank comes to the
 /// same.
 ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weights,
-                        const std::vector<at::Tensor>& hidden, Measured measured);
+                        const HiddenStates& hidden, Measured measured);
 
 /// What scale_measured() needs of the block's inputs, by tap: nothing where no pair is AWQ's. None
 /// where a scale is chosen by the outputs of a module, which takes a pass with states.

@@ -36,31 +36,32 @@ void BoundaryOutbox::wait_until_held(size_t most) {
                     [&] { return in_flight() <= most || stop_.requested(); });
 }
 
-BoundaryInbox::BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned,
-                             int64_t leaves, int shard,
+BoundaryInbox::BoundaryInbox(const Communicator& world, const SharedStop& stop,
+                             const std::vector<Leaf>& owned, int64_t leaves, int shard,
                              const std::function<int(const Leaf&)>& source, int64_t length,
-                             int64_t hidden, at::ScalarType dtype)
-    : world_(world) {
+                             int64_t hidden, at::ScalarType dtype, std::function<void()> meanwhile)
+    : world_(world), stop_(stop), meanwhile_(std::move(meanwhile)) {
   for (const auto& leaf : owned) {
-    hidden_.push_back(at::empty({leaf.rows, length, hidden}, dtype));
+    const at::Tensor room = at::empty({leaf.rows, length, hidden}, dtype);
     const int from = source(leaf), tag = boundary_tag(leaf.index, leaves, shard);
-    requests_.push_back(world.receive(bytes_of(hidden_.back()), from, tag));
-    waits_.push_back({"boundary", from, tag});
+    parcels_.push_back(
+        {room, world.receive(bytes_of(room), from, tag), Wait{"boundary", from, tag}});
   }
 }
 
 BoundaryInbox::~BoundaryInbox() {
-  for (auto& request : requests_) request.give_up();
+  for (auto& parcel : parcels_) parcel.request.give_up();
 }
 
-std::vector<at::Tensor> BoundaryInbox::take(const SharedStop& stop) {
-  for (size_t i = 0; i < requests_.size(); ++i) {
-    bool came = false;
-    world_.wait_until(waits_[i], [&] { return (came = requests_[i].done()) || stop.requested(); });
-    if (!came) return {};
-  }
-  requests_.clear();
-  return std::move(hidden_);
+at::Tensor BoundaryInbox::take(size_t leaf) {
+  auto& [hidden, request, wait] = parcels_.at(leaf);
+  bool came = false;
+  world_.wait_until(wait, [&, &request = request] {
+    if (meanwhile_) meanwhile_();
+    return (came = request.done()) || stop_.requested();
+  });
+  if (!came) throw Stopped();
+  return std::move(hidden);
 }
 
 void send_dense_boundaries(const Model& model, const OuterWeights& outer,
@@ -71,14 +72,15 @@ void send_dense_boundaries(const Model& model, const OuterWeights& outer,
   for (const auto& leaf : leaves)
     hidden.push_back(model.embed(tokens.narrow(0, leaf.first - first_row, leaf.rows), outer));
   int64_t layer = 0;
-  for (int shard = 1; shard < layout.shards(); ++shard) {
+  for (int shard = 1; shard < layout.shards(); ++shard)
     for (; layer < layout.first_layer(shard); ++layer) {
       const BlockWeights weights = place(block_weights(layer), model.device());
-      for (auto& leaf : hidden) leaf = forward(model.block(layer), leaf, weights);
+      for (size_t i = 0; i < leaves.size(); ++i) {
+        hidden[i] = forward(model.block(layer), hidden[i], weights);
+        if (layer + 1 == layout.first_layer(shard))
+          send(hidden[i], leaves[i], shard, layout.owner(leaves[i].index, shard));
+      }
     }
-    for (size_t i = 0; i < leaves.size(); ++i)
-      send(hidden[i], leaves[i], shard, layout.owner(leaves[i].index, shard));
-  }
 }
 
 }  // namespace selfcal

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -19,7 +20,7 @@ namespace selfcal {
 /// goes on: to be followed by stop_together().
 class BoundaryOutbox {
  public:
-  static constexpr size_t usual_limit = 8;
+  static constexpr size_t usual_limit = 8, no_limit = std::numeric_limits<size_t>::max();
   /// `limit`: leaves on their way at most, at least 1.
   BoundaryOutbox(const Communicator& world, const SharedStop& stop, size_t limit = usual_limit)
       : world_(world), stop_(stop), limit_(limit) {}
@@ -47,26 +48,39 @@ class BoundaryOutbox {
   std::vector<Parcel> parcels_;
 };
 
-/// Receives of all leaves that this rank owns in its shard, posted at once.
-class BoundaryInbox {
+/// The leaves that a rank owns in its shard, on their way to it.
+class LeafInbox {
  public:
-  /// `source(leaf)`: the rank that will send it.
-  BoundaryInbox(const Communicator& world, const std::vector<Leaf>& owned, int64_t leaves,
-                int shard, const std::function<int(const Leaf&)>& source, int64_t length,
-                int64_t hidden, at::ScalarType dtype);
+  virtual ~LeafInbox() = default;
+  /// Waits for the rank's leaf number `leaf`, which is given away: once. Throws Stopped when the
+  /// wait ends because a stop is wished for.
+  virtual at::Tensor take(size_t leaf) = 0;
+};
+
+/// By MPI: receives of all leaves, posted at once into the host's memory.
+class BoundaryInbox : public LeafInbox {
+ public:
+  /// `source(leaf)`: the rank that will send it; `meanwhile` is called again and again in waits.
+  BoundaryInbox(const Communicator& world, const SharedStop& stop, const std::vector<Leaf>& owned,
+                int64_t leaves, int shard, const std::function<int(const Leaf&)>& source,
+                int64_t length, int64_t hidden, at::ScalarType dtype,
+                std::function<void()> meanwhile = {});
   /// Gives up what has not come: nobody sends it any more.
-  ~BoundaryInbox();
-  BoundaryInbox(BoundaryInbox&&) = default;
-  BoundaryInbox& operator=(BoundaryInbox&&) = default;
-  /// The leaves, in order and in host memory, when all are there; none when the wait ends because a
-  /// stop is wished for.
-  std::vector<at::Tensor> take(const SharedStop& stop);
+  ~BoundaryInbox() override;
+  BoundaryInbox(const BoundaryInbox&) = delete;
+  BoundaryInbox& operator=(const BoundaryInbox&) = delete;
+  at::Tensor take(size_t leaf) override;
 
  private:
+  struct Parcel {
+    at::Tensor hidden;
+    Request request;
+    Wait wait;
+  };
   Communicator world_;
-  std::vector<at::Tensor> hidden_;
-  std::vector<Request> requests_;
-  std::vector<Wait> waits_;
+  const SharedStop& stop_;
+  std::function<void()> meanwhile_;
+  std::vector<Parcel> parcels_;  // a leaf each
 };
 
 /// Gives the input of a shard's first layer for one leaf to a rank.
@@ -74,8 +88,9 @@ using SendBoundary =
     std::function<void(const at::Tensor& hidden, const Leaf& leaf, int shard, int to)>;
 
 /// Dense forward of leaves from the embedding to the last shard's first layer, sending what each
-/// later shard starts from. `tokens`: int32 [sequences, length] whose first row is row `first_row`
-/// of the set. A layer's weights are asked for once and dropped after its leaves. Independent.
+/// later shard starts from as soon as it is there, leaf by leaf. `tokens`: int32 [sequences,
+/// length] whose first row is row `first_row` of the set. A layer's weights are asked for once and
+/// dropped after its leaves. Independent.
 void send_dense_boundaries(const Model& model, const OuterWeights& outer,
                            const std::function<BlockWeights(int64_t)>& block_weights,
                            const Layout& layout, const std::vector<Leaf>& leaves,

@@ -36,11 +36,11 @@ class LossPass {
     session_.progress.start(what, layers, "layers");
     session_.progress.update(0);
     OuterWeights outer;
-    std::vector<at::Tensor> hidden;
+    HiddenStates hidden;
     agree(world_, session_.timer, [&] {
       if (!owned_.empty()) outer = session_.model.read_outer();
       for (const auto& leaf : owned_)
-        hidden.push_back(session_.model.embed(text_.narrow(0, leaf.first, leaf.rows), outer));
+        hidden.emplace_back(session_.model.embed(text_.narrow(0, leaf.first, leaf.rows), outer));
     });
     BlockReader reader(session_, world_, layers, blocks);
     for (int64_t layer = 0; layer < layers; ++layer) {
@@ -71,10 +71,11 @@ class LossPass {
     return loss;
   }
 
-  double add_up(const std::vector<at::Tensor>& hidden, const OuterWeights& outer) const {
+  double add_up(const HiddenStates& hidden, const OuterWeights& outer) const {
     ExactSums losses(1);
     agree(world_, session_.timer, [&] {
-      for (size_t i = 0; i < owned_.size(); ++i) losses.add({loss_of(owned_[i], hidden[i], outer)});
+      for (size_t i = 0; i < owned_.size(); ++i)
+        losses.add({loss_of(owned_[i], hidden[i].get(), outer)});
     });
     world_.all_reduce(losses.exponents(), ReduceOp::max);
     losses.count();

@@ -12,8 +12,8 @@ DenseBoundaries::DenseBoundaries(const Session& session, const std::vector<Leaf>
   std::vector<Leaf> owned;
   for (const auto& leaf : leaves)
     if (session.layout.owner(leaf.index, shard) == rank) owned.push_back(leaf);
-  inbox_.emplace(
-      session.world, owned, static_cast<int64_t>(leaves.size()), shard,
+  inbox_ = std::make_unique<BoundaryInbox>(
+      session.world, session.stop, owned, static_cast<int64_t>(leaves.size()), shard,
       [&](const Leaf& leaf) { return session.layout.generator_of(leaf.micro_batch); },
       session.config.calibration.length, session.model.shape().hidden,
       session.model.shape().compute_dtype);

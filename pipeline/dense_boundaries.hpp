@@ -1,9 +1,8 @@
 // The dense forward that feeds later shards at once, and where its results wait.
 #pragma once
 #include <functional>
-#include <optional>
+#include <memory>
 #include <set>
-#include <utility>
 #include <vector>
 
 #include "pipeline/boundary.hpp"
@@ -25,7 +24,7 @@ class DenseBoundaries {
   /// What this rank has not sampled but is to send: all of a given set, and what an earlier run has
   /// sampled.
   void send_rest(const at::Tensor& tokens);
-  std::optional<BoundaryInbox> take_inbox() { return std::exchange(inbox_, std::nullopt); }
+  std::unique_ptr<LeafInbox> take_inbox() { return std::move(inbox_); }
   /// Waits until all is taken, or a stop is wished for.
   void finish() { outbox_.finish(); }
   /// Whether nothing is on its way.
@@ -42,7 +41,7 @@ class DenseBoundaries {
   bool needed_ = false;
   std::set<int64_t> sent_;
   BoundaryOutbox outbox_;
-  std::optional<BoundaryInbox> inbox_;
+  std::unique_ptr<LeafInbox> inbox_;
 };
 
 }  // namespace selfcal

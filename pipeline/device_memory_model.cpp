@@ -59,7 +59,7 @@ class DeviceMemory : public MemoryModel {
     const MemoryItem hessian{"Hessian: float32", whole_bytes(4 * squared)};
     std::vector<MemoryItem> always{
         context(),
-        {"weights of a block", whole_bytes(parts_.block())},
+        {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
         {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
          whole_bytes(keeps_states ? parts_.states(sequences) : 0), true}};
@@ -124,15 +124,16 @@ class MemoryBesideDevice : public MemoryModel {
       if (bytes > 0) use.items.push_back({what, whole_bytes(bytes), shared_by_team});
     };
     add("hidden states of the leaves, received", parts_.hidden(edges.received), true);
+    add("outputs of the job before, on their way", parts_.hidden(edges.waiting), true);
     add("leaves sent to later shards", parts_.leaves_in_flight(edges.forwarded), false);
     if (edges.reads_blocks) add("weights of a block, on their way", parts_.block(), false);
   }
 
-  std::vector<MemoryUse> compressing(int64_t, bool leads, bool) const override {
+  std::vector<MemoryUse> compressing(int64_t, bool, bool) const override {
     const double squared = std::pow(static_cast<double>(parts_.widest_tap()), 2);
     MemoryUse use{"compresses",
                   {program(),
-                   {"weights of a block", whole_bytes((leads ? 3 : 2) * parts_.block())},
+                   {"weights of a block, and of the next", whole_bytes(3 * parts_.block())},
                    {"solved rows",
                     whole_bytes(parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0))}}};
     if (host_solves_some_)

@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <map>
-
 #include "pipeline/tensor_exchange.hpp"
 
 namespace selfcal {
@@ -24,29 +22,121 @@ int source_of(const Job& job, const Leaf& leaf, const Communicator& world) {
   return job.session.layout.owner(leaf.index, shard_of(job, world) - 1);
 }
 
-/// Ends without the message when a stop is wished for.
-void wait_for(const Communicator& world, const SharedStop& stop, Request request,
-              const Wait& wait) {
-  world.wait_until(wait, [&] { return request.done() || stop.requested(); });
+std::span<std::byte> bytes(auto& value) { return std::as_writable_bytes(std::span(&value, 1)); }
+
+std::vector<std::byte> message_of(const auto& value) {
+  const auto view = std::as_bytes(std::span(&value, 1));
+  return {view.begin(), view.end()};
 }
 
-std::span<std::byte> bytes(auto& value) { return std::as_writable_bytes(std::span(&value, 1)); }
+/// A rank of the shard before answers with the job's leaves.
+void ask(Outbox& questions, const Job& job, int source) {
+  questions.send(message_of(job.number), source, asking_tag);
+}
+
+/// Asks all sources at once: MPI keeps what they send apart.
+class HostInbox : public LeafInbox {
+ public:
+  HostInbox(const Communicator& world, const SharedStop& stop, const Job& job,
+            const std::vector<Leaf>& owned, Outbox& questions, std::function<void()> meanwhile)
+      : received_(
+            world, stop, owned, static_cast<int64_t>(job.leaves.size()),
+            lane(job, shard_of(job, world)),
+            [&](const Leaf& leaf) { return source_of(job, leaf, world); },
+            job.calibration.tokens.size(1), job.session.model.shape().hidden,
+            job.session.model.shape().compute_dtype, std::move(meanwhile)) {
+    std::set<int> sources;
+    for (const auto& leaf : owned) sources.insert(source_of(job, leaf, world));
+    for (const int source : sources) ask(questions, job, source);
+  }
+  at::Tensor take(size_t leaf) override { return received_.take(leaf); }
+
+ private:
+  BoundaryInbox received_;
+};
+
+/// By NCCL, where what is posted first must come first: one source after the other, in the order of
+/// their ranks, each asked when the one before has sent all of its leaves. So nothing is posted
+/// that waits for a rank which has not been asked.
+class DeviceInbox : public LeafInbox {
+ public:
+  DeviceInbox(const Communicator& world, const SharedStop& stop, const Job& job,
+              const std::vector<Leaf>& owned, Outbox& questions, std::function<void()> meanwhile)
+      : world_(world),
+        stop_(stop),
+        job_(job),
+        questions_(questions),
+        meanwhile_(std::move(meanwhile)),
+        parcels_(owned.size()) {
+    const auto& shape = job.session.model.shape();
+    const auto options = at::device(job.session.context.device.memory).dtype(shape.compute_dtype);
+    for (size_t i = 0; i < owned.size(); ++i) {
+      parcels_[i].hidden =
+          at::empty({owned[i].rows, job.calibration.tokens.size(1), shape.hidden}, options);
+      parcels_[i].source = source_of(job, owned[i], world);
+      to_ask_.insert(parcels_[i].source);
+    }
+    ask_next();
+  }
+
+  at::Tensor take(size_t leaf) override {
+    while (to_ask_.contains(parcels_.at(leaf).source)) {
+      for (auto& parcel : parcels_)
+        if (!to_ask_.contains(parcel.source)) wait_for(parcel);
+      ask_next();
+    }
+    wait_for(parcels_[leaf]);
+    return std::move(parcels_[leaf].hidden);
+  }
+
+ private:
+  struct Parcel {
+    at::Tensor hidden;
+    int source = 0;
+    Request request;
+  };
+
+  void ask_next() {
+    if (to_ask_.empty()) return;
+    const int source = to_ask_.extract(to_ask_.begin()).value();
+    ask(questions_, job_, source);
+    for (auto& parcel : parcels_)
+      if (parcel.source == source)
+        parcel.request = receive_tensors(world_, {parcel.hidden}, source);
+  }
+
+  void wait_for(Parcel& parcel) {
+    bool came = false;
+    world_.wait_until({"outputs of a shard", parcel.source}, [&] {
+      meanwhile_();
+      return (came = parcel.request.done()) || stop_.requested();
+    });
+    if (!came) throw Stopped();
+  }
+
+  const Communicator& world_;
+  const SharedStop& stop_;
+  const Job& job_;
+  Outbox& questions_;
+  std::function<void()> meanwhile_;
+  std::vector<Parcel> parcels_;  // a leaf each
+  std::set<int> to_ask_;
+};
 
 }  // namespace
 
 void NextShard::tell(const Job& job, const JobNote& note) {
-  for (const int rank : job.session.layout.team_of(shard_of(job, world_) + 1)) {
-    auto& letter = letters_.emplace_back(Letter{note, {}});
-    letter.request = world_.send(bytes(letter.note), rank, note_tag);
-  }
+  for (const int rank : job.session.layout.team_of(shard_of(job, world_) + 1))
+    notes_.send(message_of(note), rank, note_tag);
 }
 
-void NextShard::offer(const Job& job, std::vector<Leaf> owned, std::vector<at::Tensor> hidden) {
+void NextShard::offer(const Job& job, std::vector<Leaf> owned, HiddenStates hidden) {
   job_ = &job;
   owned_ = std::move(owned);
   hidden_ = std::move(hidden);
   for (const auto& leaf : owned_)
     waiting_.insert(job.session.layout.owner(leaf.index, shard_of(job, world_) + 1));
+  poll();  // who has asked already waits
 }
 
 void NextShard::poll() {
@@ -61,95 +151,62 @@ void NextShard::poll() {
     send_to(asked_.begin()->second);
     asked_.erase(asked_.begin());
   }
-  std::erase_if(letters_, [](Letter& letter) { return letter.request.done(); });
+  all_taken();  // what is gets free
 }
 
 void NextShard::send_to(int rank) {
   const auto scope = job_->session.timer.measure(Phase::send);
   const Layout& layout = job_->session.layout;
   const int next = shard_of(*job_, world_) + 1;
-  std::vector<size_t> wanted;  // of owned_
-  for (size_t i = 0; i < owned_.size(); ++i)
-    if (layout.owner(owned_[i].index, next) == rank) wanted.push_back(i);
-  if (reaches_devices(world_, job_->session.context.device)) {
-    std::vector<at::Tensor> leaves;
-    for (const size_t i : wanted) leaves.push_back(hidden_[i]);
-    wait_for(world_, stop_, send_tensors(world_, leaves, rank), {"outputs of a shard taken", rank});
-  } else {
-    for (const size_t i : wanted)
-      outbox_.send(hidden_[i], owned_[i].index, static_cast<int64_t>(job_->leaves.size()),
-                   lane(*job_, next), rank);
-    outbox_.finish();  // the rank that asks does nothing but receive
+  const bool reached = reaches_devices(world_, job_->session.context.device);
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    const int64_t index = owned_[i].index;
+    if (layout.owner(index, next) != rank) continue;
+    const at::Tensor hidden = std::exchange(hidden_[i], {}).get();
+    if (reached)
+      by_nccl_.push_back({hidden, send_tensors(world_, {hidden}, rank)});
+    else
+      outbox_.send(hidden, index, static_cast<int64_t>(job_->leaves.size()), lane(*job_, next),
+                   rank);
   }
   waiting_.erase(rank);
-  if (waiting_.empty()) hidden_.clear();
 }
 
 void NextShard::finish() {
   const int who = waiting_.empty() ? Wait::anyone : *waiting_.begin();
   world_.wait_until({"outputs of a shard taken", who, asking_tag}, [&] {
     poll();
-    return (waiting_.empty() && letters_.empty()) || stop_.requested();
+    return (waiting_.empty() && all_taken()) || stop_.requested();
   });
 }
 
-bool NextShard::all_sent() {
-  std::erase_if(letters_, [](Letter& letter) { return letter.request.done(); });
-  return letters_.empty() && outbox_.in_flight() == 0;
+bool NextShard::all_taken() {
+  std::erase_if(by_nccl_, [](Parcel& parcel) { return parcel.request.done(); });
+  return all_sent() && by_nccl_.empty();
 }
+
+bool NextShard::all_sent() { return notes_.in_flight() == 0 && outbox_.in_flight() == 0; }
 
 JobNote ShardBefore::note_of(const Job& job) {
   const int from = job.session.layout.team_of(shard_of(job, world_) - 1).front();
   note_request_ = world_.receive(bytes(note_), from, note_tag);
   bool came = false;
-  world_.wait_until({"the shard before", from, note_tag},
-                    [&] { return (came = note_request_.done()) || stop_.requested(); });
+  world_.wait_until({"the shard before", from, note_tag}, [&] {
+    next_.poll();
+    return (came = note_request_.done()) || stop_.requested();
+  });
   if (came && note_.job != job.number)
     fail(ExitCode::internal, "rank {} tells of job {}, expected {}", from, note_.job, job.number);
   return note_;
 }
 
-std::vector<at::Tensor> ShardBefore::take(const Job& job, const std::vector<Leaf>& owned) {
-  return reaches_devices(world_, job.session.context.device) ? take_on_device(job, owned)
-                                                             : take_on_host(job, owned);
-}
-
-std::vector<at::Tensor> ShardBefore::take_on_host(const Job& job, const std::vector<Leaf>& owned) {
-  const int shard = shard_of(job, world_);
-  const auto& shape = job.session.model.shape();
-  inbox_.emplace(
-      world_, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard),
-      [&](const Leaf& leaf) { return source_of(job, leaf, world_); },
-      job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype);
-  std::set<int> sources;
-  for (const auto& leaf : owned) sources.insert(source_of(job, leaf, world_));
-  int64_t number = job.number;
-  std::vector<Request> questions;
-  for (const int rank : sources) questions.push_back(world_.send(bytes(number), rank, asking_tag));
-  auto hidden = inbox_->take(stop_);
-  for (auto& question : questions) question.wait();
-  return hidden;
-}
-
-/// One source after the other, in the order of their ranks, each asked when its turn comes: a
-/// sender waits for a receiver that waits for nobody but senders of lower rank.
-std::vector<at::Tensor> ShardBefore::take_on_device(const Job& job,
-                                                    const std::vector<Leaf>& owned) {
-  const auto& shape = job.session.model.shape();
-  const auto options = at::device(job.session.context.device.memory).dtype(shape.compute_dtype);
-  std::vector<at::Tensor> hidden;
-  std::map<int, std::vector<at::Tensor>> from;  // by source
-  for (const auto& leaf : owned) {
-    hidden.push_back(at::empty({leaf.rows, job.calibration.tokens.size(1), shape.hidden}, options));
-    from[source_of(job, leaf, world_)].push_back(hidden.back());
-  }
-  for (const auto& [rank, leaves] : from) {
-    int64_t number = job.number;
-    Request question = world_.send(bytes(number), rank, asking_tag);
-    wait_for(world_, stop_, receive_tensors(world_, leaves, rank), {"outputs of a shard", rank});
-    question.wait();
-  }
-  return hidden;
+LeafInbox& ShardBefore::ask(const Job& job, const std::vector<Leaf>& owned) {
+  const auto serve = [this] { next_.poll(); };
+  if (reaches_devices(world_, job.session.context.device))
+    inbox_ = std::make_unique<DeviceInbox>(world_, stop_, job, owned, questions_, serve);
+  else
+    inbox_ = std::make_unique<HostInbox>(world_, stop_, job, owned, questions_, serve);
+  return *inbox_;
 }
 
 }  // namespace selfcal

@@ -2,12 +2,12 @@
 // before it: how a job went, then its hidden states, once the next shard has room for them.
 #pragma once
 #include <array>
-#include <list>
-#include <optional>
+#include <memory>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "comm/outbox.hpp"
 #include "pipeline/boundary.hpp"
 #include "pipeline/job.hpp"
 
@@ -26,13 +26,15 @@ struct JobNote {
 class NextShard {
  public:
   NextShard(const Communicator& world, const SharedStop& stop)
-      : world_(world), stop_(stop), outbox_(world, stop) {}
+      : world_(world), stop_(stop), outbox_(world, stop, BoundaryOutbox::no_limit), notes_(world) {}
 
   /// Told by the first rank of this team to all of the next one.
   void tell(const Job& job, const JobNote& note);
   /// The outputs of `job`: hidden[i] is those of owned[i]. Those of the job before must be taken.
-  void offer(const Job& job, std::vector<Leaf> owned, std::vector<at::Tensor> hidden);
-  /// Sends to the ranks that have asked since; to be called now and then.
+  void offer(const Job& job, std::vector<Leaf> owned, HiddenStates hidden);
+  /// Sends to the ranks that have asked since, and does not wait until they have taken it: they
+  /// have room, and work on the first leaf while others are on their way. To be called now and
+  /// then.
   void poll();
   /// Waits until all is taken, or a stop is wished for.
   void finish();
@@ -41,54 +43,56 @@ class NextShard {
 
  private:
   void send_to(int rank);
+  bool all_taken();
 
-  struct Letter {
-    JobNote note;
+  struct Parcel {
+    at::Tensor hidden;
     Request request;
   };
   const Communicator& world_;
   const SharedStop& stop_;
   BoundaryOutbox outbox_;
-  std::list<Letter> letters_;  // stable addresses
-  const Job* job_ = nullptr;   // whose outputs wait
+  std::vector<Parcel> by_nccl_;  // on their way
+  Outbox notes_;
+  const Job* job_ = nullptr;  // whose outputs wait
   std::vector<Leaf> owned_;
-  std::vector<at::Tensor> hidden_;
-  std::set<int> waiting_;                    // ranks that have not got theirs
+  HiddenStates hidden_;
+  std::set<int> waiting_;                    // ranks that have not been sent theirs
   std::set<std::pair<int64_t, int>> asked_;  // job and rank, not served yet
 };
 
-/// The shard before this one. Waits end when a stop is wished for, without what they were for: to
-/// be followed by stop_together().
+/// The shard before this one. The next one is served in waits for it.
 class ShardBefore {
  public:
-  ShardBefore(const Communicator& world, const SharedStop& stop) : world_(world), stop_(stop) {}
+  ShardBefore(const Communicator& world, const SharedStop& stop, NextShard& next)
+      : world_(world), stop_(stop), next_(next), questions_(world) {}
   ~ShardBefore() { note_request_.give_up(); }
   ShardBefore(const ShardBefore&) = delete;
   ShardBefore& operator=(const ShardBefore&) = delete;
-  /// Waits for the note about `job`.
+  /// Waits for the note about `job`. The wait ends without it when a stop is wished for: to be
+  /// followed by stop_together().
   JobNote note_of(const Job& job);
-  /// Asks for the hidden states of `owned` and waits for them; in the host's memory, or where NCCL
-  /// brings them in the device's.
-  std::vector<at::Tensor> take(const Job& job, const std::vector<Leaf>& owned);
+  /// Asks for the hidden states of `owned`, which come into the host's memory, or where NCCL brings
+  /// them into the device's. All of them must be taken before those of the next job are asked for.
+  LeafInbox& ask(const Job& job, const std::vector<Leaf>& owned);
 
  private:
-  std::vector<at::Tensor> take_on_host(const Job& job, const std::vector<Leaf>& owned);
-  std::vector<at::Tensor> take_on_device(const Job& job, const std::vector<Leaf>& owned);
-
   const Communicator& world_;
   const SharedStop& stop_;
+  NextShard& next_;
   // Open when a wait was ended.
   JobNote note_;
   Request note_request_;
-  std::optional<BoundaryInbox> inbox_;
+  Outbox questions_;
+  std::unique_ptr<LeafInbox> inbox_;
 };
 
 /// This rank's neighbours while jobs flow through the shards.
 struct Handover {
   Handover(const Communicator& world, const SharedStop& stop)
-      : before(world, stop), next(world, stop) {}
-  ShardBefore before;
+      : next(world, stop), before(world, stop, next) {}
   NextShard next;
+  ShardBefore before;
 };
 
 }  // namespace selfcal

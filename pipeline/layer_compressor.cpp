@@ -4,10 +4,10 @@
 
 #include <algorithm>
 
-#include "comm/agreement.hpp"
 #include "pipeline/block_scales.hpp"
 #include "pipeline/leaf_states.hpp"
 #include "pipeline/team_solve.hpp"
+#include "pipeline/timed_agreement.hpp"
 
 namespace selfcal {
 namespace {
@@ -73,13 +73,12 @@ void keep_changed(const ScaledBlock& scales, const std::string& prefix, const Bl
 
 }  // namespace
 
-void forward_leaves(const Block& block, const BlockWeights& weights,
-                    std::vector<at::Tensor>& hidden) {
-  for (auto& leaf : hidden) leaf = forward(block, leaf, weights);
+void forward_leaves(const Block& block, const BlockWeights& weights, HiddenStates& hidden) {
+  for (auto& leaf : hidden) leaf = forward(block, leaf.get(), weights);
 }
 
 CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeights weights,
-                               std::vector<at::Tensor>& hidden) {
+                               HiddenStates& hidden) {
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   const std::string prefix = work.model.block_prefix(layer);
@@ -135,8 +134,10 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
     weights = scaled;
     for (const auto& [name, linear] : compressed.linears)
       weights.at(name.substr(prefix.size())) = linear.weight;
-    const auto scope = work.timer.measure(Phase::forward);
-    forward_leaves(block, place(weights, work.context.device), hidden);
+    agree(work.team, work.timer, [&] {
+      const auto scope = work.timer.measure(Phase::forward);
+      forward_leaves(block, place(weights, work.context.device), hidden);
+    });
   }
   return compressed;
 }
@@ -147,7 +148,7 @@ std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& conf
 }
 
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                              const BlockNeeds& needs, std::vector<at::Tensor>& hidden) {
+                              const BlockNeeds& needs, HiddenStates& hidden) {
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   BlockStatistics statistics;

@@ -11,6 +11,7 @@
 #include "comm/communicator.hpp"
 #include "comm/shared_stop.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/hidden_state.hpp"
 #include "pipeline/leaves.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "pipeline/tap_statistics.hpp"
@@ -34,7 +35,7 @@ struct LayerWork {
   int64_t tokens = 0;                 // of all leaves of all ranks
   std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
-  std::function<void()> between_stages = {};    // for what must not wait for the end of a block
+  std::function<void()> between_stages = {};    // what must not wait for a block's end; collective
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
 };
 
@@ -43,11 +44,12 @@ struct CompressedBlock {
   std::map<std::string, at::Tensor> changed;        // other tensors that a method rewrote (AWQ)
 };
 
-/// Compresses block `layer`; collective over the team. `hidden` holds this rank's leaves, each
-/// [sequences, tokens, hidden], and becomes the block's outputs (of the compressed block, or of the
-/// dense one with dense propagation). Throws Stopped on all ranks when one wants to stop.
+/// Compresses block `layer`; collective over the team. `hidden` holds this rank's leaves, which may
+/// be on their way (the first pass takes them one by one), and becomes the block's outputs (of the
+/// compressed block, or of the dense one with dense propagation). Throws Stopped on all ranks when
+/// one wants to stop.
 CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeights weights,
-                               std::vector<at::Tensor>& hidden);
+                               HiddenStates& hidden);
 
 /// What solvers need of a block whose weights stay as they are, for many jobs at once.
 struct BlockStatistics {
@@ -65,7 +67,7 @@ std::optional<BlockNeeds> shared_needs(const Model& model, const RunConfig& conf
 /// numbers as compress_layer() comes to with dense propagation. `hidden` becomes the block's
 /// outputs. Collective over the team; throws Stopped as compress_layer() does.
 BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockWeights& weights,
-                              const BlockNeeds& needs, std::vector<at::Tensor>& hidden);
+                              const BlockNeeds& needs, HiddenStates& hidden);
 
 /// A factor that several jobs ask for is found for the first of them: each job is announced here
 /// before the first of them is compressed.
@@ -76,8 +78,8 @@ void expect_factors(const LayerWork& work, int64_t layer, const BlockWeights& we
 CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const BlockWeights& weights,
                                   BlockStatistics& statistics);
 
-/// Leaves through a block with the given weights, all in the device's memory. Independent.
-void forward_leaves(const Block& block, const BlockWeights& weights,
-                    std::vector<at::Tensor>& hidden);
+/// Leaves through a block with the given weights, all in the device's memory, one by one as they
+/// come. Independent; may wait for them: within agree().
+void forward_leaves(const Block& block, const BlockWeights& weights, HiddenStates& hidden);
 
 }  // namespace selfcal

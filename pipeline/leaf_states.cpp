@@ -39,15 +39,6 @@ const BlockWeights& PlacedWeights::current() {
   return placed_;
 }
 
-LeafStates::LeafStates(const LayerWork& work, const Block& block,
-                       const std::vector<at::Tensor>& hidden, const BlockWeights& weights)
-    : work_(work), block_(block), hidden_(hidden), weights_(weights, work.context.device) {
-  if (work.memory == LeafMemory::recompute) return;
-  const auto scope = work.timer.measure(Phase::forward);
-  const BlockWeights& current = weights_.current();
-  for (const auto& leaf : hidden_) states_.push_back(block_.begin(leaf, current));
-}
-
 void LeafStates::for_each(const std::string& tap,
                           const std::function<void(const at::Tensor&)>& visit) const {
   for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
@@ -56,32 +47,45 @@ void LeafStates::for_each(const std::string& tap,
 
 void LeafStates::look_at(size_t leaf, const std::function<void(const State&)>& visit) const {
   if (work_.memory == LeafMemory::keep)
-    visit(states_[leaf]);
+    visit(kept(leaf));
   else
     visit(computed_again(leaf));
 }
 
 void LeafStates::advance(int stage) {
-  const auto scope = work_.timer.measure(Phase::forward);
+  agree(work_.team, work_.timer, [&] {
+    if (work_.memory == LeafMemory::recompute) return;
+    const auto scope = work_.timer.measure(Phase::forward);
+    const BlockWeights& current = weights_.current();
+    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
+      kept(leaf) = block_.advance(std::move(kept(leaf)), stage, current);
+  });
   ++stage_;
-  if (work_.memory == LeafMemory::recompute) return;
-  const BlockWeights& current = weights_.current();
-  for (auto& state : states_) state = block_.advance(std::move(state), stage, current);
 }
 
-std::vector<at::Tensor> LeafStates::finish() {
-  const auto scope = work_.timer.measure(Phase::forward);
-  std::vector<at::Tensor> outputs;
-  for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
-    outputs.push_back(block_.finish(work_.memory == LeafMemory::keep ? std::move(states_[leaf])
-                                                                     : computed_again(leaf)));
+HiddenStates LeafStates::finish() {
+  HiddenStates outputs;
+  agree(work_.team, work_.timer, [&] {
+    const auto scope = work_.timer.measure(Phase::forward);
+    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
+      outputs.emplace_back(block_.finish(work_.memory == LeafMemory::keep ? std::move(kept(leaf))
+                                                                          : computed_again(leaf)));
+  });
   return outputs;
+}
+
+State& LeafStates::kept(size_t leaf) const {
+  while (states_.size() <= leaf) {
+    const auto scope = work_.timer.measure(Phase::forward);
+    states_.push_back(block_.begin(hidden_[states_.size()].get(), weights_.current()));
+  }
+  return states_[leaf];
 }
 
 State LeafStates::computed_again(size_t leaf) const {
   const auto scope = work_.timer.measure(Phase::forward);
   const BlockWeights& current = weights_.current();
-  State state = block_.begin(hidden_[leaf], current);
+  State state = block_.begin(hidden_[leaf].get(), current);
   for (int stage = 0; stage < stage_; ++stage)
     state = block_.advance(std::move(state), stage, current);
   return state;

@@ -22,30 +22,33 @@ class PlacedWeights {
   BlockWeights taken_, placed_;
 };
 
-/// Borrows everything it is given: leaves in the device's memory, weights in the host's.
+/// Borrows everything it is given: leaves in the device's memory, weights in the host's. A leaf is
+/// begun when it is first looked at, so that those before it are worked on while it is on its way.
 class LeafStates {
  public:
-  LeafStates(const LayerWork& work, const Block& block, const std::vector<at::Tensor>& hidden,
-             const BlockWeights& weights);
+  LeafStates(const LayerWork& work, const Block& block, const HiddenStates& hidden,
+             const BlockWeights& weights)
+      : work_(work), block_(block), hidden_(hidden), weights_(weights, work.context.device) {}
 
-  /// Calls visit(state) with that of one of the rank's leaves.
+  /// Calls visit(state) with that of one of the rank's leaves. May wait for it: within agree().
   void look_at(size_t leaf, const std::function<void(const State&)>& visit) const;
-  /// Calls visit(tap) for every leaf, in order.
+  /// Calls visit(tap) for every leaf, in order. The same.
   void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
-  /// Through the linear layers of `stage`, with the weights as they are now.
+  /// Through the linear layers of `stage`, with the weights as they are now. Collective.
   void advance(int stage);
-  /// The block's outputs; the states are used up.
-  std::vector<at::Tensor> finish();
+  /// The block's outputs; the states are used up. Collective.
+  HiddenStates finish();
 
  private:
+  State& kept(size_t leaf) const;
   State computed_again(size_t leaf) const;
 
   const LayerWork& work_;
   const Block& block_;
-  const std::vector<at::Tensor>& hidden_;
+  const HiddenStates& hidden_;
   mutable PlacedWeights weights_;
-  std::vector<State> states_;
-  int stage_ = 0;  // stages that the states have been through
+  mutable std::vector<State> states_;  // where they are kept, of the leaves that are begun
+  int stage_ = 0;                      // stages that the states have been through: then all are
 };
 
 /// Collective.

@@ -64,9 +64,9 @@ class HostMemory : public MemoryModel {
   std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
                                      bool keeps_states) const override {
     const double squared = std::pow(static_cast<double>(parts_.widest_tap()), 2);
-    // The dense weights, the compressed ones that replace them, and, for the rank that reads, the
-    // next layer's.
-    const double blocks = (leads ? 3 : 2) * parts_.block();
+    // The dense weights, the compressed ones that replace them, and the next layer's, which are
+    // read or received meanwhile.
+    const double blocks = 3 * parts_.block();
     const double states = keeps_states ? parts_.states(sequences) : 0.0;
     const double passing = sequences == 0 ? 0.0 : parts_.passing_leaf();
     const double solved = parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0);
@@ -77,7 +77,7 @@ class HostMemory : public MemoryModel {
       gaps += gap_share * std::min(bytes, largest_gap);
     MemoryUse use{"compresses",
                   {{"program and libraries", program_bytes},
-                   {"weights of a block", whole_bytes(blocks)},
+                   {"weights of a block, and of the next", whole_bytes(blocks)},
                    {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
                    {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
                     whole_bytes(states), true},

@@ -51,11 +51,11 @@ class FlowRun {
     if (std::ranges::all_of(flow_.jobs, [](const Job* job) { return job->complete(); })) {
       attempt_all([&] { read_outcomes(); });
     } else if (!sequential()) {
-      attempt_all([&] { run_layers(); });
+      compute();
     } else {
       const bool first = shard_ == 0, last = shard_ + 1 == session_.layout.shards();
       if (!first) take_note();
-      if (!flow_.front().failure) attempt_all([&] { run_layers(); });
+      if (!flow_.front().failure) compute();
       if (!last) hand_over();
     }
     time_.charge(flow_.jobs);
@@ -109,14 +109,21 @@ class FlowRun {
     next_.offer(job, owned_, std::move(hidden_));
   }
 
+  void compute() {
+    attempt_all([&] { run_layers(); });
+    reader_.reset();
+    if (std::ranges::all_of(flow_.jobs, [](const Job* job) { return job->failure.has_value(); }))
+      attempt_all([&] { drop_inputs(); });
+  }
+
   void run_layers() {
-    receive_inputs();
-    BlockReader reader(session_, team_, end_layer());
+    expect_inputs();
+    reader_.emplace(session_, team_, end_layer());
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
       if (layer % layers_between_returns == 0) return_freed_memory();
-      BlockWeights weights = reader.read(layer);
+      BlockWeights weights = reader_->read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
       for (Job* job : flow_.jobs)
@@ -133,19 +140,32 @@ class FlowRun {
     session_.progress.finish();
   }
 
-  void receive_inputs() {
+  /// Later shards begin while their leaves are on their way.
+  void expect_inputs() {
     const Job& job = flow_.front();
     if (shard_ == 0) {
       const auto scope = session_.timer.measure(Phase::read);
       const OuterWeights outer = session_.model.read_outer();
       for (const auto& leaf : owned_)
-        hidden_.push_back(
+        hidden_.emplace_back(
             session_.model.embed(job.calibration.tokens.narrow(0, leaf.first, leaf.rows), outer));
     } else {
-      hidden_ = flow_.inbox ? flow_.inbox->take(session_.stop) : before_.take(job, owned_);
-      stop_together(team_, session_.stop);
-      for (auto& leaf : hidden_) leaf = leaf.to(session_.model.device().memory);
+      LeafInbox& inbox = flow_.inbox ? *flow_.inbox : before_.ask(job, owned_);
+      for (size_t i = 0; i < owned_.size(); ++i)
+        hidden_.emplace_back([this, &inbox, i] { return take(inbox, i); });
     }
+  }
+
+  at::Tensor take(LeafInbox& inbox, size_t leaf) const {
+    const auto waiting = session_.timer.measure(Phase::idle);
+    return inbox.take(leaf).to(session_.model.device().memory);
+  }
+
+  /// What a failure has left on its way: who sends it waits until it is taken.
+  void drop_inputs() {
+    agree(team_, session_.timer, [&] {
+      for (auto& leaf : hidden_) std::exchange(leaf, {}).get();
+    });
   }
 
   LayerRecord read_committed(const Job& job, int64_t layer, bool rebuild_weights) {
@@ -174,16 +194,22 @@ class FlowRun {
   }
 
   void forward(int64_t layer, const BlockWeights& weights, const std::vector<Job*>& jobs) {
-    {
+    agree(team_, session_.timer, [&] {
       const auto scope = session_.timer.measure(Phase::forward);
       forward_leaves(session_.model.block(layer), place(weights, session_.model.device()), hidden_);
-    }
-    next_.poll();
+    });
+    serve();
     stop_together(team_, session_.stop);
     time_.charge(jobs);
   }
 
-  LayerWork work_for(const Job& job) const {
+  /// What must not wait for the end of a block. Collective over the team.
+  void serve() {
+    next_.poll();
+    reader_->share_ahead();
+  }
+
+  LayerWork work_for(const Job& job) {
     return {session_.model,
             job.session.config,
             team_,
@@ -193,7 +219,7 @@ class FlowRun {
             job.calibration.tokens.numel(),
             owned_,
             session_.leaf_memory,
-            [this] { next_.poll(); },
+            [this] { serve(); },
             job.block_sparsity};
   }
 
@@ -228,7 +254,7 @@ class FlowRun {
         for (const auto& [tap, of_tap] : *needed) needs[tap].add(of_tap);
       (needed ? sharing : apart).push_back(job);
     }
-    std::vector<at::Tensor> inputs;
+    HiddenStates inputs;
     if (!apart.empty()) inputs = hidden_;
     std::map<const Job*, PhaseSeconds> before;
     for (const Job* job : fresh) before[job] = job->seconds;
@@ -333,7 +359,8 @@ class FlowRun {
   NextShard& next_;
   int shard_;
   std::vector<Leaf> owned_;
-  std::vector<at::Tensor> hidden_;
+  HiddenStates hidden_;
+  std::optional<BlockReader> reader_;
   std::string chain_;          // with sequential propagation
   Job* writing_ = nullptr;     // whose layer is being written
   std::future<void> written_;  // on the team's first rank

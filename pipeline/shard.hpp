@@ -2,7 +2,7 @@
 // compressed and committed.
 #pragma once
 #include <functional>
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "pipeline/boundary.hpp"
@@ -17,7 +17,7 @@ struct Flow {
   std::vector<Job*> jobs;
   /// Boundary activations that others send to this rank with dense propagation; absent for the
   /// first shard and for sequential propagation.
-  std::optional<BoundaryInbox> inbox = {};
+  std::unique_ptr<LeafInbox> inbox = {};
 
   Job& front() const { return *jobs.front(); }
 };

@@ -51,6 +51,12 @@ std::vector<std::map<std::string, at::Tensor>> gather_tensors(
   return all;
 }
 
+Request begin_broadcast(const Communicator& ranks, const at::Tensor& tensor, int root,
+                        const kernels::Device& device) {
+  return reaches_devices(ranks, device) ? ranks.broadcast(device_bytes_of(tensor), root)
+                                        : ranks.begin_broadcast(bytes_of(tensor), root);
+}
+
 Request send_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors, int to) {
   return exchange(ranks, DeviceMessage::Kind::send, tensors, to);
 }

@@ -26,6 +26,11 @@ void broadcast_tensor(const Communicator& ranks, at::Tensor& tensor, int root,
 std::vector<std::map<std::string, at::Tensor>> gather_tensors(
     const Communicator& ranks, const std::map<std::string, at::Tensor>& tensors);
 
+/// Collective: the same while the ranks work on; tensor: in the device's memory where
+/// reaches_devices() holds, else in the host's.
+Request begin_broadcast(const Communicator& ranks, const at::Tensor& tensor, int root,
+                        const kernels::Device& device);
+
 /// One rank's part of a hand-over between two: all tensors, contiguous and in the device's memory,
 /// in the order that both know, as one exchange. Where reaches_devices() holds.
 Request send_tensors(const Communicator& ranks, const std::vector<at::Tensor>& tensors, int to);

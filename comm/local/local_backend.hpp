@@ -18,6 +18,7 @@ class LocalBackend : public Communicator::Backend {
   std::shared_ptr<Backend> split(int) override { return std::make_shared<LocalBackend>(); }
   void barrier() override {}
   void broadcast(std::span<std::byte>, int) override {}
+  Request begin_broadcast(std::span<std::byte>, int) override { return Request(); }
   void all_reduce(void*, int64_t, Element, ReduceOp) override {}
   void all_gather(std::span<const std::span<std::byte>>) override {}
   Request send(std::span<const std::byte> data, int to, int tag) override;

@@ -25,17 +25,14 @@ void check(int status, const char* call) {
   fail(ExitCode::internal, "{}: {}", call, text.data());
 }
 
-/// The chunks of one message; MPI keeps their order.
-class ChunkedMessage : public Request::Operation {
+std::chrono::microseconds patience_for(int64_t bytes) {
+  return std::max(usual_patience, std::chrono::microseconds(bytes / slow_bytes_a_microsecond));
+}
+
+/// MPI keeps the order of what it is given.
+class Chunks : public Request::Operation {
  public:
-  explicit ChunkedMessage(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
-  ~ChunkedMessage() override {
-    for (auto& request : requests_) {
-      if (request == MPI_REQUEST_NULL) continue;
-      MPI_Cancel(&request);
-      MPI_Request_free(&request);
-    }
-  }
+  explicit Chunks(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
   bool test() override {
     int flag = 0;
     check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag,
@@ -43,18 +40,42 @@ class ChunkedMessage : public Request::Operation {
           "MPI_Testall");
     return flag != 0;
   }
+
+ protected:
+  std::vector<MPI_Request> requests_;
+};
+
+/// Of one message.
+class ChunkedMessage : public Chunks {
+ public:
+  ChunkedMessage(std::vector<MPI_Request> requests, int64_t) : Chunks(std::move(requests)) {}
+  ~ChunkedMessage() override {
+    for (auto& request : requests_) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+  }
   void give_up() override {
     for (auto& request : requests_)
       if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
     MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE);
   }
+};
+
+/// Of one broadcast. MPI has no end for a collective but its own.
+class ChunkedBroadcast : public Chunks {
+ public:
+  ChunkedBroadcast(std::vector<MPI_Request> requests, int64_t bytes)
+      : Chunks(std::move(requests)), patience_(patience_for(bytes)) {}
+  std::chrono::microseconds patience() const override { return patience_; }
 
  private:
-  std::vector<MPI_Request> requests_;
+  std::chrono::microseconds patience_;
 };
 
 /// Calls post(offset, length) for every chunk; an empty message is one empty chunk.
-template <class Post>
+template <class Operation = ChunkedMessage, class Post>
 Request post_chunks(int64_t bytes, Post post) {
   std::vector<MPI_Request> requests;
   int64_t offset = 0;
@@ -63,7 +84,7 @@ Request post_chunks(int64_t bytes, Post post) {
     requests.push_back(post(offset, static_cast<int>(length)));
     offset += length;
   } while (offset < bytes);
-  return Request(std::make_unique<ChunkedMessage>(std::move(requests)));
+  return Request(std::make_unique<Operation>(std::move(requests), bytes));
 }
 
 int number_in(const char* variable, int otherwise) {
@@ -179,7 +200,7 @@ void MpiBackend::wait_for(MPI_Request& request, const char* what, int peer,
 std::chrono::microseconds MpiBackend::meet_for(int64_t bytes) {
   if (bytes < large_message) return usual_patience;
   barrier();
-  return std::max(usual_patience, std::chrono::microseconds(bytes / slow_bytes_a_microsecond));
+  return patience_for(bytes);
 }
 
 void MpiBackend::barrier() {
@@ -190,6 +211,16 @@ void MpiBackend::barrier() {
 
 void MpiBackend::broadcast(std::span<std::byte> data, int root) {
   broadcast_pieces(data, root, meet_for(static_cast<int64_t>(data.size())));
+}
+
+Request MpiBackend::begin_broadcast(std::span<std::byte> data, int root) {
+  return post_chunks<ChunkedBroadcast>(
+      static_cast<int64_t>(data.size()), [&](int64_t offset, int length) {
+        MPI_Request request;
+        check(MPI_Ibcast(data.data() + offset, length, MPI_BYTE, root, handle_, &request),
+              "MPI_Ibcast");
+        return request;
+      });
 }
 
 void MpiBackend::broadcast_pieces(std::span<std::byte> data, int root,

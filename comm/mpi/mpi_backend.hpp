@@ -39,6 +39,7 @@ class MpiBackend : public Communicator::Backend {
   std::shared_ptr<Backend> split(int color) override;
   void barrier() override;
   void broadcast(std::span<std::byte> data, int root) override;
+  Request begin_broadcast(std::span<std::byte> data, int root) override;
   void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override;
   void all_gather(std::span<const std::span<std::byte>> parts) override;
   Request send(std::span<const std::byte> data, int to, int tag) override;

@@ -22,6 +22,9 @@ class NcclBackend : public Communicator::Backend {
   std::shared_ptr<Backend> split(int color) override;
   void barrier() override { host_->barrier(); }
   void broadcast(std::span<std::byte> data, int root) override { host_->broadcast(data, root); }
+  Request begin_broadcast(std::span<std::byte> data, int root) override {
+    return host_->begin_broadcast(data, root);
+  }
   void all_reduce(void* data, int64_t count, Element element, ReduceOp op) override {
     host_->all_reduce(data, count, element, op);
   }

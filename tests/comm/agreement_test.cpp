@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/stop_signal.hpp"
+
 namespace selfcal {
 namespace {
 
@@ -34,6 +36,15 @@ TEST(Agreement, ForeignExceptionsAreInternal) {
   } catch (const AgreedError& error) {
     EXPECT_EQ(error.code(), ExitCode::internal);
   }
+}
+
+TEST(Agreement, AStopOfOneRankIsEveryRanks) {
+  const auto ranks = Communicator::world();
+  EXPECT_THROW(agree(ranks,
+                     [&] {
+                       if (ranks.rank() + 1 == ranks.size()) throw Stopped();
+                     }),
+               Stopped);
 }
 
 TEST(Agreement, AnyIsTrueForAll) {

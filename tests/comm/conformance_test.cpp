@@ -68,6 +68,33 @@ TEST_P(Conformance, BroadcastsFromEveryRoot) {
   }
 }
 
+/// Of host memory, by all of them.
+TEST_P(Conformance, BroadcastsWhileOtherCollectivesGoOn) {
+  const std::vector<int64_t> long_and_short{0, 1, 300'000, 17};
+  std::vector<Bytes> data;
+  std::vector<Request> requests;
+  std::vector<int> roots;
+  for (int root = 0; root < size(); ++root)
+    for (const int64_t length : long_and_short) {
+      data.push_back(pattern(length, rank()));
+      roots.push_back(root);
+    }
+  for (size_t i = 0; i < data.size(); ++i) {
+    requests.push_back(ranks().begin_broadcast(data[i], roots[i]));
+    std::vector<int64_t> ones{1};
+    ranks().all_reduce(std::span(ones), ReduceOp::sum);
+    EXPECT_EQ(ones[0], size());
+  }
+  Bytes other = pattern(1234, rank());
+  transport_->broadcast(other, 0);
+  EXPECT_EQ(other, pattern(1234, 0));
+  for (size_t i = data.size(); i-- > 0;) {
+    requests[i].wait();
+    EXPECT_TRUE(requests[i].done());
+    EXPECT_EQ(data[i], pattern(long_and_short[i % long_and_short.size()], roots[i]));
+  }
+}
+
 TEST_P(Conformance, ReducesIntegersExactly) {
   const int64_t n = size(), large = (int64_t{1} << 60) / n, sum = n * (n - 1) / 2;
   expect_reduced<int64_t>({large + rank(), -rank(), 5}, Element::int64, ReduceOp::sum,

@@ -444,6 +444,30 @@ jobs:
         self.assertEqual(set(self.states("bad-2-2").values()), {"done"})
         self.assertEqual({path: path.stat().st_mtime_ns for path in before}, before)
 
+    def test_a_job_that_fails_before_its_leaves_are_taken_leaves_the_others(self):
+        """A NaN in what a later shard reads first: the leaves of the job are still on their way to it."""
+        tokens = sorted((self.folder / "alone-three/calibration").glob("*.h5"))[0]
+        for shards, layer in [(2, 3), (3, 4)]:
+            for propagation in ("sequential", "dense"):
+                with self.subTest(shards=shards, propagation=propagation):
+                    output = f"early-{shards}-{propagation}"
+                    write_tiny_model(self.folder / f"{output}-model")
+                    rewrite_tensor(self.folder / f"{output}-model", f"model.layers.{layer}.input_layernorm.weight",
+                                   lambda entry, raw: b"\xc0\x7f" + raw[2:])
+                    (self.folder / f"{output}.yaml").write_text(
+                        COMMON.replace("source: self", f"source: tokens, tokens: {tokens}")
+                        .replace("micro_batch: 2", "micro_batch: 1") + f"""\
+jobs:
+  - {{name: bad, model: {{path: {output}-model}}, method: {{propagation: {propagation}}}}}
+  - {{name: good, method: {{propagation: {propagation}}}}}
+""")
+                    for ranks in (shards, 4):
+                        code, out, err = self.selfcal("compress", f"{output}.yaml", ranks=ranks, *self.settings(
+                            f"{output}-{ranks}", layout__compressors__shards=shards))
+                        self.assertEqual(code, DATA, err)
+                        self.assertIn(f"model.layers.{layer}.input_layernorm.weight", err)
+                        self.assertEqual(self.states(f"{output}-{ranks}"), {"bad": "failed", "good": "done"})
+
     def test_a_calibration_that_fails_leaves_the_others(self):
         (self.folder / "calibrations.yaml").write_text(COMMON + """\
 jobs:

@@ -28,6 +28,13 @@ std::vector<Leaf> all_leaves() {
   return list;
 }
 
+/// On rank 1, of what rank 0 sends.
+std::unique_ptr<LeafInbox> inbox_of_all(const Communicator& world, const SharedStop& stop) {
+  return std::make_unique<BoundaryInbox>(
+      world, stop, all_leaves(), leaves, 1, [](const Leaf&) { return 0; }, length, hidden,
+      at::kFloat);
+}
+
 // Rank 0 sends to rank 1, which posts its receives late.
 TEST(Boundary, ASlowReceiverHoldsTheSenderBack) {
   const auto world = Communicator::world();
@@ -49,12 +56,41 @@ TEST(Boundary, ASlowReceiverHoldsTheSenderBack) {
     EXPECT_EQ(outbox.in_flight(), 0u);
   } else {
     std::this_thread::sleep_for(std::chrono::milliseconds(400));
-    BoundaryInbox inbox(
-        world, all_leaves(), leaves, 1, [](const Leaf&) { return 0; }, length, hidden, at::kFloat);
-    const auto taken = inbox.take(stop);
-    ASSERT_EQ(taken.size(), static_cast<size_t>(leaves));
+    const auto inbox = inbox_of_all(world, stop);
     for (int64_t index = 0; index < leaves; ++index)
-      EXPECT_TRUE(at::equal(taken[static_cast<size_t>(index)], leaf_of(index)));
+      EXPECT_TRUE(at::equal(inbox->take(static_cast<size_t>(index)), leaf_of(index)));
+  }
+  world.barrier();
+}
+
+// Rank 0 keeps the last leaf until rank 1 says that it has taken all others.
+TEST(Boundary, LeavesAreTakenWhileTheLastIsHeldBack) {
+  constexpr int said = 1;
+  const auto world = Communicator::world();
+  const SharedStop stop(world, StopSignal());
+  std::byte word{};
+  if (world.rank() == 0) {
+    BoundaryOutbox outbox(world, stop, BoundaryOutbox::no_limit);
+    for (int64_t index = 0; index < leaves; ++index) {
+      if (index + 1 == leaves) world.receive({&word, 1}, 1, said).wait();
+      outbox.send(leaf_of(index), index, leaves, 1, 1);
+    }
+    outbox.finish();
+  } else {
+    const auto inbox = inbox_of_all(world, stop);
+    for (int64_t index = 0; index + 1 < leaves; ++index)
+      EXPECT_TRUE(at::equal(inbox->take(static_cast<size_t>(index)), leaf_of(index)));
+    world.send({&word, 1}, 0, said).wait();
+    EXPECT_TRUE(at::equal(inbox->take(leaves - 1), leaf_of(leaves - 1)));
+  }
+  world.barrier();
+}
+
+TEST(Boundary, AWishedStopEndsTheWaitForALeaf) {
+  const auto world = Communicator::world();
+  const SharedStop stop(world, StopSignal(0.0));
+  if (world.rank() == 1) {
+    EXPECT_THROW(inbox_of_all(world, stop)->take(0), Stopped);
   }
   world.barrier();
 }

@@ -32,10 +32,10 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
   at::Tensor losses(const Communicator& team, const ScalePair& pair, const at::Tensor& scales,
                     int64_t step, LeafMemory memory = LeafMemory::keep) {
     std::vector<Leaf> leaves;
-    std::vector<at::Tensor> mine;
+    HiddenStates mine;
     for (int64_t i = team.rank(); i < leaf_count; i += team.size()) {
       leaves.push_back({i, i * rows, rows, i});
-      mine.push_back(hidden[static_cast<size_t>(i)]);
+      mine.emplace_back(hidden[static_cast<size_t>(i)]);
     }
     const SharedStop stop(team, StopSignal());
     const LayerWork work{*model, config, team, stop, timer, {&pool, {}}, leaf_count * rows * length,

@@ -644,7 +644,7 @@ TEST(PlanTest, KnowsWhatAGpuHolds) {
   uint64_t most = 0;
   for (const auto& use : rank.uses) most = std::max(most, use.total());
   EXPECT_EQ(rank.memory, most);
-  EXPECT_EQ(item(rank.host_uses, "compresses", "weights of a block"),
+  EXPECT_EQ(item(rank.host_uses, "compresses", "weights of a block, and of the next"),
             3 * 2 * static_cast<uint64_t>(model.block_parameters));
   EXPECT_EQ(rank.host_uses.back().items.back().what, "solved rows");
 

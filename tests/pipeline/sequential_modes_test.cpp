@@ -17,7 +17,7 @@ enum class Mode { true_sequential, per_block, dense };
 
 /// A model compressed in one mode: what went into each block, and what came of it.
 struct Outcome {
-  std::vector<std::vector<at::Tensor>> hidden;  // by block, then leaf; the last are the outputs
+  std::vector<HiddenStates> hidden;  // by block, then leaf; the last are the outputs
   std::vector<CompressedBlock> blocks;
 };
 
@@ -37,10 +37,10 @@ class SequentialModes : public testing::TestWithParam<const char*> {
     config.propagation = mode == Mode::dense ? Propagation::dense : Propagation::sequential;
     config.true_sequential = mode == Mode::true_sequential;
     std::vector<Leaf> leaves;
-    std::vector<at::Tensor> mine;
+    HiddenStates mine;
     for (int64_t i = team.rank(); i < leaf_count; i += team.size()) {
       leaves.push_back({i, i * rows, rows, i});
-      mine.push_back(embedded[static_cast<size_t>(i)]);
+      mine.emplace_back(embedded[static_cast<size_t>(i)]);
     }
     const SharedStop stop(team, StopSignal());
     const LayerWork work{
@@ -74,12 +74,12 @@ class SequentialModes : public testing::TestWithParam<const char*> {
   static bool reads_block_input(const Tap& tap) { return tap.stage == 0; }
 
   /// X^T X / tokens of what a layer reads in a block with these weights.
-  at::Tensor hessian_of(const Linear& linear, int64_t layer, const std::vector<at::Tensor>& hidden,
+  at::Tensor hessian_of(const Linear& linear, int64_t layer, const HiddenStates& hidden,
                         const BlockWeights& weights) {
     const Block& block = model->block(layer);
     at::Tensor sum = at::zeros({linear.columns, linear.columns}, at::kDouble);
-    for (const at::Tensor& leaf : hidden) {
-      State state = block.begin(leaf, weights);
+    for (const HiddenState& leaf : hidden) {
+      State state = block.begin(leaf.get(), weights);
       for (int stage = 0; stage < linear.stage; ++stage)
         state = block.advance(std::move(state), stage, weights);
       const at::Tensor x =
@@ -119,7 +119,7 @@ TEST_P(SequentialModes, EachLayerIsSolvedBehindWhatItsModeSays) {
     const Outcome outcome = compress(mode, alone);
     for (int64_t layer = 0; layer < model->shape().layers; ++layer) {
       const Block& block = model->block(layer);
-      const std::vector<at::Tensor>& hidden = outcome.hidden[static_cast<size_t>(layer)];
+      const HiddenStates& hidden = outcome.hidden[static_cast<size_t>(layer)];
       for (const auto& linear : block.spec().linears) {
         const BlockWeights weights =
             behind(outcome, layer, mode == Mode::true_sequential ? linear.stage : 0);
@@ -133,8 +133,8 @@ TEST_P(SequentialModes, EachLayerIsSolvedBehindWhatItsModeSays) {
       const BlockWeights left =
           behind(outcome, layer, mode == Mode::dense ? 0 : block.spec().stages);
       for (size_t leaf = 0; leaf < hidden.size(); ++leaf)
-        EXPECT_TRUE(at::equal(forward(block, hidden[leaf], left),
-                              outcome.hidden[static_cast<size_t>(layer) + 1][leaf]));
+        EXPECT_TRUE(at::equal(forward(block, hidden[leaf].get(), left),
+                              outcome.hidden[static_cast<size_t>(layer) + 1][leaf].get()));
     }
   }
 }
