@@ -22,21 +22,18 @@ class WholeProducts {
                 const kernels::Context& context);
 
   /// Adds up the products of 32 columns from `first` on, a multiple of 32, with the columns
-  /// [column, column + columns): result[j - column][32], int32, in units of
-  /// 2^(h_i + h_j - 2 whole_bits). Those of columns j before i may be left out. On the calling
-  /// thread.
+  /// [column, column + columns), column such a multiple too: result[j - column][32], int32, in
+  /// units of 2^(h_i + h_j - 2 whole_bits). Those of columns j before i may be left out. On the
+  /// calling thread.
   void add(int64_t first, int64_t column, int64_t columns, int32_t* result) const;
 
  private:
   int32_t* panel(int64_t column) const {
     return panels_.mutable_data_ptr<int32_t>() + column * pairs_;
   }
-  int16_t* row(int64_t column) const {
-    return rows_.mutable_data_ptr<int16_t>() + column * stride_;
-  }
 
-  int64_t panel_columns_, pairs_, stride_;
-  at::Tensor panels_, rows_;  // all columns, by pairs of tokens and one after the other
+  int64_t panel_columns_, pairs_;
+  at::Tensor panels_;  // of all columns, by pairs of tokens
 };
 
 }  // namespace selfcal

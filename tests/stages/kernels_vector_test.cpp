@@ -191,23 +191,41 @@ TEST(WholeNumbers, ProductsAreExact) {
                   0.501 * a_steps[0].item<double>());
         EXPECT_GT(a_whole[0].abs().to(at::kDouble).norm().item<double>(), 32700);
 
-        at::Tensor panel = at::empty({stride / 2, panel_columns}, at::kInt),
+        const int64_t pairs = stride / 2;
+        at::Tensor packed = at::empty({pairs, vectors.whole_rows}, at::kInt),
+                   a_panel = at::empty({pairs, panel_columns}, at::kInt),
+                   panel = at::empty_like(a_panel),
                    sums = at::full({rows, panel_columns}, 3, at::kInt);
-        vectors.pack_whole(b_whole.const_data_ptr<int16_t>(), stride, columns, stride / 2,
-                           panel.mutable_data_ptr<int32_t>());
-        for (const bool accumulate : {false, true})
-          vectors.multiply_whole(rows, stride / 2, a_whole.const_data_ptr<int16_t>(), stride,
-                                 panel.const_data_ptr<int32_t>(), sums.mutable_data_ptr<int32_t>(),
-                                 panel_columns, accumulate);
+        vectors.pack_whole_panel(b_whole.const_data_ptr<int16_t>(), stride, columns, pairs,
+                                 panel.mutable_data_ptr<int32_t>());
+        const auto multiply = [&](const at::Tensor& packed_a, int64_t first, bool accumulate) {
+          vectors.multiply_whole(
+              std::min(packed_a.size(1), rows - first), pairs, packed_a.const_data_ptr<int32_t>(),
+              packed_a.size(1), panel.const_data_ptr<int32_t>(),
+              sums[first].mutable_data_ptr<int32_t>(), panel_columns, accumulate);
+        };
+        const auto multiply_packed_rows = [&] {
+          for (int64_t i = 0; i < rows; i += vectors.whole_rows) {
+            vectors.pack_whole_rows(a_whole[i].const_data_ptr<int16_t>(), stride,
+                                    std::min(vectors.whole_rows, rows - i), pairs,
+                                    packed.mutable_data_ptr<int32_t>());
+            multiply(packed, i, false);
+          }
+        };
+        multiply_packed_rows();
+        for (int64_t i = 0; i < rows; i += panel_columns) {
+          vectors.pack_whole_panel(a_whole[i].const_data_ptr<int16_t>(), stride,
+                                   std::min(panel_columns, rows - i), pairs,
+                                   a_panel.mutable_data_ptr<int32_t>());
+          multiply(a_panel, i, true);
+        }
         const at::Tensor product = a_whole.to(at::kLong).matmul(b_whole.to(at::kLong).t());
         // (Twice a product may leave 32 bits, and comes back.)
         EXPECT_TRUE(at::equal(sums.narrow(1, 0, columns), (2 * product).to(at::kInt)));
         EXPECT_EQ(sums.slice(1, columns).abs().sum().item<int64_t>(), 0);
 
         at::Tensor y = at::empty({rows, columns});
-        vectors.multiply_whole(rows, stride / 2, a_whole.const_data_ptr<int16_t>(), stride,
-                               panel.const_data_ptr<int32_t>(), sums.mutable_data_ptr<int32_t>(),
-                               panel_columns, false);
+        multiply_packed_rows();
         for (int64_t i = 0; i < rows; ++i)
           vectors.narrow_whole(sums[i].const_data_ptr<int32_t>(), a_steps[i].item<float>(),
                                b_steps.const_data_ptr<float>(), nullptr, Number::float32, columns,
@@ -218,24 +236,21 @@ TEST(WholeNumbers, ProductsAreExact) {
   });
 }
 
-TEST(WholeNumbers, ColumnsBecomePanelsAndRows) {
+TEST(WholeNumbers, ColumnsBecomePanels) {
   for_sets([](const VectorKernels& vectors) {
     const int64_t tokens = 37, columns = vectors.width + 3, panel_columns = 2 * vectors.width;
-    const int64_t row = whole_row(tokens, vectors.width), stride = row + 4;
+    const int64_t row = whole_row(tokens, vectors.width);
     const auto x = random({tokens, columns + 5}, at::kBFloat16);
     const at::Tensor factors = at::full({panel_columns}, 1000.0f);
-    at::Tensor panel = at::empty({row / 2, panel_columns, 2}, at::kShort),
-               rows = at::empty({panel_columns, stride}, at::kShort);
+    at::Tensor panel = at::empty({row / 2, panel_columns, 2}, at::kShort);
     vectors.columns_to_whole(matrix_of(x), 2, columns, factors.const_data_ptr<float>(),
-                             static_cast<int32_t*>(panel.mutable_data_ptr()),
-                             rows.mutable_data_ptr<int16_t>(), stride);
+                             static_cast<int32_t*>(panel.mutable_data_ptr()));
     const at::Tensor expected = (x.to(at::kFloat) * 1000).round().to(at::kShort);
     for (int64_t i = 0; i < panel_columns; ++i)
       for (int64_t t = 0; t < row; ++t) {
         const int16_t number =
             i < columns && t < tokens ? expected[t][2 + i].item<int16_t>() : int16_t{0};
         ASSERT_EQ(panel[t / 2][i][t % 2].item<int16_t>(), number) << i << " " << t;
-        ASSERT_EQ(rows[i][t].item<int16_t>(), number) << i << " " << t;
       }
     std::vector<double> squares(columns);
     vectors.sum_squares(matrix_of(x), 2, columns, squares.data());

@@ -86,12 +86,18 @@ struct VectorKernels {
   /// The n numbers of a row in units of a step, which is returned: their norm is below 2^15.5, each
   /// fits in 16 bits. Rows below 1e-30 become zeros of step 0; one that is not finite has step NaN.
   float (*to_whole)(const void* x, Number number, int64_t n, int16_t* to);
-  /// `count` rows, at most 2 * width, become columns of a panel; zeros for the others. `pairs`: a
-  /// multiple of width.
-  void (*pack_whole)(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
-                     int32_t* panel);
-  /// c[rows][2 * width] = a[rows][2 * pairs] panel, exact; added to what c holds if `accumulate`.
-  void (*multiply_whole)(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
+  /// Rows whose sums fill the registers.
+  int64_t whole_rows;
+  /// `count` rows, at most whole_rows, side by side: [pairs][whole_rows], zeros for the others.
+  /// `pairs`: a multiple of width.
+  void (*pack_whole_rows)(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                          int32_t* packed);
+  /// The same as columns of a panel, at most 2 * width.
+  void (*pack_whole_panel)(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                           int32_t* panel);
+  /// c[rows][2 * width] = a panel, exact; added to what c holds if `accumulate`. a: [pairs][a_rows]
+  /// packed rows or a panel, of which the first `rows` are multiplied.
+  void (*multiply_whole)(int64_t rows, int64_t pairs, const int32_t* a, int64_t a_rows,
                          const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate);
   /// y = sums * step * steps + bias; bias may be null. sums and steps are read in whole vectors.
   void (*narrow_whole)(const int32_t* sums, float step, const float* steps, const void* bias,
@@ -101,11 +107,10 @@ struct VectorKernels {
   /// The same of |x|, each sum a running one.
   void (*sum_sizes)(const Matrix& x, int64_t first, int64_t count, double* sums);
   /// Columns [first, first + count) of x, count at most 2 * width, times their factors, to the
-  /// nearest whole number: as a panel whose sum runs along the rows of x, and as 2 * width rows,
-  /// `stride` (even) apart. Zeros past the last column and up to whole_row(x.count, width) rows.
-  /// False where a number does not fit in 16 bits.
+  /// nearest whole number, as a panel whose sum runs along the rows of x. Zeros past the last
+  /// column and up to whole_row(x.count, width) rows. False where a number does not fit in 16 bits.
   bool (*columns_to_whole)(const Matrix& x, int64_t first, int64_t count, const float* factors,
-                           int32_t* panel, int16_t* rows, int64_t stride);
+                           int32_t* panel);
 
   // Loops of n numbers.
 

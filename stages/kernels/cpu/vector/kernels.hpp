@@ -17,15 +17,18 @@ void split(const Matrix& x, int64_t first, int64_t count, float* panels);
 void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t a_stride,
                     const float* panel, float* c, int64_t c_stride, bool accumulate);
 float to_whole(const void* x, Number number, int64_t n, int16_t* to);
-void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* panel);
-void multiply_whole(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
+void pack_whole_rows(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                     int32_t* packed);
+void pack_whole_panel(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                      int32_t* panel);
+void multiply_whole(int64_t rows, int64_t pairs, const int32_t* a, int64_t a_rows,
                     const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate);
 void narrow_whole(const int32_t* sums, float step, const float* steps, const void* bias,
                   Number bias_number, int64_t n, void* y, Number number);
 void sum_squares(const Matrix& x, int64_t first, int64_t count, double* sums);
 void sum_sizes(const Matrix& x, int64_t first, int64_t count, double* sums);
 bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float* factors,
-                      int32_t* panel, int16_t* rows, int64_t stride);
+                      int32_t* panel);
 void widen(const void* x, Number number, int64_t n, float factor, float* y);
 void narrow(const float* x, const void* bias, Number bias_number, int64_t n, float factor, void* y,
             Number number);

@@ -7,8 +7,6 @@
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
 namespace {
 
-constexpr int most_rows = width == 16 ? 12 : 6;  // two vectors of sums a row, of 32 or 16 registers
-
 template <int rows>
 void multiply_rows(int64_t depth, const float* a, int64_t a_stride, const float* panel, float* c,
                    int64_t c_stride, bool accumulate) {

@@ -13,6 +13,8 @@
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
 
 inline constexpr int width = SELFCAL_VECTOR_BYTES / 4;
+/// Rows of a matrix product that have two vectors of sums each in 32 or 16 registers.
+inline constexpr int most_rows = width == 16 ? 12 : 6;
 using Floats = float __attribute__((vector_size(SELFCAL_VECTOR_BYTES)));
 using Integers = int32_t __attribute__((vector_size(SELFCAL_VECTOR_BYTES)));
 using Words = uint32_t __attribute__((vector_size(SELFCAL_VECTOR_BYTES)));

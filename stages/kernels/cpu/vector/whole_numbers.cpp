@@ -9,7 +9,6 @@
 namespace selfcal::kernels::SELFCAL_INSTRUCTIONS {
 namespace {
 
-constexpr int most_rows = width == 16 ? 12 : 6;  // two vectors of sums a row, of 32 or 16 registers
 constexpr int panel_columns = 2 * width;
 
 using HalfFloats = float __attribute__((vector_size(SELFCAL_VECTOR_BYTES / 2)));
@@ -112,15 +111,15 @@ float row_to_whole(const Stored* x, int64_t n, int16_t* to) {
 }
 
 template <int rows>
-void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int32_t* panel,
+void multiply_rows(int64_t pairs, const int32_t* a, int64_t a_rows, const int32_t* panel,
                    int32_t* c, int64_t c_stride, bool accumulate) {
   Integers sums[rows][2] = {};
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < pairs; ++k, a += 2, panel += panel_columns) {
+  for (int64_t k = 0; k < pairs; ++k, a += a_rows, panel += panel_columns) {
     const auto left = read<Integers>(panel), right = read<Integers>(panel + width);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Integers pair = read<int32_t>(a + r * a_stride) - Integers{};
+      const Integers pair = a[r] - Integers{};
       sums[r][0] = add_pairs(sums[r][0], pair, left);
       sums[r][1] = add_pairs(sums[r][1], pair, right);
     }
@@ -133,14 +132,22 @@ void multiply_rows(int64_t pairs, const int16_t* a, int64_t a_stride, const int3
   }
 }
 
-/// Turns a square of `width` rows of pairs, `stride` and `result_stride` pairs apart.
-SELFCAL_INLINE void turn(const int32_t* from, int64_t stride, int32_t* to, int64_t result_stride) {
-  Floats square[width];
+/// `count` rows side by side, `lanes` of them: packed[k][lane].
+template <int lanes>
+void pack_rows(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* packed) {
+  for (int64_t k = 0; k < pairs; k += width, packed += width * lanes)
+#pragma GCC unroll 4
+    for (int first = 0; first < lanes; first += width) {
+      constexpr size_t whole = width;
+      const size_t here = lanes - first < width ? lanes - first : whole;
+      Floats square[width] = {};
+      for (int64_t row = first; row < first + width && row < count; ++row)
+        square[row - first] = read<Floats>(rows + row * stride + 2 * k);
+      transpose_square(square);
 #pragma GCC unroll 16
-  for (int i = 0; i < width; ++i) square[i] = read<Floats>(from + i * stride);
-  transpose_square(square);
-#pragma GCC unroll 16
-  for (int i = 0; i < width; ++i) write(to + i * result_stride, square[i]);
+      for (int i = 0; i < width; ++i)
+        std::memcpy(packed + i * lanes + first, &square[i], here * sizeof(int32_t));
+    }
 }
 
 }  // namespace
@@ -151,24 +158,20 @@ float to_whole(const void* x, Number number, int64_t n, int16_t* to) {
   return step;
 }
 
-void pack_whole(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* panel) {
-  static const int16_t zeros[2 * width] = {};
-  for (int64_t k = 0; k < pairs; k += width)
-    for (int64_t first = 0; first < panel_columns; first += width) {
-      int32_t square[width][width];
-      for (int64_t row = 0; row < width; ++row)
-        std::memcpy(square[row],
-                    first + row < count ? rows + (first + row) * stride + 2 * k : zeros,
-                    sizeof(square[row]));
-      turn(&square[0][0], width, panel + k * panel_columns + first, panel_columns);
-    }
+void pack_whole_rows(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                     int32_t* packed) {
+  pack_rows<most_rows>(rows, stride, count, pairs, packed);
 }
 
-void multiply_whole(int64_t rows, int64_t pairs, const int16_t* a, int64_t a_stride,
+void pack_whole_panel(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs,
+                      int32_t* panel) {
+  pack_rows<panel_columns>(rows, stride, count, pairs, panel);
+}
+
+void multiply_whole(int64_t rows, int64_t pairs, const int32_t* a, int64_t a_rows,
                     const int32_t* panel, int32_t* c, int64_t c_stride, bool accumulate) {
   for_runs_of_rows<most_rows>(rows, [&](auto count, int64_t row) {
-    multiply_rows<count>(pairs, a + row * a_stride, a_stride, panel, c + row * c_stride, c_stride,
-                         accumulate);
+    multiply_rows<count>(pairs, a + row, a_rows, panel, c + row * c_stride, c_stride, accumulate);
   });
 }
 
@@ -245,34 +248,32 @@ void sum_sizes(const Matrix& x, int64_t first, int64_t count, double* sums) {
 }
 
 bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float* factors,
-                      int32_t* panel, int16_t* rows, int64_t stride) {
+                      int32_t* panel) {
+  constexpr int64_t rows_ahead = 4 * width;
   const int64_t pairs = whole_row(x.count, width) / 2;
-  const Integers bound = 33000 - Integers{};  // a number alone may round to 2^15
-  Integers outside = {};
+  Integers most = {}, least = {};
   with_type(x.data, x.number, [&](const auto* data) {
-    for (int64_t k = 0; k < pairs; k += width, panel += width * panel_columns, rows += 2 * width)
+    for (int64_t k = 0; k < pairs; ++k, panel += panel_columns)
       for (int64_t column = 0; column < panel_columns; column += width) {
         const int64_t here = count - column < width ? count - column : width;
         const auto read_row = [&](int64_t row) -> Integers {
           if (row >= x.count || here <= 0) return Integers{};
           const auto* from = data + row * x.columns + first + column;
-          if (column == 0) __builtin_prefetch(from + 4 * width * x.columns);
+          if (column == 0) __builtin_prefetch(from + rows_ahead * x.columns);
           const Floats values = here == width ? read_widened(from) : read_some(from, here);
           const Integers number = nearest(values * read<Floats>(factors + column));
-          outside |= (number > bound) | (number < -bound);
+          most = number > most ? number : most;
+          least = number < least ? number : least;
           return limited(number);
         };
-        for (int64_t i = 0; i < width; ++i) {
-          const Integers even = read_row(2 * (k + i)), odd = read_row(2 * (k + i) + 1);
-          write(panel + i * panel_columns + column, (odd << 16) | (even & 0xffff));
-        }
-        turn(panel + column, panel_columns, reinterpret_cast<int32_t*>(rows + column * stride),
-             stride / 2);
+        const Integers even = read_row(2 * k), odd = read_row(2 * k + 1);
+        write(panel + column, (odd << 16) | (even & 0xffff));
       }
   });
-  int32_t any = 0;
-  for (int lane = 0; lane < width; ++lane) any |= outside[lane];
-  return any == 0;
+  constexpr int32_t bound = 33000;  // a number alone may round to 2^15
+  for (int lane = 0; lane < width; ++lane)
+    if (most[lane] > bound || least[lane] < -bound) return false;
+  return true;
 }
 
 }  // namespace selfcal::kernels::SELFCAL_INSTRUCTIONS
