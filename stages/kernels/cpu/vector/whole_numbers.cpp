@@ -132,22 +132,40 @@ void multiply_rows(int64_t pairs, const int32_t* a, int64_t a_rows, const int32_
   }
 }
 
-/// `count` rows side by side, `lanes` of them: packed[k][lane].
+/// The first `count` lanes. (GCC 12 moves a memcpy of them through general registers.)
+template <int count>
+SELFCAL_INLINE void write_first(int32_t* to, Floats vector) {
+  static_assert(count >= width / 2);
+  if constexpr (count >= width) {
+    write(to, vector);
+  } else {
+    const auto halves = bits<Halved>(vector);
+    write(to, halves.low);
+    std::memcpy(to + width / 2, &halves.high, (count - width / 2) * sizeof(int32_t));
+  }
+}
+
+/// `width` pairs of rows from `first` on: packed[k][row]; zeros from row `count` on.
+template <int lanes, int first = 0>
+SELFCAL_INLINE void pack_square(const int16_t* rows, int64_t stride, int64_t count,
+                                int32_t* packed) {
+  static const int16_t zeros[2 * width] = {};
+  Floats square[width];
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i)
+    square[i] = read<Floats>(first + i < count ? rows + (first + i) * stride : zeros);
+  transpose_square(square);
+#pragma GCC unroll 16
+  for (int k = 0; k < width; ++k) write_first<lanes - first>(packed + k * lanes + first, square[k]);
+  if constexpr (first + width < lanes)
+    pack_square<lanes, first + width>(rows, stride, count, packed);
+}
+
+/// `count` rows side by side, `lanes` of them.
 template <int lanes>
 void pack_rows(const int16_t* rows, int64_t stride, int64_t count, int64_t pairs, int32_t* packed) {
-  for (int64_t k = 0; k < pairs; k += width, packed += width * lanes)
-#pragma GCC unroll 4
-    for (int first = 0; first < lanes; first += width) {
-      constexpr size_t whole = width;
-      const size_t here = lanes - first < width ? lanes - first : whole;
-      Floats square[width] = {};
-      for (int64_t row = first; row < first + width && row < count; ++row)
-        square[row - first] = read<Floats>(rows + row * stride + 2 * k);
-      transpose_square(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < width; ++i)
-        std::memcpy(packed + i * lanes + first, &square[i], here * sizeof(int32_t));
-    }
+  for (int64_t k = 0; k < pairs; k += width)
+    pack_square<lanes>(rows + 2 * k, stride, count, packed + k * lanes);
 }
 
 }  // namespace
