@@ -35,6 +35,7 @@ struct LayerWork {
   std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
   std::function<void()> between_stages = {};    // for what must not wait for the end of a block
+  std::function<void()> between_leaves = {};    // on this rank alone: of a forward
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
 };
 

@@ -45,7 +45,10 @@ LeafStates::LeafStates(const LayerWork& work, const Block& block,
   if (work.memory == LeafMemory::recompute) return;
   const auto scope = work.timer.measure(Phase::forward);
   const BlockWeights& current = weights_.current();
-  for (const auto& leaf : hidden_) states_.push_back(block_.begin(leaf, current));
+  for (const auto& leaf : hidden_) {
+    states_.push_back(block_.begin(leaf, current));
+    if (work_.between_leaves) work_.between_leaves();
+  }
 }
 
 void LeafStates::for_each(const std::string& tap,
@@ -66,16 +69,19 @@ void LeafStates::advance(int stage) {
   ++stage_;
   if (work_.memory == LeafMemory::recompute) return;
   const BlockWeights& current = weights_.current();
-  for (auto& state : states_) state = block_.advance(std::move(state), stage, current);
+  for (auto& state : states_) {
+    state = block_.advance(std::move(state), stage, current);
+    if (work_.between_leaves) work_.between_leaves();
+  }
 }
 
-std::vector<at::Tensor> LeafStates::finish() {
+void LeafStates::finish(std::vector<at::Tensor>& leaves) {
   const auto scope = work_.timer.measure(Phase::forward);
-  std::vector<at::Tensor> outputs;
-  for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
-    outputs.push_back(block_.finish(work_.memory == LeafMemory::keep ? std::move(states_[leaf])
-                                                                     : computed_again(leaf)));
-  return outputs;
+  for (size_t leaf = 0; leaf < leaves.size(); ++leaf) {
+    leaves[leaf] = block_.finish(work_.memory == LeafMemory::keep ? std::move(states_[leaf])
+                                                                  : computed_again(leaf));
+    if (work_.between_leaves) work_.between_leaves();
+  }
 }
 
 State LeafStates::computed_again(size_t leaf) const {

@@ -34,8 +34,9 @@ class LeafStates {
   void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
   /// Through the linear layers of `stage`, with the weights as they are now.
   void advance(int stage);
-  /// The block's outputs; the states are used up.
-  std::vector<at::Tensor> finish();
+  /// Replaces leaves, which may be the block's inputs, by its outputs, one after the other; the
+  /// states are used up.
+  void finish(std::vector<at::Tensor>& leaves);
 
  private:
   State computed_again(size_t leaf) const;

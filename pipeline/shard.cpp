@@ -16,10 +16,6 @@
 namespace selfcal {
 namespace {
 
-/// The gaps between tensors grow over the layers. Pages that are given back after every one cost 6
-/// % of the time of a small model's job.
-constexpr int64_t layers_between_returns = 4;
-
 constexpr size_t hash_digits = 32;
 
 /// "job 2 of 6 (gptq-t0.8): compress"
@@ -115,7 +111,6 @@ class FlowRun {
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
-      if (layer % layers_between_returns == 0) return_freed_memory();
       BlockWeights weights = reader.read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
@@ -183,7 +178,7 @@ class FlowRun {
     time_.charge(jobs);
   }
 
-  LayerWork work_for(const Job& job) const {
+  LayerWork work_for(const Job& job) {
     return {session_.model,
             job.session.config,
             team_,
@@ -194,6 +189,7 @@ class FlowRun {
             owned_,
             session_.leaf_memory,
             [this] { next_.poll(); },
+            [this] { freed_.bound(); },
             job.block_sparsity};
   }
 
@@ -334,6 +330,7 @@ class FlowRun {
   int shard_;
   std::vector<Leaf> owned_;
   std::vector<at::Tensor> hidden_;
+  FreedMemory freed_;
   std::string chain_;          // with sequential propagation
   Job* writing_ = nullptr;     // whose layer is being written
   std::future<void> written_;  // on the team's first rank
