@@ -1,5 +1,6 @@
 // What the allocator does with freed memory.
 #pragma once
+#include <cstdint>
 
 namespace selfcal {
 
@@ -12,5 +13,22 @@ void keep_freed_memory();
 /// the end of a piece of work whose tensors do not fit the gaps of the one before. Takes
 /// milliseconds.
 void return_freed_memory();
+
+/// Keeps the memory of a process near what it needs: gaps between tensors that live, which the next
+/// ones do not fit, would grow to more than that. Pages that are given back cost time to be cleared
+/// again: half of `most_kept` takes 6 % of the time of a small model's job.
+class FreedMemory {
+ public:
+  /// How much more than was ever in use when bound() was called may be resident, in bytes.
+  static constexpr int64_t most_kept = 128 << 20;
+
+  /// To be called between pieces of work, of some milliseconds or more: notes what is in use, and
+  /// returns freed memory if too much is resident. Takes microseconds where it is not.
+  void bound();
+
+ private:
+  int64_t most_in_use_ = 0;
+  int64_t beside_ = 0;  // resident, and not the allocator's
+};
 
 }  // namespace selfcal

@@ -14,6 +14,7 @@
 #include "launch/compute.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/devices.hpp"
+#include "pipeline/disk_rates.hpp"
 #include "pipeline/network_rates.hpp"
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
@@ -67,6 +68,12 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
   if (launched.ranks) launched.ranks->barrier();
   machine.rates = measure_rates(context, model, config);
   if (launched.ranks) machine.rates = slowest(*launched.ranks, machine.rates);
+  const bool speaks = !launched.ranks || launched.ranks->rank() == 0;
+  if (const auto disk = speaks ? measure_disk(config.output) : std::nullopt) {
+    machine.disk = disk->bandwidth;
+    machine.commit = disk->commit;
+    machine.knows_disk = true;
+  }
   if (launched.network) {
     machine.network = launched.network->bandwidth;
     machine.latency = launched.network->latency;

@@ -192,7 +192,8 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
   ScaledBlock scaled = std::move(scales).result();
   if (measured == Measured::every) {
     for (int stage = last_stage; stage < spec.stages; ++stage) states.advance(stage);
-    scaled.outputs = states.finish();
+    scaled.outputs = hidden;
+    states.finish(scaled.outputs);
   }
   return scaled;
 }

@@ -13,15 +13,13 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t most_leaves = 32;  // of 2048 tokens, where sequences are not longer
-
 /// The leaves that are scored, on their way through the blocks of one model after another.
 class LossPass {
  public:
   explicit LossPass(const Job& job)
       : session_(job.session), world_(job.session.world), text_(job.calibration.tokens) {
     for (const auto& leaf : job.leaves) {
-      if (leaf.index >= most_leaves) continue;
+      if (leaf.index >= leaves_of_loss) continue;
       rows_ += leaf.rows;
       if (leaf.index % world_.size() == world_.rank()) owned_.push_back(leaf);
     }

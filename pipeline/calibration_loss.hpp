@@ -7,6 +7,9 @@
 
 namespace selfcal {
 
+/// That are scored, of 2048 tokens where sequences are not longer.
+inline constexpr int64_t leaves_of_loss = 32;
+
 /// The losses of a run's jobs. The dense model's is found once for all jobs of a text.
 class CalibrationLosses {
  public:

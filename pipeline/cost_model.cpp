@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "pipeline/calibration_loss.hpp"
 #include "pipeline/layer_cost.hpp"
 #include "stages/generate/micro_batch.hpp"
 
@@ -40,6 +41,7 @@ class CostModel {
     else
       for (const auto& shard : shards) add(shard);
     add_output();
+    if (config_.evaluate.calibration_loss == EvaluateSettings::CalibrationLoss::yes) add_loss();
     return seconds_;
   }
 
@@ -103,10 +105,17 @@ class CostModel {
     PhaseSeconds seconds{};
     std::vector<PhaseSeconds> of_kind;
     for (const auto& settings : kinds_.settings) of_kind.push_back(cost_.of(settings, members));
+    // A layer is written while the next one is compressed: what takes longer, and the last one, is
+    // waited for.
+    double writing = 0;
     for (int64_t layer = layout_.first_layer(shard); layer < layout_.first_layer(shard + 1);
-         ++layer)
-      std::ranges::transform(seconds, of_kind[kinds_.of_layer[static_cast<size_t>(layer)]],
-                             seconds.begin(), std::plus<>{});
+         ++layer) {
+      const PhaseSeconds& work = of_kind[kinds_.of_layer[static_cast<size_t>(layer)]];
+      std::ranges::transform(seconds, work, seconds.begin(), std::plus<>{});
+      seconds[static_cast<size_t>(Phase::write)] += std::max(0.0, writing - sum(work));
+      writing = cost_.write_seconds(settings_of(layer));
+    }
+    seconds[static_cast<size_t>(Phase::write)] += writing;
     // The next layer is read while one is compressed: only the first is waited for.
     seconds[static_cast<size_t>(Phase::read)] += cost_.block_bytes() / machine_.disk;
     if (shard + 1 < layout_.shards() && config_.propagation == Propagation::sequential)
@@ -115,13 +124,24 @@ class CostModel {
     return seconds;
   }
 
-  /// Each layer once more in the gathered checkpoint and in every export.
+  /// The whole model in the gathered checkpoint and in every export.
   void add_output() {
     const double copies = 1.0 + static_cast<double>(config_.exports.size());
-    double bytes = 0;
+    double bytes = static_cast<double>(model_.outer_parameters) * model_.element_bytes();
     for (int64_t layer = 0; layer < model_.shape.layers; ++layer)
       bytes += cost_.compressed_bytes(settings_of(layer)) + cost_.skipped_bytes(settings_of(layer));
     add(Phase::write, copies * bytes / machine_.disk);
+  }
+
+  /// Of the dense model, then of the compressed one: leaves dealt over all ranks.
+  void add_loss() {
+    const auto leaves = static_cast<double>(cost_.leaves()),
+               tokens = static_cast<double>(calibration_.sequences * calibration_.length) / leaves;
+    const double leaf =
+        static_cast<double>(model_.shape.layers) * cost_.forward_seconds() / leaves +
+        cost_.logits_seconds(tokens);
+    add(Phase::evaluate,
+        2 * leaf * busiest(std::min(cost_.leaves(), leaves_of_loss), layout_.ranks()));
   }
 
   const RunConfig& config_;
@@ -155,7 +175,8 @@ std::vector<double> layer_seconds(const RunConfig& config, const ModelSizes& mod
                                   int threads) {
   const LayerCost cost(config, model, machine, threads);
   std::vector<double> of_kind, seconds;
-  for (const auto& settings : kinds.settings) of_kind.push_back(sum(cost.of(settings, team)));
+  for (const auto& settings : kinds.settings)
+    of_kind.push_back(std::max(sum(cost.of(settings, team)), cost.write_seconds(settings)));
   for (const size_t kind : kinds.of_layer) seconds.push_back(of_kind[kind]);
   return seconds;
 }

@@ -39,6 +39,7 @@ Machine device_machine(const std::string& name, at::ScalarType dtype) {
   machine.network = sheet.network;
   machine.latency = 1e-5;  // taken: a step of a collective over several nodes
   machine.rates.forward = products;
+  machine.rates.logits = sheet.float32;
   machine.rates.decode = sheet.bandwidth;
   machine.rates.wide.statistics = products / 2;  // a multiplication and an addition an entry
   // Of columns^3: a third for Cholesky, one for the inverse of a triangle as the library finds it.

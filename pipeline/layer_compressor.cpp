@@ -122,7 +122,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   if (dense && scaled_with_statistics)
     hidden = scales.outputs;
   else if (replace_at_once || dense)
-    hidden = states->finish();
+    states->finish(hidden);
   states.reset();
   if (!replace_at_once)
     compressed.linears =
@@ -162,7 +162,7 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
             work, states, spec.taps.at(static_cast<size_t>(linear.tap)), needs.at(linear.tap));
     states.advance(stage);
   }
-  hidden = states.finish();
+  states.finish(hidden);
   return statistics;
 }
 

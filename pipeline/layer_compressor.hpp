@@ -36,6 +36,7 @@ struct LayerWork {
   std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
   std::function<void()> between_stages = {};    // what must not wait for a block's end; collective
+  std::function<void()> between_leaves = {};    // on this rank alone: of a forward
   std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
 };
 

@@ -74,7 +74,6 @@ PhaseSeconds LayerCost::of(const BlockSettings& settings, int64_t members) const
   if (awq) add(Phase::solve, search_seconds(settings, leaf_part, members));
   const double solved_bytes = block_bytes() - skipped_bytes(settings);
   if (members > 1) add(Phase::gather, (block_bytes() + solved_bytes) / machine_.network);
-  add(Phase::write, machine_.commit + compressed_bytes(settings) / machine_.disk);
   return seconds;
 }
 
@@ -102,6 +101,12 @@ double LayerCost::reduced_bytes(const BlockSettings& settings, int64_t members) 
 double LayerCost::forward_seconds() const {
   return forward_flops(model_.block, model_.shape.hidden, config_.calibration.length, tokens_) /
          (machine_.rates.forward * share_);
+}
+
+double LayerCost::logits_seconds(double tokens) const {
+  const HardwareRates& rates = machine_.rates;
+  return 2 * tokens * model_.head_weights() /
+         ((rates.logits > 0 ? rates.logits : rates.forward) * share_);
 }
 
 double LayerCost::hidden_bytes() const {

@@ -21,8 +21,14 @@ class LayerCost {
   /// `threads`: of a rank.
   LayerCost(const RunConfig& config, const ModelSizes& model, const Machine& machine, int threads);
 
-  /// Seconds of the busiest rank of a team of so many; reading is not among them.
+  /// Seconds of the busiest rank of a team of so many; reading and writing, which go on beside
+  /// other layers, are not among them.
   PhaseSeconds of(const BlockSettings& settings, int64_t members) const;
+
+  /// Until a layer's file is there.
+  double write_seconds(const BlockSettings& settings) const {
+    return machine_.commit + compressed_bytes(settings) / machine_.disk;
+  }
 
   /// What part of the machine's rates a rank has.
   double share() const { return share_; }
@@ -30,6 +36,8 @@ class LayerCost {
   int64_t leaves() const { return leaves_; }
   /// Of all tokens through a block.
   double forward_seconds() const;
+  /// Of the logits of so many tokens.
+  double logits_seconds(double tokens) const;
   /// All tokens' hidden states.
   double hidden_bytes() const;
   double block_bytes() const { return static_cast<double>(model_.block_parameters) * element_; }

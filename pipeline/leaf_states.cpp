@@ -57,29 +57,36 @@ void LeafStates::advance(int stage) {
     if (work_.memory == LeafMemory::recompute) return;
     const auto scope = work_.timer.measure(Phase::forward);
     const BlockWeights& current = weights_.current();
-    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
+    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf) {
       kept(leaf) = block_.advance(std::move(kept(leaf)), stage, current);
+      between_leaves();
+    }
   });
   ++stage_;
 }
 
-HiddenStates LeafStates::finish() {
-  HiddenStates outputs;
+void LeafStates::finish(HiddenStates& leaves) {
   agree(work_.team, work_.timer, [&] {
     const auto scope = work_.timer.measure(Phase::forward);
-    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
-      outputs.emplace_back(block_.finish(work_.memory == LeafMemory::keep ? std::move(kept(leaf))
-                                                                          : computed_again(leaf)));
+    for (size_t leaf = 0; leaf < leaves.size(); ++leaf) {
+      leaves[leaf] = block_.finish(work_.memory == LeafMemory::keep ? std::move(kept(leaf))
+                                                                    : computed_again(leaf));
+      between_leaves();
+    }
   });
-  return outputs;
 }
 
 State& LeafStates::kept(size_t leaf) const {
   while (states_.size() <= leaf) {
     const auto scope = work_.timer.measure(Phase::forward);
     states_.push_back(block_.begin(hidden_[states_.size()].get(), weights_.current()));
+    between_leaves();
   }
   return states_[leaf];
+}
+
+void LeafStates::between_leaves() const {
+  if (work_.between_leaves) work_.between_leaves();
 }
 
 State LeafStates::computed_again(size_t leaf) const {

@@ -36,12 +36,14 @@ class LeafStates {
   void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
   /// Through the linear layers of `stage`, with the weights as they are now. Collective.
   void advance(int stage);
-  /// The block's outputs; the states are used up. Collective.
-  HiddenStates finish();
+  /// Replaces leaves, which may be the block's inputs, by its outputs, one after the other; the
+  /// states are used up. Collective.
+  void finish(HiddenStates& leaves);
 
  private:
   State& kept(size_t leaf) const;
   State computed_again(size_t leaf) const;
+  void between_leaves() const;
 
   const LayerWork& work_;
   const Block& block_;

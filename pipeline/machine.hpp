@@ -12,11 +12,12 @@ struct Machine {
   int ranks = 1;        // that share the cores and the memory
   uint64_t memory = 0;  // bytes; 0: not known
   HardwareRates rates;
-  double network = 2e9;        // bytes/s between ranks
-  double latency = 5e-5;       // seconds of one step of a collective
-  double disk = 1e9;           // bytes/s of files; taken, not measured
-  double commit = 0.03;        // seconds of fsync and rename of a layer file; measured once
-  std::string device;          // the data sheet that the rates are of; empty: a CPU
+  double network = 2e9;     // bytes/s between ranks
+  double latency = 5e-5;    // seconds of one step of a collective
+  double disk = 1e9;        // bytes/s of files
+  double commit = 0.03;     // seconds of fsync and rename of a layer file
+  bool knows_disk = false;  // whether they are measured where the run writes, else they are taken
+  std::string device;       // the data sheet that the rates are of; empty: a CPU
   uint64_t device_memory = 0;  // bytes of each rank's GPU; 0: none, or not known
 
   /// What part of `rates` a rank of so many threads has: all its threads, unless the ranks of the

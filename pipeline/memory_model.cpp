@@ -6,18 +6,14 @@
 #include <cmath>
 #include <set>
 
+#include "base/freed_memory.hpp"
 #include "pipeline/boundary.hpp"
 #include "pipeline/leaves.hpp"
 
 namespace selfcal {
 namespace {
 
-constexpr uint64_t program_bytes = uint64_t{128} << 20;  // libraries and their start, measured
-// What the allocator keeps between tensors that come and go within a layer, as a share of them;
-// measured. Larger ones have pages of their own, which go back at once, and after each layer all
-// freed memory does (return_freed_memory()).
-constexpr double gap_share = 0.2;
-constexpr double largest_gap = 64 << 20;
+constexpr uint64_t program_bytes = uint64_t{148} << 20;  // libraries and their start, measured
 
 class HostMemory : public MemoryModel {
  public:
@@ -63,39 +59,46 @@ class HostMemory : public MemoryModel {
 
   std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
                                      bool keeps_states) const override {
-    const double squared = std::pow(static_cast<double>(parts_.widest_tap()), 2);
-    // The dense weights, the compressed ones that replace them, and the next layer's, which are
-    // read or received meanwhile.
-    const double blocks = 3 * parts_.block();
     const double states = keeps_states ? parts_.states(sequences) : 0.0;
-    const double passing = sequences == 0 ? 0.0 : parts_.passing_leaf();
-    const double solved = parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0);
-    // The layer before, on its way to its file: weights and codes, and the library's own of them.
-    const double written = leads ? 2 * (parts_.block() + model_.linear_weights() / 2) : 0.0;
-    double gaps = 0;
-    for (const double bytes : {blocks, passing, 5 * 4.0 * squared, solved})
-      gaps += gap_share * std::min(bytes, largest_gap);
-    MemoryUse use{"compresses",
-                  {{"program and libraries", program_bytes},
-                   {"weights of a block, and of the next", whole_bytes(blocks)},
-                   {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
-                   {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-                    whole_bytes(states), true},
-                   {"one leaf on its way", whole_bytes(passing)},
-                   {"Hessian: sums as integers, upper half", whole_bytes(4.0 * squared)},
-                   {"Hessian: float32", whole_bytes(4.0 * squared)},
-                   {"factor, and room to find it", whole_bytes(3 * 4.0 * squared)},
-                   {"solved rows", whole_bytes(solved)},
-                   {"the layer that is being written", whole_bytes(written)},
-                   {"gaps between tensors", whole_bytes(gaps)}}};
+    std::vector<MemoryItem> always{
+        {"program and libraries", program_bytes},
+        // The dense weights, the compressed ones that replace them, and the next layer's, which are
+        // read or received meanwhile.
+        {"weights of a block, and of the next", whole_bytes(3 * parts_.block())},
+        {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
+        {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+         whole_bytes(states), true}};
     const auto add = [&](const char* what, double bytes) {
-      if (bytes > 0) use.items.push_back({what, whole_bytes(bytes)});
+      if (bytes > 0) always.push_back({what, whole_bytes(bytes)});
     };
+    if (leads) add("the layer that is being written", parts_.written_layer());
     add("Hessians of the block's other inputs", parts_.kept_hessians());
     add("Hessians behind a job's own scales", parts_.scaled_hessians());
     add("factors that jobs share", parts_.shared_factors());
     add("a module that scales are tried on", parts_.tried_module());
-    return {use};
+    const double square = 4 * std::pow(static_cast<double>(parts_.widest_tap()), 2);
+    const MemoryItem hessian{"Hessian: float32", whole_bytes(square)};
+    std::vector<MemoryUse> moments{
+        {"measures",
+         {{"one leaf on its way", whole_bytes(sequences == 0 ? 0 : parts_.passing_leaf())},
+          {"Hessian: sums as integers, upper half", whole_bytes(square)},
+          hessian}},
+        {"factorises", {hessian, {"factor, and room to find it", whole_bytes(2 * square)}}},
+        {"solves",
+         {hessian,
+          {"factor, and its panels", whole_bytes(2 * square)},
+          {"solved rows", whole_bytes(parts_.largest_problem() * (model_.element_bytes() + 1))}}}};
+    // What one moment takes hardly fits the gaps that the others leave, nor do leaves those of
+    // leaves of another width.
+    double freed = (parts_.hidden(sequences) + states) / 2;
+    for (const auto& moment : moments) freed += static_cast<double>(moment.total());
+    const double kept = std::min(freed, static_cast<double>(FreedMemory::most_kept));
+    for (auto& moment : moments) {
+      moment.items.push_back(
+          {"freed memory that is kept", whole_bytes(kept - static_cast<double>(moment.total()))});
+      moment.items.insert(moment.items.begin(), always.begin(), always.end());
+    }
+    return moments;
   }
 
  private:
@@ -149,6 +152,14 @@ double MemoryParts::caches(int run, int depth) const {
                              calibration.length * model_.shape.key_value_heads *
                              model_.shape.head_dim) *
          model_.element_bytes();
+}
+
+/// A file is built in memory, and copied to be written.
+double MemoryParts::written_layer() const {
+  const MethodSettings method = settle(config_.method);
+  const double bits = method.quantises() ? method.bits : 8 * model_.element_bytes();
+  return block() + 3 * model_.linear_weights() * bits / 8 +
+         largest_problem() * model_.element_bytes();
 }
 
 double MemoryParts::logits() const {

@@ -69,6 +69,7 @@ struct MemoryParts {
   double logits() const;  // float32, of a step
   double outer() const;   // embeddings and head
   double block() const;
+  double written_layer() const;  // the one before, on its way to its file
   double hidden(int64_t sequences) const;
   double states(int64_t sequences) const;  // the inputs of a stage, kept
   double passing_leaf() const;

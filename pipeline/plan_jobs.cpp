@@ -18,11 +18,13 @@ bool shares_statistics(const RunConfig& config) {
 }
 
 /// What a job with its calibration set adds to those before it: with dense propagation jobs of one
-/// set share its forward and, where they can, statistics. Outliers are counted once for all.
-double seconds_beside(const Plan& plan, bool shares, bool forward_is_there,
-                      bool outliers_are_there) {
+/// set share its forward and, where they can, statistics. Outliers and the dense model's loss,
+/// which is half of an evaluation, are found once for all.
+double seconds_beside(const Plan& plan, bool shares, bool forward_is_there, bool outliers_are_there,
+                      bool dense_loss_is_there) {
   const PhaseSeconds& outliers = plan.outlier_seconds;
   double seconds = plan.total_seconds - (outliers_are_there ? sum(outliers) : 0);
+  if (dense_loss_is_there) seconds -= plan.seconds[static_cast<size_t>(Phase::evaluate)] / 2;
   const auto take = [&](std::initializer_list<Phase> phases) {
     for (const Phase phase : phases)
       seconds -= plan.seconds[static_cast<size_t>(phase)] - outliers[static_cast<size_t>(phase)];
@@ -119,7 +121,7 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
   double now = 0, written = 0;
   std::vector<double> seconds;
   Wavefront wavefront;
-  std::set<std::string> calibrations, forwards, weighed;
+  std::set<std::string> calibrations, forwards, weighed, scored;
   for (const auto& job : jobs) {
     const std::string key = forward_key(job.config);
     const bool dense = job.config.propagation == Propagation::dense;
@@ -127,13 +129,15 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
     const bool forward_is_there = dense && !forwards.insert(key).second;
     const bool weighs = job.config.method.sparsity.by_outliers;
     const bool outliers_are_there = weighs && !weighed.insert(key).second;
+    const bool scores = job.plan.seconds[static_cast<size_t>(Phase::evaluate)] > 0;
+    const bool dense_loss_is_there = scores && !scored.insert(key).second;
     const double writing = calibration_is_there ? 0 : sampling_seconds(job.plan);
     written += writing;
     const double waiting = ahead ? std::max(0.0, written - now) : writing;
     const bool apart = ahead && now + waiting < all_written;
     const Plan& plan = apart ? *job.while_writing : job.plan;
-    double alone =
-        seconds_beside(plan, shares_statistics(job.config), forward_is_there, outliers_are_there);
+    double alone = seconds_beside(plan, shares_statistics(job.config), forward_is_there,
+                                  outliers_are_there, dense_loss_is_there);
     if (!dense && !apart) {
       // Calibration sets and outliers come before the first layer: no shard works on one meanwhile.
       const double outliers = weighs && !outliers_are_there ? sum(plan.outlier_seconds) : 0;

@@ -42,7 +42,11 @@ std::string to_json(const Plan& plan) {
                    {"forward", rates.forward},
                    {"decode", rates.decode},
                    {"network", plan.machine.network},
-                   {"latency", plan.machine.latency}};
+                   {"latency", plan.machine.latency},
+                   {"logits", rates.logits},
+                   {"disk", plan.machine.disk},
+                   {"commit", plan.machine.commit},
+                   {"disk_is_measured", plan.machine.knows_disk}};
   for (const auto& [columns, width] : rates.by_width)
     json["rates"]["by_width"][std::to_string(columns)] = {{"sums", width.sums},
                                                           {"statistics", width.statistics},

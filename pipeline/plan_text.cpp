@@ -136,8 +136,12 @@ std::string time_table(const Plan& plan) {
   for (size_t phase = 0; phase < phase_names.size(); ++phase)
     if (plan.seconds[phase] > 0)
       text += fmt::format("  {:<12} {:>9.1f}\n", phase_names[phase], plan.seconds[phase]);
-  return text + fmt::format("  {:<12} {:>9.1f}  ({})\n", "all", plan.total_seconds,
-                            duration_text(plan.total_seconds));
+  text += fmt::format("  {:<12} {:>9.1f}  ({})\n", "all", plan.total_seconds,
+                      duration_text(plan.total_seconds));
+  const Machine& machine = plan.machine;
+  return text + fmt::format("files at {} {:.0f} MB/s and {:.0f} ms a commit\n",
+                            machine.knows_disk ? "a measured" : "an assumed", machine.disk / 1e6,
+                            machine.commit * 1e3);
 }
 
 }  // namespace

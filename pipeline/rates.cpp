@@ -20,8 +20,9 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t widest = 2048;          // a wider product is no faster
-constexpr double largest_block = 1e11;    // flop of a leaf: larger ones are all products
+constexpr int64_t widest = 2048;        // a wider product is no faster
+constexpr double largest_block = 1e11;  // flop of a leaf: larger ones are all products
+constexpr int64_t most_leaves = 4;
 constexpr double step_weights = 1 << 26;  // bytes far larger than the caches
 constexpr double largest_step = 1 << 29;  // bytes of a block: larger ones are all products
 constexpr int64_t most_solve_rows = 512;
@@ -68,6 +69,16 @@ int64_t leaf_tokens(const CalibrationSettings& calibration) {
          calibration.length;
 }
 
+/// Stage after stage for all leaves, as in a run: what a stage reads of a leaf has left the caches.
+void forward_by_stages(const Block& block, const at::Tensor& leaf, int64_t leaves,
+                       const BlockWeights& weights) {
+  std::vector<State> states;
+  for (int64_t i = 0; i < leaves; ++i) states.push_back(block.begin(leaf.clone(), weights));
+  for (int stage = 0; stage < block.spec().stages; ++stage)
+    for (State& state : states) state = block.advance(std::move(state), stage, weights);
+  for (State& state : states) block.finish(std::move(state));
+}
+
 double measure_forward(const kernels::Context& context, const Model& model,
                        const CalibrationSettings& calibration) {
   const auto& shape = model.shape();
@@ -78,12 +89,25 @@ double measure_forward(const kernels::Context& context, const Model& model,
   if (flops <= largest_block) {
     const auto weights = random_weights(block.spec(), shape.compute_dtype);
     const at::Tensor hidden = values({rows, length, shape.hidden}, shape.compute_dtype);
-    return rate(flops, [&] { forward(block, hidden, weights); });
+    const int64_t leaves = std::min(
+        {most_leaves, calibration.sequences / rows, static_cast<int64_t>(largest_block / flops)});
+    return rate(static_cast<double>(leaves) * flops,
+                [&] { forward_by_stages(block, hidden, leaves, weights); });
   }
   const at::Tensor leaf = values({rows * length, widest}, shape.compute_dtype),
                    weight = values({widest, widest}, shape.compute_dtype);
   return rate(2.0 * static_cast<double>(leaf.numel() * widest),
               [&] { kernels::linear(context, leaf, weight); });
+}
+
+/// In float32, of so much of the vocabulary that it takes some milliseconds.
+double measure_logits(const kernels::Context& context, const ModelShape& shape) {
+  constexpr int64_t tokens = 256, most_weights = 1 << 21;
+  const int64_t words = std::clamp<int64_t>(most_weights / shape.hidden, 1, shape.vocabulary);
+  const at::Tensor hidden = values({tokens, shape.hidden}, shape.compute_dtype),
+                   head = values({words, shape.hidden}, shape.compute_dtype);
+  return rate(2.0 * static_cast<double>(tokens * head.numel()),
+              [&] { kernels::linear(context, hidden, head, {}, at::kFloat); });
 }
 
 double measure_step(const kernels::Context& context, const Model& model,
@@ -207,11 +231,12 @@ HardwareRates measure_rates(const kernels::Context& context, const Model& model,
     rates.wide = rates.by_width[columns] = measure_width(context, config, dtype, columns, most);
 
   rates.decode = measure_step(context, model, config.calibration);
+  rates.logits = measure_logits(context, model.shape());
   return rates;
 }
 
 HardwareRates slowest(const Communicator& ranks, HardwareRates rates) {
-  std::vector<double*> all{&rates.forward, &rates.decode};
+  std::vector<double*> all{&rates.forward, &rates.decode, &rates.logits};
   const auto list = [&](WidthRates& width) {
     all.insert(all.end(), {&width.statistics, &width.sums, &width.factorise, &width.solve});
   };

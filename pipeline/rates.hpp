@@ -25,6 +25,7 @@ struct HardwareRates {
   double decode = 0;                       // weight and cache bytes/s of a step of a micro-batch
   WidthRates wide;                         // of widths that were not measured
   std::map<int64_t, WidthRates> by_width;  // narrow inputs are slower
+  double logits = 0;                       // flop/s of the head; 0: not measured
 
   const WidthRates& at(int64_t columns) const;
 };

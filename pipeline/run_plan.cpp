@@ -45,17 +45,32 @@ int64_t sequential_jobs(const std::vector<JobToPlan>& jobs) {
       jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
 }
 
+/// Whether a job measures its loss, which `auto` leaves to the other jobs.
+EvaluateSettings::CalibrationLoss loss_of(const RunConfig& config,
+                                          const std::vector<JobToPlan>& jobs) {
+  using CalibrationLoss = EvaluateSettings::CalibrationLoss;
+  if (config.evaluate.calibration_loss != CalibrationLoss::automatic)
+    return config.evaluate.calibration_loss;
+  const bool beside = std::ranges::any_of(jobs, [&](const JobToPlan& other) {
+    return differ_in_propagation_only(config, other.config);
+  });
+  return beside ? CalibrationLoss::yes : CalibrationLoss::no;
+}
+
 PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks,
-                   const Machine& machine, bool followed, bool named) try {
+                   const Machine& machine, bool followed, const std::vector<JobToPlan>& jobs) try {
+  const bool named = jobs.size() > 1;
   RunConfig config = job.config;
   config.layout = layout;
+  config.evaluate.calibration_loss = loss_of(job.config, jobs);
   PlannedJob result{job.config, job.sizes,
                     make_plan(config, job.sizes, ranks, machine, job.sharing, followed)};
   if (named && result.plan.layout.split())
-    result.while_writing = without_generators(job, result.plan.layout, machine, followed);
+    result.while_writing = without_generators({config, job.sizes, job.machine, job.sharing},
+                                              result.plan.layout, machine, followed);
   return result;
 } catch (const Error& error) {
-  if (!named) throw;
+  if (jobs.size() == 1) throw;
   fail(error.code(), "job {}: {}", job.config.name, error.what());
 }
 
@@ -67,7 +82,7 @@ std::vector<PlannedJob> plan_on(const std::vector<JobToPlan>& jobs, const Layout
     Machine machine = typical && job.machine.device.empty() ? typical_machine() : job.machine;
     const LayoutSettings grid =
         all.empty() ? layout : grid_of(all.front().plan.layout, job.config.layout);
-    all.push_back(planned(job, grid, ranks, machine, sequential_jobs(jobs) > 1, jobs.size() > 1));
+    all.push_back(planned(job, grid, ranks, machine, sequential_jobs(jobs) > 1, jobs));
   }
   return all;
 }
@@ -117,7 +132,7 @@ std::vector<LayoutSettings> grids(const std::vector<JobToPlan>& jobs, int ranks)
 std::vector<PlannedJob> plan_run(const std::vector<JobToPlan>& jobs, int ranks) {
   if (jobs.size() == 1)
     return {planned(jobs.front(), jobs.front().config.layout, ranks, jobs.front().machine, false,
-                    false)};
+                    jobs)};
   constexpr double clearly = 0.98;  // a simpler grid is taken where another is hardly faster
   const auto options = grids(jobs, ranks);
   size_t taken = 0;

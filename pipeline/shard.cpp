@@ -16,10 +16,6 @@
 namespace selfcal {
 namespace {
 
-/// The gaps between tensors grow over the layers. Pages that are given back after every one cost 6
-/// % of the time of a small model's job.
-constexpr int64_t layers_between_returns = 4;
-
 constexpr size_t hash_digits = 32;
 
 /// "job 2 of 6 (gptq-t0.8): compress"
@@ -122,7 +118,6 @@ class FlowRun {
     session_.progress.start(heading(flow_), end_layer() - first_layer(), "layers");
     session_.progress.update(0);
     for (int64_t layer = first_layer(); layer < end_layer(); ++layer) {
-      if (layer % layers_between_returns == 0) return_freed_memory();
       BlockWeights weights = reader_->read(layer);
       time_.charge(flow_.jobs);
       std::vector<Job*> fresh, committed;
@@ -220,6 +215,7 @@ class FlowRun {
             owned_,
             session_.leaf_memory,
             [this] { serve(); },
+            [this] { freed_.bound(); },
             job.block_sparsity};
   }
 
@@ -360,6 +356,7 @@ class FlowRun {
   int shard_;
   std::vector<Leaf> owned_;
   HiddenStates hidden_;
+  FreedMemory freed_;
   std::optional<BlockReader> reader_;
   std::string chain_;          // with sequential propagation
   Job* writing_ = nullptr;     // whose layer is being written

@@ -58,8 +58,8 @@ class PlanTest(SelfcalCase):
         self.assertEqual(self.hashes("recomputed"), self.hashes("kept"))
 
     def test_the_peak_is_as_planned(self):
-        """With tensors that are several times the program itself; each rank's report has both. Many small leaves: what
-        the allocator keeps between them differs by some 25 % from run to run."""
+        """With tensors that are several times the program itself; each rank's report has both. Many small leaves, whose
+        gaps would take half as much again if they were not given back."""
         write_tiny_model(self.folder / "model-wide", hidden=256, intermediate=1024, layers=2)
         wide = {"model__path": "model-wide", "calibration__source": "vocabulary", "calibration__sequences": 320,
                 "calibration__length": 256, "method__act_order": "none"}
@@ -71,7 +71,7 @@ class PlanTest(SelfcalCase):
                 for rank in report["ranks"]:
                     measured, planned = rank["peak_memory"], rank["planned_memory"]
                     self.assertGreater(planned, 200 << 20)
-                    self.assertTrue(0.6 < planned / measured < 1.3, f"rank {rank['rank']}: {planned}, found {measured}")
+                    self.assertTrue(0.88 < planned / measured < 1.12, f"rank {rank['rank']}: {planned}, found {measured}")
 
     def test_a_run_that_cannot_fit_does_not_start(self):
         for ranks in (None, 2):

@@ -1,0 +1,48 @@
+#include "base/freed_memory.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <memory>
+#include <vector>
+
+namespace selfcal {
+namespace {
+
+int64_t resident() {
+  int64_t all = 0, pages = 0;
+  std::ifstream("/proc/self/statm") >> all >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+using Block = std::unique_ptr<char[]>;
+
+std::vector<Block> blocks(int64_t bytes, int64_t each) {
+  std::vector<Block> all;
+  for (int64_t held = 0; held < bytes; held += each)
+    all.push_back(std::make_unique<char[]>(static_cast<size_t>(each)));
+  return all;
+}
+
+TEST(FreedMemoryTest, GapsThatNothingFitsAreGivenBack) {
+  constexpr int64_t small = 1 << 18, gaps = 2 * FreedMemory::most_kept;
+  keep_freed_memory();
+  FreedMemory freed;
+  const int64_t before = resident();
+  std::vector<Block> held = blocks(2 * gaps, small);
+  freed.bound();
+  EXPECT_GE(resident() - before, 2 * gaps) << "all is in use";
+
+  for (size_t i = 0; i < held.size(); i += 2) held[i].reset();
+  freed.bound();
+  EXPECT_GE(resident() - before, 2 * gaps) << "as much was needed, and may be again";
+
+  const std::vector<Block> wide = blocks(gaps, 2 * small);
+  EXPECT_GE(resident() - before, 3 * gaps);
+  freed.bound();
+  EXPECT_LE(resident() - before, 2 * gaps + FreedMemory::most_kept);
+}
+
+}  // namespace
+}  // namespace selfcal

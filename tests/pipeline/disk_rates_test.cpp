@@ -1,0 +1,25 @@
+#include "pipeline/disk_rates.hpp"
+
+#include <gtest/gtest.h>
+
+namespace selfcal {
+namespace {
+
+TEST(DiskRatesTest, AreMeasuredAndLeaveNothing) {
+  const fs::path folder = fs::path(testing::TempDir()) / "disk_rates_test";
+  fs::create_directory(folder);
+  const auto rates = measure_disk(folder / "runs" / "not-yet-there");
+  ASSERT_TRUE(rates.has_value());
+  EXPECT_GT(rates->bandwidth, 1e5);
+  EXPECT_GT(rates->commit, 0);
+  EXPECT_LT(rates->commit, 60);
+  EXPECT_TRUE(fs::is_empty(folder));
+  fs::remove(folder);
+}
+
+TEST(DiskRatesTest, AreNotKnownWhereNothingCanBeWritten) {
+  EXPECT_FALSE(measure_disk("/dev/null/run").has_value());
+}
+
+}  // namespace
+}  // namespace selfcal
