@@ -77,7 +77,7 @@ TEST(PlanTest, OnlyWhatTheNextLayerDoesNotCoverOfAWriteIsWaitedFor) {
 }
 
 TEST(PlanTest, TheLossOnTheTextTakesAPassOfEachModel) {
-  const std::string asks = "evaluate.calibration_loss=yes";
+  const std::string asks = "evaluate.calibration_loss=true";
   EXPECT_EQ(seconds_of(plan_of(1), Phase::evaluate), 0);
   const Plan plan = plan_of(1, {asks});
   EXPECT_GT(seconds_of(plan, Phase::evaluate), 2 * seconds_of(plan, Phase::forward));
