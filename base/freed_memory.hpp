@@ -16,7 +16,7 @@ void return_freed_memory();
 
 /// Keeps the memory of a process near what it needs: gaps between tensors that live, which the next
 /// ones do not fit, would grow to more than that. Pages that are given back cost time to be cleared
-/// again: half of `most_kept` takes 6 % of the time of a small model's job.
+/// again: keeping half as much takes some 6 % of a small model's time.
 class FreedMemory {
  public:
   /// How much more than was ever in use when bound() was called may be resident, in bytes.
