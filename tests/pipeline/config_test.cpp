@@ -217,9 +217,9 @@ TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
 
 TEST(Config, ScalesAreSearchedWhereGptqHasFewBits) {
   const RunConfig config =
-      parse("overrides: [{match: k_proj, bits: 5}, {match: v_proj, bits: 2, method: nearest}]\n");
-  EXPECT_EQ(settings_for(config, "q_proj")->mse, ScaleSearch::yes);
-  EXPECT_EQ(settings_for(config, "k_proj")->mse, ScaleSearch::no);
+      parse("overrides: [{match: k_proj, bits: 3}, {match: v_proj, bits: 2, method: nearest}]\n");
+  EXPECT_EQ(settings_for(config, "q_proj")->mse, ScaleSearch::no);
+  EXPECT_EQ(settings_for(config, "k_proj")->mse, ScaleSearch::yes);
   EXPECT_EQ(settings_for(config, "v_proj")->mse, ScaleSearch::no);
   const auto search = [](const std::string& method) {
     return settings_for(parse("method: {" + method + "}\n"), "o_proj")->mse;
