@@ -19,6 +19,8 @@ namespace {
 template <class Value>
 using Words = std::map<std::string, Value>;
 
+const Words<AutoFlag> auto_flag_words = {
+    {"auto", AutoFlag::automatic}, {"true", AutoFlag::yes}, {"false", AutoFlag::no}};
 const Words<at::ScalarType> dtype_words = {
     {"float32", at::kFloat}, {"bfloat16", at::kBFloat16}, {"float16", at::kHalf}};
 
@@ -36,7 +38,7 @@ void add_solve(CLI::App& app) {
   method.group_parameters = GroupParameters::published;
   method.bits = 0;
   method.act_order = ActOrder::automatic;
-  method.static_groups = StaticGroups::automatic;
+  method.static_groups = AutoFlag::automatic;
   method.error_measure = ErrorMeasure::automatic;
   command
       ->add_option("problem", options->problem,
@@ -66,16 +68,12 @@ void add_solve(CLI::App& app) {
   command
       ->add_option("--static-groups", method.static_groups,
                    "group parameters from the original weight: auto, true or false")
-      ->transform(CLI::CheckedTransformer(Words<StaticGroups>{{"auto", StaticGroups::automatic},
-                                                              {"true", StaticGroups::yes},
-                                                              {"false", StaticGroups::no}}));
+      ->transform(CLI::CheckedTransformer(auto_flag_words));
   command->add_option("--duo-scaling", method.duo_scaling,
                       "awq: scales from the sizes of the weights too");
   command->add_option("--clip", method.clip, "awq: cut off large weights where that helps");
   command->add_option("--mse", method.mse, "search the clipping range: auto, true or false")
-      ->transform(CLI::CheckedTransformer(Words<ScaleSearch>{{"auto", ScaleSearch::automatic},
-                                                             {"true", ScaleSearch::yes},
-                                                             {"false", ScaleSearch::no}}));
+      ->transform(CLI::CheckedTransformer(auto_flag_words));
   command->add_option("--damping", method.damping, "fraction of the mean of diag(H)")
       ->check(CLI::Range(0.0, 1.0));
   command->add_option("--block-size", method.block_size, "columns between lazy updates")

@@ -36,11 +36,20 @@ void BoundaryOutbox::wait_until_held(size_t most) {
                     [&] { return in_flight() <= most || stop_.requested(); });
 }
 
+void LeafInbox::wait_for(Request& request, const Wait& wait) const {
+  bool came = false;
+  world_.wait_until(wait, [&] {
+    if (meanwhile_) meanwhile_();
+    return (came = request.done()) || stop_.requested();
+  });
+  if (!came) throw Stopped();
+}
+
 BoundaryInbox::BoundaryInbox(const Communicator& world, const SharedStop& stop,
                              const std::vector<Leaf>& owned, int64_t leaves, int shard,
                              const std::function<int(const Leaf&)>& source, int64_t length,
                              int64_t hidden, at::ScalarType dtype, std::function<void()> meanwhile)
-    : world_(world), stop_(stop), meanwhile_(std::move(meanwhile)) {
+    : LeafInbox(world, stop, std::move(meanwhile)) {
   for (const auto& leaf : owned) {
     const at::Tensor room = at::empty({leaf.rows, length, hidden}, dtype);
     const int from = source(leaf), tag = boundary_tag(leaf.index, leaves, shard);
@@ -55,12 +64,7 @@ BoundaryInbox::~BoundaryInbox() {
 
 at::Tensor BoundaryInbox::take(size_t leaf) {
   auto& [hidden, request, wait] = parcels_.at(leaf);
-  bool came = false;
-  world_.wait_until(wait, [&, &request = request] {
-    if (meanwhile_) meanwhile_();
-    return (came = request.done()) || stop_.requested();
-  });
-  if (!came) throw Stopped();
+  wait_for(request, wait);
   return std::move(hidden);
 }
 

@@ -51,24 +51,37 @@ class BoundaryOutbox {
 /// The leaves that a rank owns in its shard, on their way to it.
 class LeafInbox {
  public:
+  /// `meanwhile` is called again and again in waits.
+  LeafInbox(const Communicator& world, const SharedStop& stop, std::function<void()> meanwhile)
+      : world_(world), stop_(stop), meanwhile_(std::move(meanwhile)) {}
   virtual ~LeafInbox() = default;
+  LeafInbox(const LeafInbox&) = delete;
+  LeafInbox& operator=(const LeafInbox&) = delete;
   /// Waits for the rank's leaf number `leaf`, which is given away: once. Throws Stopped when the
   /// wait ends because a stop is wished for.
   virtual at::Tensor take(size_t leaf) = 0;
+
+ protected:
+  const Communicator& world() const { return world_; }
+  /// As take() does.
+  void wait_for(Request& request, const Wait& wait) const;
+
+ private:
+  Communicator world_;
+  const SharedStop& stop_;
+  std::function<void()> meanwhile_;
 };
 
 /// By MPI: receives of all leaves, posted at once into the host's memory.
 class BoundaryInbox : public LeafInbox {
  public:
-  /// `source(leaf)`: the rank that will send it; `meanwhile` is called again and again in waits.
+  /// `source(leaf)`: the rank that will send it.
   BoundaryInbox(const Communicator& world, const SharedStop& stop, const std::vector<Leaf>& owned,
                 int64_t leaves, int shard, const std::function<int(const Leaf&)>& source,
                 int64_t length, int64_t hidden, at::ScalarType dtype,
                 std::function<void()> meanwhile = {});
   /// Gives up what has not come: nobody sends it any more.
   ~BoundaryInbox() override;
-  BoundaryInbox(const BoundaryInbox&) = delete;
-  BoundaryInbox& operator=(const BoundaryInbox&) = delete;
   at::Tensor take(size_t leaf) override;
 
  private:
@@ -77,9 +90,6 @@ class BoundaryInbox : public LeafInbox {
     Request request;
     Wait wait;
   };
-  Communicator world_;
-  const SharedStop& stop_;
-  std::function<void()> meanwhile_;
   std::vector<Parcel> parcels_;  // a leaf each
 };
 

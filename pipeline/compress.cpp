@@ -1,12 +1,12 @@
 #include "pipeline/compress.hpp"
 
 #include <deque>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/freed_memory.hpp"
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
+#include "pipeline/batches.hpp"
 #include "pipeline/calibration.hpp"
 #include "pipeline/dense_boundaries.hpp"
 #include "pipeline/finish.hpp"
@@ -18,7 +18,6 @@
 #include "pipeline/writing_ahead.hpp"
 #include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
-#include "storage/layer_scan.hpp"
 #include "storage/run_lock.hpp"
 
 namespace selfcal {
@@ -39,88 +38,6 @@ std::string agree_on_numeric_kind(const Communicator& world, const std::string& 
            first);
   });
   return mine;
-}
-
-/// Collective: rank 0 scans, all know.
-std::vector<std::optional<LayerHeader>> scan_committed(const Session& session,
-                                                       const std::string& id) {
-  std::vector<std::optional<LayerHeader>> committed(
-      static_cast<size_t>(session.model.shape().layers));
-  constexpr size_t digits = 32;
-  std::string hashes(committed.size() * 2 * digits, '-');
-  agree(session.world, [&] {
-    if (session.world.rank() != 0) return;
-    const JobDirectory folder = session.directory.job(session.config.name);
-    remove_unfinished(folder.layers());
-    const auto layers = scan_layers(folder, session.model.shape().layers, id);
-    for (const auto& layer : layers) {
-      if (layer.state == LayerState::other_job)
-        fail(ExitCode::config,
-             "{}; the model, the calibration set or the kind of machine has changed: choose "
-             "another output",
-             layer.problem);
-      if (layer.state == LayerState::damaged)
-        log::warn("{}; this layer will be compressed again", layer.problem);
-      if (layer.state == LayerState::good)
-        hashes.replace(static_cast<size_t>(layer.layer) * 2 * digits, 2 * digits,
-                       layer.header.content_hash + layer.header.chain);
-    }
-    write_manifest(folder, id, layers);
-  });
-  session.world.broadcast(std::as_writable_bytes(std::span(hashes)), 0);
-  for (size_t layer = 0; layer < committed.size(); ++layer) {
-    const std::string both = hashes.substr(layer * 2 * digits, 2 * digits);
-    if (both.front() == '-') continue;
-    committed[layer] = LayerHeader{};
-    committed[layer]->layer = static_cast<int64_t>(layer);
-    committed[layer]->job_id = id;
-    committed[layer]->content_hash = both.substr(0, digits);
-    committed[layer]->chain = both.substr(digits);
-  }
-  return committed;
-}
-
-/// Jobs whose flows pass through the shards one behind the other, before any of them is finished.
-struct Batch {
-  std::vector<std::vector<Job*>> flows;
-};
-
-/// Dense jobs with one forward form a flow and a batch; sequential jobs are flows of one, all in
-/// one batch where there are shards to keep busy.
-std::vector<Batch> plan_batches(std::deque<Job>& jobs, int shards) {
-  std::vector<Batch> batches;
-  std::map<std::string, size_t> by_key;
-  for (auto& job : jobs) {
-    const bool alone = job.sequential() && shards == 1;
-    const std::string key = job.sequential() ? "sequential" : forward_key(job.session.config);
-    const auto [found, fresh] = by_key.try_emplace(key, batches.size());
-    if (alone || fresh) batches.emplace_back();
-    auto& flows = batches[alone ? batches.size() - 1 : found->second].flows;
-    if (flows.empty() || job.sequential()) flows.emplace_back();
-    flows.back().push_back(&job);
-  }
-  return batches;
-}
-
-/// Without the flows whose jobs have all come to an end.
-void drop_finished(std::vector<Batch>& batches) {
-  const auto is_over = [](const Job* job) { return job->finished || job->failure; };
-  for (auto& batch : batches)
-    std::erase_if(batch.flows,
-                  [&](const auto& jobs) { return std::ranges::all_of(jobs, is_over); });
-  std::erase_if(batches, [](const Batch& batch) { return batch.flows.empty(); });
-}
-
-/// For the report of jobs that share a forward.
-std::string describe_sharing(const std::vector<Job*>& jobs) {
-  if (jobs.size() == 1) return {};
-  std::vector<std::string> names;
-  for (const Job* job : jobs) names.push_back(job->name());
-  return fmt::format(
-      "forward and statistics of a layer shared by {} jobs ({}), which have equal parts of that "
-      "time; a factor counts with the first job that asks for it; searches, solves and writes are "
-      "each job's own, and so are the forward and statistics of AWQ with scale_loss module",
-      jobs.size(), fmt::join(names, ", "));
 }
 
 class Run {

@@ -71,7 +71,7 @@ void check_method(const RunConfig& config, const std::string& name) {
   const MethodSettings method = settle(config.method);
   const double share = method.sparsity.share;
   const lanes::Pattern& pattern = method.sparsity.pattern;
-  if (method.act_order == ActOrder::static_order && method.static_groups == StaticGroups::no)
+  if (method.act_order == ActOrder::static_order && method.static_groups == AutoFlag::no)
     fail(ExitCode::config,
          "{}: method.static_groups: found false, expected true (method.act_order is static)", name);
   if (method.act_order != ActOrder::none && method.prunes() && method.name != MethodName::sparsegpt)

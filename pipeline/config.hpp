@@ -48,8 +48,7 @@ struct Override {
 struct EvaluateSettings {
   /// The loss of the dense and the compressed model on the calibration text; automatic: where
   /// another job of the run differs in propagation only.
-  enum class CalibrationLoss { automatic, no, yes };
-  CalibrationLoss calibration_loss = CalibrationLoss::automatic;
+  AutoFlag calibration_loss = AutoFlag::automatic;
   std::string tokens;
   int64_t window = 2048;
   int64_t stride = 2048;
@@ -63,8 +62,8 @@ struct RunConfig {
     method.bits = 0;
     method.act_order = ActOrder::automatic;
     method.error_measure = ErrorMeasure::automatic;
-    method.static_groups = StaticGroups::automatic;
-    method.mse = ScaleSearch::automatic;
+    method.static_groups = AutoFlag::automatic;
+    method.mse = AutoFlag::automatic;
   }
 
   fs::path model;
@@ -114,6 +113,8 @@ std::string forward_key(const RunConfig& config);
 
 /// Whether all that their results depend on is the same but the propagation, which is not.
 bool differ_in_propagation_only(const RunConfig& a, const RunConfig& b);
+/// Whether a job measures its loss; `beside`: another of the run differs in propagation only.
+bool measures_loss(const RunConfig& config, bool beside);
 
 /// The table of keys: Markdown for docs/config.md.
 std::string config_markdown();

@@ -283,6 +283,11 @@ std::string forward_key(const RunConfig& config) {
   return text;
 }
 
+bool measures_loss(const RunConfig& config, bool beside) {
+  const AutoFlag asked = config.evaluate.calibration_loss;
+  return asked == AutoFlag::automatic ? beside : asked == AutoFlag::yes;
+}
+
 bool differ_in_propagation_only(const RunConfig& a, const RunConfig& b) {
   RunConfig alike = b;
   alike.propagation = a.propagation;

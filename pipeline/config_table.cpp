@@ -33,20 +33,16 @@ const Words<at::ScalarType> scale_dtypes{{{"auto", at::ScalarType::Undefined},
                                           {"float32", at::kFloat},
                                           {"bfloat16", at::kBFloat16},
                                           {"float16", at::kHalf}}};
-const Words<ScaleSearch> searches{
-    {{"auto", ScaleSearch::automatic}, {"true", ScaleSearch::yes}, {"false", ScaleSearch::no}}};
-const Words<StaticGroups> static_groups{
-    {{"auto", StaticGroups::automatic}, {"true", StaticGroups::yes}, {"false", StaticGroups::no}}};
+const Words<AutoFlag> auto_flags{
+    {{"auto", AutoFlag::automatic}, {"true", AutoFlag::yes}, {"false", AutoFlag::no}}};
 const Words<GroupParameters> group_parameters{
     {{"published", GroupParameters::published}, {"current", GroupParameters::current}}};
 const Words<ErrorMeasure> error_measures{{{"auto", ErrorMeasure::automatic},
                                           {"hessian", ErrorMeasure::hessian},
                                           {"norms", ErrorMeasure::norms}}};
 const Words<ScaleLoss> scale_losses{{{"linear", ScaleLoss::linear}, {"module", ScaleLoss::module}}};
-using CalibrationLoss = EvaluateSettings::CalibrationLoss;
-const Words<CalibrationLoss> calibration_losses{{{"auto", CalibrationLoss::automatic},
-                                                 {"false", CalibrationLoss::no},
-                                                 {"true", CalibrationLoss::yes}}};
+const Words<AutoFlag> calibration_losses{
+    {{"auto", AutoFlag::automatic}, {"false", AutoFlag::no}, {"true", AutoFlag::yes}}};
 const Words<Propagation> propagations{
     {{"sequential", Propagation::sequential}, {"dense", Propagation::dense}}};
 const Words<bool> layer_sparsities{{{"uniform", false}, {"owl", true}}};
@@ -251,8 +247,8 @@ const std::vector<Key<RunConfig>>& config_keys() {
       integer_key<C>("method.group_size", FIELD(method.group_size), group_rule, "Columns that share a scale; -1: a whole row. Must divide the inputs of every layer."),
       flag_key<C>("method.symmetric", FIELD(method.symmetric), "Zero point fixed at the middle code."),
       word_key<C>("method.act_order", FIELD(method.act_order), orders, "Order of the columns: as stored, or by falling diagonal of the Hessian with static or dynamic groups; auto: static for gptq with static groups and for sparsegpt that only prunes an n:m pattern, else none. sparsegpt may take static too (an n:m pattern moves its runs of columns as a whole), and dynamic where bits are set; wanda and magnitude know no order."),
-      word_key<C>("method.static_groups", FIELD(method.static_groups), static_groups, "Scales of all groups are set before the first column; act_order static needs it. auto: true, but false where sparsegpt quantises too, whose kept weights grow beyond a range set before as they make good for pruned ones."),
-      word_key<C>("method.mse", FIELD(method.mse), searches, "Search the clipping range that has the least error (80 of them, which may take as long as the rest of a job). auto: true for gptq with 2 or 3 bits."),
+      word_key<C>("method.static_groups", FIELD(method.static_groups), auto_flags, "Scales of all groups are set before the first column; act_order static needs it. auto: true, but false where sparsegpt quantises too, whose kept weights grow beyond a range set before as they make good for pruned ones."),
+      word_key<C>("method.mse", FIELD(method.mse), auto_flags, "Search the clipping range that has the least error (80 of them, which may take as long as the rest of a job). auto: true for gptq with 2 or 3 bits."),
       number_key<C>("method.damping", FIELD(method.damping), {0.0, 1.0}, "Fraction of the Hessian's mean diagonal that is added to its diagonal; raised step by step where the factorisation fails."),
       integer_key<C>("method.block_size", FIELD(method.block_size), {1, 1 << 20}, "Columns between lazy updates."),
       word_key<C>("method.scale_dtype", FIELD(method.scale_dtype), scale_dtypes, "Type that scales are rounded to before codes are computed; auto: the one the model is stored in, or computes in where that is shorter."),

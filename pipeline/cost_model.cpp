@@ -41,7 +41,7 @@ class CostModel {
     else
       for (const auto& shard : shards) add(shard);
     add_output();
-    if (config_.evaluate.calibration_loss == EvaluateSettings::CalibrationLoss::yes) add_loss();
+    if (config_.evaluate.calibration_loss == AutoFlag::yes) add_loss();
     return seconds_;
   }
 

@@ -35,25 +35,20 @@ void ask(Outbox& questions, const Job& job, int source) {
 }
 
 /// Asks all sources at once: MPI keeps what they send apart.
-class HostInbox : public LeafInbox {
- public:
-  HostInbox(const Communicator& world, const SharedStop& stop, const Job& job,
-            const std::vector<Leaf>& owned, Outbox& questions, std::function<void()> meanwhile)
-      : received_(
-            world, stop, owned, static_cast<int64_t>(job.leaves.size()),
-            lane(job, shard_of(job, world)),
-            [&](const Leaf& leaf) { return source_of(job, leaf, world); },
-            job.calibration.tokens.size(1), job.session.model.shape().hidden,
-            job.session.model.shape().compute_dtype, std::move(meanwhile)) {
-    std::set<int> sources;
-    for (const auto& leaf : owned) sources.insert(source_of(job, leaf, world));
-    for (const int source : sources) ask(questions, job, source);
-  }
-  at::Tensor take(size_t leaf) override { return received_.take(leaf); }
-
- private:
-  BoundaryInbox received_;
-};
+std::unique_ptr<LeafInbox> ask_on_host(const Communicator& world, const SharedStop& stop,
+                                       const Job& job, const std::vector<Leaf>& owned,
+                                       Outbox& questions, std::function<void()> meanwhile) {
+  const auto& shape = job.session.model.shape();
+  const auto source = [&](const Leaf& leaf) { return source_of(job, leaf, world); };
+  auto inbox = std::make_unique<BoundaryInbox>(
+      world, stop, owned, static_cast<int64_t>(job.leaves.size()), lane(job, shard_of(job, world)),
+      source, job.calibration.tokens.size(1), shape.hidden, shape.compute_dtype,
+      std::move(meanwhile));
+  std::set<int> sources;
+  for (const auto& leaf : owned) sources.insert(source(leaf));
+  for (const int rank : sources) ask(questions, job, rank);
+  return inbox;
+}
 
 /// By NCCL, where what is posted first must come first: one source after the other, in the order of
 /// their ranks, each asked when the one before has sent all of its leaves. So nothing is posted
@@ -62,11 +57,9 @@ class DeviceInbox : public LeafInbox {
  public:
   DeviceInbox(const Communicator& world, const SharedStop& stop, const Job& job,
               const std::vector<Leaf>& owned, Outbox& questions, std::function<void()> meanwhile)
-      : world_(world),
-        stop_(stop),
+      : LeafInbox(world, stop, std::move(meanwhile)),
         job_(job),
         questions_(questions),
-        meanwhile_(std::move(meanwhile)),
         parcels_(owned.size()) {
     const auto& shape = job.session.model.shape();
     const auto options = at::device(job.session.context.device.memory).dtype(shape.compute_dtype);
@@ -102,23 +95,15 @@ class DeviceInbox : public LeafInbox {
     ask(questions_, job_, source);
     for (auto& parcel : parcels_)
       if (parcel.source == source)
-        parcel.request = receive_tensors(world_, {parcel.hidden}, source);
+        parcel.request = receive_tensors(world(), {parcel.hidden}, source);
   }
 
-  void wait_for(Parcel& parcel) {
-    bool came = false;
-    world_.wait_until({"outputs of a shard", parcel.source}, [&] {
-      meanwhile_();
-      return (came = parcel.request.done()) || stop_.requested();
-    });
-    if (!came) throw Stopped();
+  void wait_for(Parcel& parcel) const {
+    LeafInbox::wait_for(parcel.request, {"outputs of a shard", parcel.source});
   }
 
-  const Communicator& world_;
-  const SharedStop& stop_;
   const Job& job_;
   Outbox& questions_;
-  std::function<void()> meanwhile_;
   std::vector<Parcel> parcels_;  // a leaf each
   std::set<int> to_ask_;
 };
@@ -205,7 +190,7 @@ LeafInbox& ShardBefore::ask(const Job& job, const std::vector<Leaf>& owned) {
   if (reaches_devices(world_, job.session.context.device))
     inbox_ = std::make_unique<DeviceInbox>(world_, stop_, job, owned, questions_, serve);
   else
-    inbox_ = std::make_unique<HostInbox>(world_, stop_, job, owned, questions_, serve);
+    inbox_ = ask_on_host(world_, stop_, job, owned, questions_, serve);
   return *inbox_;
 }
 

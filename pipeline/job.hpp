@@ -47,6 +47,12 @@ struct Job {
 /// Of the job and the content of its calibration set: equal where results are.
 std::string job_id(const Session& session, const std::string& calibration_hash);
 
+/// What is on disk of the layers of the job with this id, made ready to go on: what was being
+/// written is removed. Rank 0 scans, all know: collective. A layer of another job is
+/// ExitCode::config.
+std::vector<std::optional<LayerHeader>> scan_committed(const Session& session,
+                                                       const std::string& id);
+
 /// Divides a rank's time among its jobs: all of it belongs to some job.
 class TimeAccount {
  public:

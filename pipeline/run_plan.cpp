@@ -45,24 +45,16 @@ int64_t sequential_jobs(const std::vector<JobToPlan>& jobs) {
       jobs, [](const JobToPlan& job) { return job.config.propagation == Propagation::sequential; });
 }
 
-/// Whether a job measures its loss, which `auto` leaves to the other jobs.
-EvaluateSettings::CalibrationLoss loss_of(const RunConfig& config,
-                                          const std::vector<JobToPlan>& jobs) {
-  using CalibrationLoss = EvaluateSettings::CalibrationLoss;
-  if (config.evaluate.calibration_loss != CalibrationLoss::automatic)
-    return config.evaluate.calibration_loss;
-  const bool beside = std::ranges::any_of(jobs, [&](const JobToPlan& other) {
-    return differ_in_propagation_only(config, other.config);
-  });
-  return beside ? CalibrationLoss::yes : CalibrationLoss::no;
-}
-
 PlannedJob planned(const JobToPlan& job, const LayoutSettings& layout, int ranks,
                    const Machine& machine, bool followed, const std::vector<JobToPlan>& jobs) try {
   const bool named = jobs.size() > 1;
   RunConfig config = job.config;
   config.layout = layout;
-  config.evaluate.calibration_loss = loss_of(job.config, jobs);
+  const bool beside = std::ranges::any_of(jobs, [&](const JobToPlan& other) {
+    return differ_in_propagation_only(job.config, other.config);
+  });
+  config.evaluate.calibration_loss =
+      measures_loss(job.config, beside) ? AutoFlag::yes : AutoFlag::no;
   PlannedJob result{job.config, job.sizes,
                     make_plan(config, job.sizes, ranks, machine, job.sharing, followed)};
   if (named && result.plan.layout.split())

@@ -197,6 +197,12 @@ void MpiBackend::wait_for(MPI_Request& request, const char* what, int peer,
   wait_until(*activity(), {what, peer}, done, patience);
 }
 
+void MpiBackend::finish(Request& request, const char* what, int peer,
+                        std::chrono::microseconds patience) {
+  const auto done = [&] { return request.done(); };
+  wait_until(*activity(), {what, world_rank_of(peer)}, done, patience);
+}
+
 std::chrono::microseconds MpiBackend::meet_for(int64_t bytes) {
   if (bytes < large_message) return usual_patience;
   barrier();
@@ -210,7 +216,9 @@ void MpiBackend::barrier() {
 }
 
 void MpiBackend::broadcast(std::span<std::byte> data, int root) {
-  broadcast_pieces(data, root, meet_for(static_cast<int64_t>(data.size())));
+  const auto patience = meet_for(static_cast<int64_t>(data.size()));
+  Request request = begin_broadcast(data, root);
+  finish(request, "broadcast", root, patience);
 }
 
 Request MpiBackend::begin_broadcast(std::span<std::byte> data, int root) {
@@ -221,18 +229,6 @@ Request MpiBackend::begin_broadcast(std::span<std::byte> data, int root) {
               "MPI_Ibcast");
         return request;
       });
-}
-
-void MpiBackend::broadcast_pieces(std::span<std::byte> data, int root,
-                                  std::chrono::microseconds patience) {
-  const auto bytes = static_cast<int64_t>(data.size());
-  for (int64_t offset = 0; offset < bytes; offset += chunk_bytes) {
-    MPI_Request request;
-    check(MPI_Ibcast(data.data() + offset, static_cast<int>(std::min(chunk_bytes, bytes - offset)),
-                     MPI_BYTE, root, handle_, &request),
-          "MPI_Ibcast");
-    wait_for(request, "broadcast", world_rank_of(root), patience);
-  }
 }
 
 void MpiBackend::all_reduce(void* data, int64_t count, Element element, ReduceOp op) {
@@ -273,34 +269,30 @@ void MpiBackend::reduce_scatter(std::span<const std::span<std::byte>> chunks, MP
     const auto first = std::min(chunk.size(), static_cast<size_t>(piece * piece_bytes));
     return chunk.subspan(first, std::min(chunk.size() - first, size_t{piece_bytes}));
   };
-  std::array<std::vector<std::byte>, 2> buffers;
-  for (auto& buffer : buffers) buffer.resize(piece_bytes);
-  const auto finish = [&](Request& request, int peer) {
-    wait_until(
-        *activity(), {"all_reduce", peer}, [&] { return request.done(); }, patience);
-  };
+  // By turns: room for what comes, and the messages.
+  std::array<std::vector<std::byte>, 2> room{std::vector<std::byte>(piece_bytes),
+                                             std::vector<std::byte>(piece_bytes)};
+  std::array<Request, 2> sent, received;
   for (int step = 0; step + 1 < size_; ++step) {
     const auto& out = chunks[static_cast<size_t>((rank_ - step + size_) % size_)];
     const auto& in = chunks[static_cast<size_t>((previous() - step + size_) % size_)];
-    std::vector<Request> sent;
-    for (int64_t piece = 0; piece < pieces; ++piece)
-      sent.push_back(send(piece_of(out, piece), next(), ring_tag));
-    std::array<Request, 2> coming;
-    const auto expect = [&](int64_t piece) {
-      const auto buffer = std::span(buffers[static_cast<size_t>(piece % 2)]);
-      coming[static_cast<size_t>(piece % 2)] =
-          receive(buffer.first(piece_of(in, piece).size()), previous(), ring_tag);
+    const auto start = [&](int64_t piece) {
+      const auto turn = static_cast<size_t>(piece % 2);
+      sent[turn] = send(piece_of(out, piece), next(), ring_tag);
+      received[turn] =
+          receive(std::span(room[turn]).first(piece_of(in, piece).size()), previous(), ring_tag);
     };
-    expect(0);
+    start(0);
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      if (piece + 1 < pieces) expect(piece + 1);
-      finish(coming[static_cast<size_t>(piece % 2)], world_rank_of(previous()));
+      if (piece + 1 < pieces) start(piece + 1);
+      const auto turn = static_cast<size_t>(piece % 2);
+      finish(received[turn], "all_reduce", previous(), patience);
       const auto into = piece_of(in, piece);
-      check(MPI_Reduce_local(buffers[static_cast<size_t>(piece % 2)].data(), into.data(),
-                             static_cast<int>(into.size()) / width, type, operation),
+      check(MPI_Reduce_local(room[turn].data(), into.data(), static_cast<int>(into.size()) / width,
+                             type, operation),
             "MPI_Reduce_local");
+      finish(sent[turn], "all_reduce", next(), patience);
     }
-    for (auto& request : sent) finish(request, world_rank_of(next()));
   }
 }
 
@@ -312,8 +304,8 @@ void MpiBackend::pass_round(std::span<const std::span<std::byte>> parts, int who
     };
     Request sent = send(part(0), next(), ring_tag);
     Request received = receive(part(1), previous(), ring_tag);
-    const auto both = [&] { return received.done() && sent.done(); };
-    wait_until(*activity(), {"all_gather", world_rank_of(previous())}, both, patience);
+    finish(received, "all_gather", previous(), patience);
+    finish(sent, "all_gather", next(), patience);
   }
 }
 

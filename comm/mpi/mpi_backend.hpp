@@ -53,11 +53,12 @@ class MpiBackend : public Communicator::Backend {
  private:
   void wait_for(MPI_Request& request, const char* what, int peer = Wait::all,
                 std::chrono::microseconds patience = usual_patience);
+  /// Waits for a message from or to rank `peer` of this communicator.
+  void finish(Request& request, const char* what, int peer, std::chrono::microseconds patience);
   /// A large message moves in many pieces, and each one waits for a rank that sleeps. So all ranks
   /// meet first, which may take long, and then stay awake for as long as the bytes should take.
   /// Collective; returns that time.
   std::chrono::microseconds meet_for(int64_t bytes);
-  void broadcast_pieces(std::span<std::byte> data, int root, std::chrono::microseconds patience);
   /// Each rank has parts[whole] and sends to the next what it has got from the one before.
   void pass_round(std::span<const std::span<std::byte>> parts, int whole,
                   std::chrono::microseconds patience);

@@ -15,7 +15,7 @@ bool is_valid(const lanes::Pattern& pattern) {
 bool finds_scales_between_columns(const MethodSettings& settings) {
   const bool dynamic =
       settings.act_order == ActOrder::dynamic_order ||
-      (settings.static_groups == StaticGroups::no && settings.act_order == ActOrder::none);
+      (settings.static_groups == AutoFlag::no && settings.act_order == ActOrder::none);
   return settings.name == MethodName::sparsegpt && settings.quantises() &&
          settings.group_size > 0 && dynamic &&
          settings.group_parameters == GroupParameters::current;
@@ -82,23 +82,23 @@ std::optional<lanes::Pattern> parse_pattern(const std::string& text) {
 
 MethodSettings settle(MethodSettings settings) {
   if (settings.bits == 0) settings.bits = settings.prunes() ? unquantised_bits : 4;
-  if (settings.static_groups == StaticGroups::automatic) {
+  if (settings.static_groups == AutoFlag::automatic) {
     // Weights that make good for pruned ones grow beyond a range that was set before.
     const bool grow = settings.name == MethodName::sparsegpt && settings.quantises() &&
                       settings.act_order != ActOrder::static_order;
-    settings.static_groups = grow ? StaticGroups::no : StaticGroups::yes;
+    settings.static_groups = grow ? AutoFlag::no : AutoFlag::yes;
   }
   if (settings.act_order == ActOrder::automatic) {
     const bool prunes_runs = settings.name == MethodName::sparsegpt && !settings.quantises() &&
                              settings.sparsity.pattern.of > 0;
     const bool orders = prunes_runs || (settings.name == MethodName::gptq &&
-                                        settings.static_groups == StaticGroups::yes);
+                                        settings.static_groups == AutoFlag::yes);
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
-  if (settings.mse == ScaleSearch::automatic) {
+  if (settings.mse == AutoFlag::automatic) {
     constexpr int few_bits = 3;  // with 4 it gains less, and takes longer than the rest
     const bool searches = settings.name == MethodName::gptq && settings.bits <= few_bits;
-    settings.mse = searches ? ScaleSearch::yes : ScaleSearch::no;
+    settings.mse = searches ? AutoFlag::yes : AutoFlag::no;
   }
   if (settings.error_measure == ErrorMeasure::automatic)
     settings.error_measure =
@@ -113,7 +113,7 @@ void check_settings(const MethodSettings& settings) {
          settings.prunes() ? " or 16" : "");
   if (settings.act_order == ActOrder::automatic ||
       settings.error_measure == ErrorMeasure::automatic ||
-      settings.static_groups == StaticGroups::automatic || settings.mse == ScaleSearch::automatic)
+      settings.static_groups == AutoFlag::automatic || settings.mse == AutoFlag::automatic)
     fail(ExitCode::internal, "settings are left to the method, expected settled ones");
   if (settings.act_order != ActOrder::none && settings.prunes() &&
       settings.name != MethodName::sparsegpt)

@@ -29,8 +29,8 @@ constexpr bool prunes(MethodName name) {
 }
 
 enum class ActOrder { automatic, none, static_order, dynamic_order };
-enum class StaticGroups { automatic, no, yes };
-enum class ScaleSearch { automatic, no, yes };
+/// Of settings that may be left to the method, or to the run.
+enum class AutoFlag { automatic, no, yes };
 enum class GroupParameters { published, current };
 enum class ScaleLoss { linear, module };
 
@@ -66,10 +66,10 @@ struct MethodSettings {
   int64_t group_size = 128;  // -1: a whole row
   bool symmetric = true;
   ActOrder act_order = ActOrder::static_order;
-  StaticGroups static_groups = StaticGroups::yes;
-  ScaleSearch mse = ScaleSearch::no;  // search the clipping range (published grid)
-  double damping = 0.01;              // fraction of mean(diag H)
-  int64_t block_size = 128;           // columns between lazy updates
+  AutoFlag static_groups = AutoFlag::yes;
+  AutoFlag mse = AutoFlag::no;  // search the clipping range (published grid)
+  double damping = 0.01;        // fraction of mean(diag H)
+  int64_t block_size = 128;     // columns between lazy updates
   at::ScalarType scale_dtype = at::kFloat;
   GroupParameters group_parameters = GroupParameters::current;
   Sparsity sparsity;

@@ -21,7 +21,7 @@ lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype)
   grid.quantises = settings.quantises();
   grid.largest_code = float((1 << settings.bits) - 1);
   grid.symmetric = settings.symmetric;
-  grid.search = settings.mse == ScaleSearch::yes;
+  grid.search = settings.mse == AutoFlag::yes;
   grid.scale = format_of(settings.scale_dtype, "scale_dtype");
   grid.weight = format_of(weight_dtype, "the weight's dtype");
   return grid;
@@ -43,7 +43,7 @@ Groups lay_out_groups(const MethodSettings& settings, const at::Tensor& permutat
   const bool whole_rows = settings.group_size == -1;
   groups.by_position = settings.act_order == ActOrder::dynamic_order && !whole_rows;
   const bool fixed =
-      settings.static_groups == StaticGroups::yes && settings.act_order != ActOrder::dynamic_order;
+      settings.static_groups == AutoFlag::yes && settings.act_order != ActOrder::dynamic_order;
   groups.dynamic = !whole_rows && !fixed && settings.act_order != ActOrder::static_order;
   if (!groups.by_position) {
     const auto* column = permutation.const_data_ptr<int64_t>();

@@ -81,7 +81,7 @@ evaluate: {perplexity: {tokens: "a b.safetensors", window: 512, stride: 256}}
   EXPECT_EQ(config.method.name, MethodName::nearest);
   EXPECT_EQ(config.method.group_size, -1);
   EXPECT_FALSE(config.method.symmetric);
-  EXPECT_EQ(config.method.mse, ScaleSearch::yes);
+  EXPECT_EQ(config.method.mse, AutoFlag::yes);
   EXPECT_DOUBLE_EQ(config.method.damping, 1e-3);
   EXPECT_EQ(config.method.scale_dtype, at::kHalf);
   EXPECT_EQ(config.method.group_parameters, GroupParameters::published);
@@ -204,30 +204,29 @@ TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
   const auto groups = [](const std::string& method) {
     return settings_for(parse("method: {" + method + "}\n"), "o_proj")->static_groups;
   };
-  EXPECT_EQ(groups("name: gptq"), StaticGroups::yes);
-  EXPECT_EQ(groups("name: gptq, static_groups: false"), StaticGroups::no);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4"), StaticGroups::yes);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4"), StaticGroups::no);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: dynamic"), StaticGroups::no);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: static"), StaticGroups::yes);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, static_groups: true"),
-            StaticGroups::yes);
-  EXPECT_EQ(groups("name: wanda, pattern: 2:4, bits: 4"), StaticGroups::yes);
+  EXPECT_EQ(groups("name: gptq"), AutoFlag::yes);
+  EXPECT_EQ(groups("name: gptq, static_groups: false"), AutoFlag::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4"), AutoFlag::yes);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4"), AutoFlag::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: dynamic"), AutoFlag::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: static"), AutoFlag::yes);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, static_groups: true"), AutoFlag::yes);
+  EXPECT_EQ(groups("name: wanda, pattern: 2:4, bits: 4"), AutoFlag::yes);
 }
 
 TEST(Config, ScalesAreSearchedWhereGptqHasFewBits) {
   const RunConfig config =
       parse("overrides: [{match: k_proj, bits: 3}, {match: v_proj, bits: 2, method: nearest}]\n");
-  EXPECT_EQ(settings_for(config, "q_proj")->mse, ScaleSearch::no);
-  EXPECT_EQ(settings_for(config, "k_proj")->mse, ScaleSearch::yes);
-  EXPECT_EQ(settings_for(config, "v_proj")->mse, ScaleSearch::no);
+  EXPECT_EQ(settings_for(config, "q_proj")->mse, AutoFlag::no);
+  EXPECT_EQ(settings_for(config, "k_proj")->mse, AutoFlag::yes);
+  EXPECT_EQ(settings_for(config, "v_proj")->mse, AutoFlag::no);
   const auto search = [](const std::string& method) {
     return settings_for(parse("method: {" + method + "}\n"), "o_proj")->mse;
   };
-  EXPECT_EQ(search("bits: 3"), ScaleSearch::yes);
-  EXPECT_EQ(search("bits: 3, mse: false"), ScaleSearch::no);
-  EXPECT_EQ(search("bits: 8, mse: true"), ScaleSearch::yes);
-  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), ScaleSearch::no);
+  EXPECT_EQ(search("bits: 3"), AutoFlag::yes);
+  EXPECT_EQ(search("bits: 3, mse: false"), AutoFlag::no);
+  EXPECT_EQ(search("bits: 8, mse: true"), AutoFlag::yes);
+  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), AutoFlag::no);
 }
 
 TEST(Config, LayersTakeTheirOwnMethodAndSparsity) {

@@ -2,19 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/storage/temporary_folder.hpp"
+
 namespace selfcal {
 namespace {
 
 TEST(DiskRatesTest, AreMeasuredAndLeaveNothing) {
-  const fs::path folder = fs::path(testing::TempDir()) / "disk_rates_test";
-  fs::create_directory(folder);
+  const TemporaryFolder folder;
   const auto rates = measure_disk(folder / "runs" / "not-yet-there");
   ASSERT_TRUE(rates.has_value());
   EXPECT_GT(rates->bandwidth, 1e5);
   EXPECT_GT(rates->commit, 0);
   EXPECT_LT(rates->commit, 60);
-  EXPECT_TRUE(fs::is_empty(folder));
-  fs::remove(folder);
+  EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
 TEST(DiskRatesTest, AreNotKnownWhereNothingCanBeWritten) {

@@ -58,21 +58,21 @@ std::vector<Case> cases() {
   s.act_order = ActOrder::dynamic_order;
   add("dynamic_order", s);
   s = gptq(3, 48);
-  s.static_groups = StaticGroups::no;
+  s.static_groups = AutoFlag::no;
   add("groups_on_the_way", s, 330);
   s.group_parameters = GroupParameters::published;
   s.scale_dtype = at::kHalf;
   add("groups_as_published", s);
   s = gptq(4, 200);  // longer than a block
-  s.static_groups = StaticGroups::no;
+  s.static_groups = AutoFlag::no;
   s.scale_dtype = at::kBFloat16;
   add("groups_longer_than_blocks", s, 500);
   s = gptq(2, -1);
-  s.mse = ScaleSearch::yes;
+  s.mse = AutoFlag::yes;
   add("whole_rows_searched", s, 130);
   s = gptq(4, 32);
-  s.mse = ScaleSearch::yes;
-  s.static_groups = StaticGroups::no;
+  s.mse = AutoFlag::yes;
+  s.static_groups = AutoFlag::no;
   s.block_size = 64;
   add("groups_searched_on_the_way", s, 128);
   add("two_of_four", pruner(2, 4));
@@ -83,7 +83,7 @@ std::vector<Case> cases() {
   s.act_order = ActOrder::static_order;
   add("joint_ordered", s);
   s = pruner(2, 4, 3);
-  s.static_groups = StaticGroups::no;
+  s.static_groups = AutoFlag::no;
   s.symmetric = false;
   add("joint_on_the_way", s);
   return all;

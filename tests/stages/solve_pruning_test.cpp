@@ -64,15 +64,15 @@ std::vector<Case> sparsegpt_cases() {
     const std::string name = fmt::format("joint_{}_bits_", bits);
     add(name + "static_groups", joint, [](auto&) {});
     add(name + "ordered", joint, [](auto& s) { s.act_order = ActOrder::static_order; });
-    add(name + "dynamic_groups", joint, [](auto& s) { s.static_groups = StaticGroups::no; });
+    add(name + "dynamic_groups", joint, [](auto& s) { s.static_groups = AutoFlag::no; });
     add(name + "published_groups", joint, [](auto& s) {
-      s.static_groups = StaticGroups::no;
+      s.static_groups = AutoFlag::no;
       s.group_parameters = GroupParameters::published;
     });
     add(name + "whole_rows_asymmetric", joint,
         [](auto& s) { s.group_size = -1, s.symmetric = false; });
     add(name + "share_dynamic_groups", pruner(MethodName::sparsegpt, {0.5, {}}, bits),
-        [](auto& s) { s.static_groups = StaticGroups::no; });
+        [](auto& s) { s.static_groups = AutoFlag::no; });
   }
   return all;
 }
@@ -369,7 +369,7 @@ TEST(Pruning, BadInputsAreRefused) {
     s.sparsity = {0, {3, 6}};
     s.block_size = 30;
     s.bits = 4;
-    s.static_groups = StaticGroups::no;
+    s.static_groups = AutoFlag::no;
   });
   no_method("expected act_order", [](auto& s) {
     s.name = MethodName::wanda;

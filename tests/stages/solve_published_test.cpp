@@ -20,8 +20,8 @@ MethodSettings settings_of(const nlohmann::json& published) {
   settings.group_size = published["group_size"];
   settings.symmetric = published["symmetric"];
   settings.act_order = published["act_order"] ? ActOrder::static_order : ActOrder::none;
-  settings.static_groups = published["static_groups"] ? StaticGroups::yes : StaticGroups::no;
-  settings.mse = published["mse"] ? ScaleSearch::yes : ScaleSearch::no;
+  settings.static_groups = published["static_groups"] ? AutoFlag::yes : AutoFlag::no;
+  settings.mse = published["mse"] ? AutoFlag::yes : AutoFlag::no;
   settings.damping = published["damp"];
   settings.block_size = published["block"];
   settings.group_parameters = GroupParameters::published;
@@ -136,7 +136,7 @@ TEST_P(PublishedSettingsInBfloat16, WholeNumbersBetweenBlocksComeToTheSame) {
       relative_error(problem, blocks.linear.weight) / relative_error(problem, one.linear.weight);
   // Scales that are found on the way differ too.
   const bool found_on_the_way = settings.group_size > 0 && settings.act_order == ActOrder::none &&
-                                settings.static_groups == StaticGroups::no;
+                                settings.static_groups == AutoFlag::no;
   EXPECT_NEAR(ratio, 1, found_on_the_way ? 2e-3 : 1e-3);
   if (settings.quantises()) {
     const auto codes = [](const MeasuredRows& solved) {

@@ -38,7 +38,7 @@ Scale find_scale(const std::vector<float>& x, const MethodSettings& settings) {
     return Scale{scale, zero};
   };
   Scale best = of_share(1);
-  if (settings.mse == ScaleSearch::yes) {
+  if (settings.mse == AutoFlag::yes) {
     double least = INFINITY;
     for (int i = 0; i < 80; ++i) {
       const Scale tried = of_share(float(1 - i / 100.0));
@@ -119,7 +119,7 @@ ReferenceRows reference(const Problem& problem, const MethodSettings& settings) 
   const at::Tensor u = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).contiguous();
   const double* upper = u.const_data_ptr<double>();
   const int64_t* column = order.const_data_ptr<int64_t>();
-  const bool dynamic = settings.static_groups == StaticGroups::no &&
+  const bool dynamic = settings.static_groups == AutoFlag::no &&
                        settings.act_order != ActOrder::static_order && settings.group_size != -1;
   const bool by_position =
       settings.act_order == ActOrder::dynamic_order && settings.group_size != -1;

@@ -40,30 +40,29 @@ std::vector<Case> cases() {
       {"whole_rows", with([](auto& s) { s.group_size = -1; })},
       {"ragged_groups", with([](auto& s) { s.group_size = 48; })},
       {"two_bits", with([](auto& s) { s.bits = 2, s.symmetric = false; })},
-      {"five_bits", with([](auto& s) { s.bits = 5, s.mse = ScaleSearch::yes; })},
+      {"five_bits", with([](auto& s) { s.bits = 5, s.mse = AutoFlag::yes; })},
       {"six_bits", with([](auto& s) { s.bits = 6, s.symmetric = false; })},
       {"seven_bits", with([](auto& s) { s.bits = 7, s.group_size = -1; })},
       {"eight_bits", with([](auto& s) { s.bits = 8; })},
       {"static_order", with([](auto& s) { s.act_order = ActOrder::static_order; })},
       {"dynamic_order", with([](auto& s) {
-         s.act_order = ActOrder::dynamic_order, s.static_groups = StaticGroups::no;
+         s.act_order = ActOrder::dynamic_order, s.static_groups = AutoFlag::no;
        })},
-      {"dynamic_groups", with([](auto& s) { s.static_groups = StaticGroups::no; })},
-      {"dynamic_groups_beyond_blocks", with([](auto& s) {
-         s.static_groups = StaticGroups::no, s.group_size = 32, s.block_size = 16;
-       })},
+      {"dynamic_groups", with([](auto& s) { s.static_groups = AutoFlag::no; })},
+      {"dynamic_groups_beyond_blocks",
+       with([](auto& s) { s.static_groups = AutoFlag::no, s.group_size = 32, s.block_size = 16; })},
       {"published_groups", with([](auto& s) {
-         s.static_groups = StaticGroups::no, s.group_parameters = GroupParameters::published;
+         s.static_groups = AutoFlag::no, s.group_parameters = GroupParameters::published;
        })},
       {"published_groups_across_blocks", with([](auto& s) {
-         s.static_groups = StaticGroups::no, s.group_size = 24,
+         s.static_groups = AutoFlag::no, s.group_size = 24,
          s.group_parameters = GroupParameters::published;
        })},
       {"one_block", with([](auto& s) { s.block_size = 4096; })},
       {"odd_blocks", with([](auto& s) { s.block_size = 7; })},
-      {"search", with([](auto& s) { s.mse = ScaleSearch::yes, s.bits = 3; })},
+      {"search", with([](auto& s) { s.mse = AutoFlag::yes, s.bits = 3; })},
       {"search_whole_rows",
-       with([](auto& s) { s.mse = ScaleSearch::yes, s.group_size = -1, s.symmetric = false; })},
+       with([](auto& s) { s.mse = AutoFlag::yes, s.group_size = -1, s.symmetric = false; })},
       {"strong_damping", with([](auto& s) { s.damping = 0.5; })},
   };
 }
