@@ -56,6 +56,22 @@ constexpr Number absolute(Number value) {
   return from_bits<Number>(bits(value) & 0x7fffffffu);
 }
 
+/// Whether a comparison holds in any lane.
+template <class Mask>
+constexpr bool any(Mask mask) {
+  if constexpr (sizeof(Mask) < sizeof(uint64_t)) {
+    return mask;
+  } else {
+    struct Words {
+      uint64_t words[sizeof(Mask) / sizeof(uint64_t)];
+    };
+    const Words whole = __builtin_bit_cast(Words, mask);
+    uint64_t found = 0;
+    for (const uint64_t word : whole.words) found |= word;
+    return found != 0;
+  }
+}
+
 /// Added to |value| < 2^22, leaves no room for a fraction; the lowest bits are the integer then.
 constexpr float magic = 0x1.8p23f;
 constexpr float infinity = std::numeric_limits<float>::infinity();

@@ -28,29 +28,29 @@ constexpr Number round_to(Format format, Number value) {
   return from_bits<Number>(bits(finite) | (bits(value) & 0x80000000u));
 }
 
-/// value^2.4 for value >= 0, to about 1e-6; zero where it would underflow.
-template <class Number>
-constexpr Number power_2_4(Number value) {
-  // log2: mantissa in [sqrt 1/2, sqrt 2), then the series of atanh. The exponent, plus 127, is put
-  // into the lowest bits of 2^23.
-  const auto whole = bits(value) + (0x3f800000u - 0x3f3504f3u);
-  const Number exponent = from_bits<Number>((whole >> 23) + 0x4b000000u) - (0x1p23f + 127);
-  const Number mantissa = from_bits<Number>((whole & 0x007fffffu) + 0x3f3504f3u);
-  const Number s = (mantissa - 1.0f) / (mantissa + 1.0f), t = s * s;
-  const Number series = (((t * (1.0f / 9) + 1.0f / 7) * t + 1.0f / 5) * t + 1.0f / 3) * t + 1.0f;
-  const Number logarithm = exponent + s * series * 2.88539008f;
-  // exp2: whole part into the exponent, the rest by Taylor's series.
-  const Number power = clamped(logarithm * 2.4f, -126, 127), integer = power + magic;
-  const Number f = (power - (integer - magic)) * 0.693147181f;
-  Number result = f * (1.0f / 5040) + 1.0f / 720;
-  result = result * f + 1.0f / 120;
-  result = result * f + 1.0f / 24;
-  result = result * f + 1.0f / 6;
-  result = result * f + 0.5f;
-  result = result * f + 1.0f;
-  result = result * f + 1.0f;
-  const Number scaled = from_bits<Number>(bits(result) + (bits(integer) << 23));
-  return power > -126.0f ? scaled : Number{};
+/// values^2.4 for values >= 0, to about 1e-6: the cubes of value * root, root = value^-0.2. Several
+/// side by side, since each waits for its own results.
+template <class Number, int count>
+constexpr void raise_to_2_4(Number (&values)[count]) {
+  Number roots[count]{}, misses[count]{};
+  const auto find_misses = [&] {
+    for (int i = 0; i < count; ++i) {
+      const Number square = roots[i] * roots[i];
+      misses[i] = 1.0f - values[i] * roots[i] * (square * square);
+    }
+  };
+  // Its exponent over -5 (819 is 2^12 / 5) makes a root to 3 %, a polynomial to 1e-4, Newton's step
+  // the rest.
+  for (int i = 0; i < count; ++i)
+    roots[i] = from_bits<Number>(0x4c2a78c0u - (bits(values[i]) >> 12) * 819u);
+  find_misses();
+  for (int i = 0; i < count; ++i)
+    roots[i] *= (misses[i] * 0.122609f + 0.2016505f) * misses[i] + 0.999988f;
+  find_misses();
+  for (int i = 0; i < count; ++i) {
+    const Number power = values[i] * roots[i], refined = power + power * (misses[i] * 0.2f);
+    values[i] = refined * refined * refined;
+  }
 }
 
 template <class Number>
@@ -106,17 +106,18 @@ constexpr ScaleAndZero<Number> parameters_of(const Grid& grid, const Range<Numbe
   return {scale, smaller(round_even(steps), all<Number>(grid.largest_code))};
 }
 
-template <class Number, class Weight>
-constexpr Number distortion(const Grid& grid, const Weight& weight, int64_t first, int64_t last,
-                            const ScaleAndZero<Number>& tried) {
+/// sum error(j)^2.4 over first <= j < last, or, where that is not below `bound` for any lane, part
+/// of the sum.
+template <class Number, class Error>
+constexpr Number sum_of_powers(const Error& error, int64_t first, int64_t last, Number bound) {
+  constexpr int together = 4;
   Number total{};
-  for (int64_t begin = first; begin < last; begin += 32) {
-    Number sum{};
-    for (int64_t j = begin; j < begin + 32 && j < last; ++j) {
-      const Number code = code_of(grid, weight(j), tried);
-      sum += power_2_4(absolute((code - tried.zero) * tried.scale - weight(j)));
-    }
-    total += sum;
+  for (int64_t begin = first; begin < last && any(total < bound); begin += together) {
+    Number values[together]{};
+    for (int i = 0; i < together; ++i)
+      if (begin + i < last) values[i] = error(begin + i);
+    raise_to_2_4(values);
+    total += (values[0] + values[1]) + (values[2] + values[3]);
   }
   return total;
 }
@@ -129,13 +130,29 @@ constexpr ScaleAndZero<Number> scale_and_zero(const Grid& grid, const Weight& we
   const auto range = range_of<Number>(grid, weight, first, last);
   ScaleAndZero<Number> best = parameters_of(grid, range);
   if (!grid.search) return best;
-  constexpr int steps = 100, tried = 80;
+  constexpr int hundredths = 100, tried = 80, between_looks = 8;
   Number least = all<Number>(infinity);
   for (int i = 0; i < tried; ++i) {
-    const float share = static_cast<float>(1 - static_cast<double>(i) / steps);
+    const float share = static_cast<float>(1 - static_cast<double>(i) / hundredths);
     const ScaleAndZero<Number> candidate =
         parameters_of(grid, Range<Number>{range.low * share, range.high * share});
-    const Number error = distortion(grid, weight, first, last, candidate);
+    const Number low = -candidate.zero, high = grid.largest_code - candidate.zero;
+    const auto cut_off = [&](int64_t j) {
+      const Number value = weight(j);
+      return absolute(smaller(larger(value, low * candidate.scale), high * candidate.scale) -
+                      value);
+    };
+    // What a range cuts off, a smaller one cuts off too. (Without symmetry it may lie elsewhere.)
+    if (grid.symmetric && i > 0 && i % between_looks == 0 &&
+        !any(sum_of_powers(cut_off, first, last, least) < 1.001f * least))
+      break;
+    const Number inverse = 1.0f / candidate.scale;
+    const auto rounding_error = [&](int64_t j) {
+      const Number value = weight(j);
+      const Number steps = round_even(smaller(larger(value * inverse, low), high));
+      return absolute(steps * candidate.scale - value);
+    };
+    const Number error = sum_of_powers(rounding_error, first, last, least);
     const auto better = error < least;
     least = better ? error : least;
     best.scale = better ? candidate.scale : best.scale;

@@ -29,6 +29,7 @@ DeviceTiles::DeviceTiles(const MethodSettings& settings, at::ScalarType weight_d
                          const Factor& factor, const kernels::Device& device)
     : settings_(settings),
       grid_(grid_of(settings, weight_dtype)),
+      control_(grid_of_control(settings, weight_dtype)),
       groups_(lay_out_groups(settings, factor.permutation)),
       plain_(plain_groups(settings, factor.permutation.size(0))),
       device_(device),
@@ -120,7 +121,7 @@ at::Tensor DeviceTiles::data_free(const at::Tensor& tiles) const {
     run(course, pruned);
   }
   if (!grid_.quantises) return weight;
-  course.grid = grid_;
+  course.grid = control_;
   course.pattern = {};
   TileSolution rounded = begin(course, weight);
   find_scales(course, rounded);

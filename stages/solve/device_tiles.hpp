@@ -39,7 +39,7 @@ class DeviceTiles {
   TileSolution begin(const Course& course, const at::Tensor& tiles) const;
 
   const MethodSettings& settings_;
-  lanes::Grid grid_;
+  lanes::Grid grid_, control_;
   Groups groups_, plain_;
   kernels::Device device_;
   at::Tensor upper_, unit_, permutation_, position_, live_;

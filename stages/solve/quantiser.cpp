@@ -27,6 +27,12 @@ lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype)
   return grid;
 }
 
+lanes::Grid grid_of_control(const MethodSettings& settings, at::ScalarType weight_dtype) {
+  lanes::Grid grid = grid_of(settings, weight_dtype);
+  grid.search = grid.search && settings.name == MethodName::nearest;
+  return grid;
+}
+
 Groups plain_groups(const MethodSettings& settings, int64_t columns) {
   Groups groups;
   groups.size = settings.group_size == -1 ? columns : std::min(settings.group_size, columns);

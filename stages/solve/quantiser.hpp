@@ -13,6 +13,10 @@ namespace selfcal {
 /// or float16).
 lanes::Grid grid_of(const MethodSettings& settings, at::ScalarType weight_dtype);
 
+/// That of the data-free control: rounded in whole ranges, unless the method is `nearest`, which is
+/// its own control.
+lanes::Grid grid_of_control(const MethodSettings& settings, at::ScalarType weight_dtype);
+
 /// Runs of columns that share a scale and a zero. A method works on positions, which are columns in
 /// the order of the factor's permutation.
 struct Groups {

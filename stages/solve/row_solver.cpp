@@ -131,7 +131,7 @@ TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,
 RowControls RowSolver::controls(const at::Tensor& weight, const at::Tensor& hessian,
                                 at::ScalarType weight_dtype) const {
   const int64_t rows = weight.size(0);
-  const lanes::Grid grid = grid_of(settings, weight_dtype);
+  const lanes::Grid grid = grid_of_control(settings, weight_dtype);
   const Groups groups = plain_groups(settings, weight.size(1));
   const QuadraticForm form(hessian, kernels, context);
   RowControls controls{at::empty({rows}, at::kDouble), at::empty({rows}, at::kDouble)};
