@@ -18,6 +18,7 @@
 #include "pipeline/network_rates.hpp"
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
+#include "pipeline/text_losses.hpp"
 
 namespace selfcal {
 namespace {
@@ -103,7 +104,8 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   for (const auto& given : all_given) {
     auto& model = models[{given.model, given.dtype}];
     if (!model) model = open_for_plan(given, compute.context());
-    const RunConfig config = resolve(given, model->shape());
+    RunConfig config = resolve(given, model->shape());
+    config.evaluate = with_text_size(config.evaluate, model->shape());
     check_linears(config, all_linears(*model));
     // Jobs that differ in less have the same speed.
     const std::tuple kind(std::as_const(model).get(), config.calibration.micro_batch,

@@ -392,7 +392,7 @@ class Run {
   std::optional<Communicator> team_;
   std::deque<Job> jobs_;
   std::optional<WritingAhead> written_;
-  CalibrationLosses losses_;
+  TextLosses losses_;
   std::set<const Job*> running_;
   std::vector<const Job*> failed_;  // in the order that they did
 };

@@ -52,6 +52,8 @@ struct EvaluateSettings {
   std::string tokens;
   int64_t window = 2048;
   int64_t stride = 2048;
+  /// Of the text, once it has been read: how many there are, and tokens of one.
+  int64_t leaves = 0, leaf_tokens = 0;
 };
 
 /// What one job is. A run is a list of them; output, device, threads and layout are the same in

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "pipeline/calibration_loss.hpp"
 #include "pipeline/layer_cost.hpp"
+#include "pipeline/text_losses.hpp"
 #include "stages/generate/micro_batch.hpp"
 
 namespace selfcal {
@@ -41,7 +41,7 @@ class CostModel {
     else
       for (const auto& shard : shards) add(shard);
     add_output();
-    if (config_.evaluate.calibration_loss == AutoFlag::yes) add_loss();
+    add_evaluation();
     return seconds_;
   }
 
@@ -133,15 +133,23 @@ class CostModel {
     add(Phase::write, copies * bytes / machine_.disk);
   }
 
-  /// Of the dense model, then of the compressed one: leaves dealt over all ranks.
-  void add_loss() {
-    const auto leaves = static_cast<double>(cost_.leaves()),
-               tokens = static_cast<double>(calibration_.sequences * calibration_.length) / leaves;
-    const double leaf =
-        static_cast<double>(model_.shape.layers) * cost_.forward_seconds() / leaves +
-        cost_.logits_seconds(tokens);
-    add(Phase::evaluate,
-        2 * leaf * busiest(std::min(cost_.leaves(), leaves_of_loss), layout_.ranks()));
+  /// Of the dense model, then of the compressed one: leaves of so many tokens, dealt over all
+  /// ranks.
+  void add_losses(int64_t leaves, double leaf_tokens) {
+    const double of_calibration = static_cast<double>(calibration_.sequences * calibration_.length);
+    const double leaf = static_cast<double>(model_.shape.layers) * cost_.forward_seconds() *
+                            leaf_tokens / of_calibration +
+                        cost_.logits_seconds(leaf_tokens);
+    add(Phase::evaluate, 2 * leaf * busiest(leaves, layout_.ranks()));
+  }
+
+  void add_evaluation() {
+    const EvaluateSettings& evaluate = config_.evaluate;
+    if (evaluate.calibration_loss == AutoFlag::yes)
+      add_losses(std::min(cost_.leaves(), leaves_of_loss),
+                 static_cast<double>(calibration_.sequences * calibration_.length) /
+                     static_cast<double>(cost_.leaves()));
+    add_losses(evaluate.leaves, static_cast<double>(evaluate.leaf_tokens));
   }
 
   const RunConfig& config_;

@@ -42,6 +42,16 @@ class DeviceMemory : public MemoryModel {
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
   }
 
+  MemoryUse scoring(double tokens) const override {
+    return {"evaluates",
+            {context(),
+             {"embeddings and head", whole_bytes(parts_.outer())},
+             {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
+             {"hidden states of the text", whole_bytes(parts_.hidden_of(tokens))},
+             {"one leaf on its way, or its logits",
+              whole_bytes(std::max(parts_.passing_leaf(), parts_.logits_of_text()))}}};
+  }
+
   void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
     if (edges.waiting > 0)
       use.items.push_back(
@@ -116,6 +126,12 @@ class MemoryBesideDevice : public MemoryModel {
   MemoryUse embedding(int64_t) const override {
     return {"reads the embeddings",
             {program(), {"embeddings and head, on their way", whole_bytes(parts_.outer())}}};
+  }
+
+  MemoryUse scoring(double) const override {
+    MemoryUse use = embedding(0);
+    use.when = "evaluates";
+    return use;
   }
 
   /// Leaves come and go through the host.

@@ -8,8 +8,6 @@
 
 #include "base/log.hpp"
 #include "comm/agreement.hpp"
-#include "pipeline/run_blocks.hpp"
-#include "stages/evaluate/perplexity.hpp"
 #include "stages/export/export.hpp"
 #include "storage/gathered_checkpoint.hpp"
 
@@ -49,34 +47,6 @@ void write_exports(const Job& job, bool changed) {
       log::info("export: {}", directory.string());
     }
   });
-}
-
-std::optional<PerplexityReport> evaluate(const Session& session) {
-  const EvaluateSettings& settings = session.config.evaluate;
-  if (settings.tokens.empty()) return std::nullopt;
-  std::optional<PerplexityReport> report;
-  agree(session.world, [&] {
-    if (session.world.rank() != 0) return;
-    const auto scope = session.timer.measure(Phase::evaluate);
-    const at::Tensor tokens = read_text_tokens(settings.tokens);
-    const OuterWeights outer = session.model.read_outer();
-    const auto measure = [&](const char* what, const BlockSource& blocks) {
-      session.progress.start(what, session.model.shape().layers, "layers");
-      session.progress.update(0);
-      const auto result = measure_perplexity(
-          session.model, tokens, {settings.window, settings.stride}, outer, blocks, session.context,
-          [&](int64_t done, int64_t) { session.progress.update(done); });
-      session.progress.finish();
-      return result;
-    };
-    const auto dense = measure("evaluate dense", dense_blocks(session.model));
-    const auto compressed =
-        measure("evaluate compressed",
-                compressed_blocks(session.model, session.directory.job(session.config.name)));
-    report = PerplexityReport{dense.perplexity, compressed.perplexity, settings.tokens,
-                              dense.windows, settings.window};
-  });
-  return report;
 }
 
 RunReport describe(const Job& job) {
@@ -126,15 +96,15 @@ void tell(const Session& session, const RunReport& report) {
 
 }  // namespace
 
-void finish_job(Job& job, TimeAccount& time, CalibrationLosses& losses) {
+void finish_job(Job& job, TimeAccount& time, TextLosses& losses) {
   const Session& session = job.session;
   const bool changed =
       std::ranges::any_of(job.layers, [](const LayerReport& layer) { return !layer.replayed; });
   gather(job, changed);
   write_exports(job, changed);
   RunReport report = describe(job);
-  report.perplexity = evaluate(session);
-  if (job.measures_loss()) report.calibration_loss = losses.measure(job);
+  report.perplexity = losses.perplexity(job);
+  if (job.measures_loss()) report.calibration_loss = losses.of_calibration(job);
   report.layers = std::move(job.layers);
   time.charge(job);
   RankReport mine = report_of_this_rank(session.world.rank(), job.seconds);

@@ -9,6 +9,7 @@
 #include "base/freed_memory.hpp"
 #include "pipeline/boundary.hpp"
 #include "pipeline/leaves.hpp"
+#include "stages/evaluate/streamed_forward.hpp"
 
 namespace selfcal {
 namespace {
@@ -42,6 +43,16 @@ class HostMemory : public MemoryModel {
             {{"program and libraries", program_bytes},
              {"embeddings and head", whole_bytes(parts_.outer())},
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
+  }
+
+  MemoryUse scoring(double tokens) const override {
+    return {"evaluates",
+            {{"program and libraries", program_bytes},
+             {"embeddings and head", whole_bytes(parts_.outer())},
+             {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
+             {"hidden states of the text", whole_bytes(parts_.hidden_of(tokens))},
+             {"one leaf on its way, or its logits",
+              whole_bytes(std::max(parts_.passing_leaf(), parts_.logits_of_text()))}}};
   }
 
   void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
@@ -174,9 +185,16 @@ double MemoryParts::block() const {
   return static_cast<double>(model_.block_parameters) * model_.element_bytes();
 }
 
+double MemoryParts::logits_of_text() const {
+  return 4.0 * static_cast<double>(tokens_of_logits * model_.shape.vocabulary);
+}
+
 double MemoryParts::hidden(int64_t sequences) const {
-  return static_cast<double>(sequences * config_.calibration.length * model_.shape.hidden) *
-         model_.element_bytes();
+  return hidden_of(static_cast<double>(sequences * config_.calibration.length));
+}
+
+double MemoryParts::hidden_of(double tokens) const {
+  return tokens * static_cast<double>(model_.shape.hidden) * model_.element_bytes();
 }
 
 double MemoryParts::states(int64_t sequences) const {

@@ -42,6 +42,8 @@ class MemoryModel {
   /// inputs of a stage are held while they are needed.
   virtual std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
                                              bool keeps_states) const = 0;
+  /// While text of so many tokens is scored.
+  virtual MemoryUse scoring(double tokens) const = 0;
   /// What of the edges is in this memory.
   virtual void add_edges(MemoryUse& use, const ShardEdges& edges) const = 0;
   /// Of the rank that needs most when a copy is spread over `depth`.
@@ -71,6 +73,8 @@ struct MemoryParts {
   double block() const;
   double written_layer() const;  // the one before, on its way to its file
   double hidden(int64_t sequences) const;
+  double hidden_of(double tokens) const;
+  double logits_of_text() const;
   double states(int64_t sequences) const;  // the inputs of a stage, kept
   double passing_leaf() const;
   double leaves_in_flight(int64_t sequences) const;  // of so many that are sent

@@ -5,6 +5,7 @@
 
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
+#include "pipeline/text_losses.hpp"
 
 namespace selfcal {
 namespace {
@@ -16,10 +17,11 @@ JobToPlan open_job(const RunConfig& given, int sharing, OpenModels& models,
                    const RunEnvironment& environment) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, environment.context);
-  const RunConfig config = resolve(given, model->shape());
+  RunConfig config = resolve(given, model->shape());
   const auto& calibration = config.calibration;
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
     fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
+  config.evaluate = with_text_size(config.evaluate, model->shape());
   check_linears(config, all_linears(*model));
   Machine machine;
   machine.device_memory = environment.device_memory;

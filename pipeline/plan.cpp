@@ -11,6 +11,7 @@
 #include "base/error.hpp"
 #include "pipeline/layout_options.hpp"
 #include "pipeline/leaves.hpp"
+#include "pipeline/text_losses.hpp"
 #include "stages/generate/micro_batch.hpp"
 
 namespace selfcal {
@@ -198,12 +199,29 @@ class Planner {
         memory.add_edges(use, compressing);
         uses.push_back(std::move(use));
       }
+      if (const double tokens = scored_tokens(layout, rank); tokens > 0)
+        uses.push_back(memory.scoring(tokens));
       return uses;
     };
     plan.uses = uses_of(*memory_);
     if (beside_) plan.host_uses = uses_of(*beside_);
     for (const auto& use : plan.uses) plan.memory = std::max(plan.memory, use.total());
     return plan;
+  }
+
+  /// Of the text that takes more room: the evaluation's, or the beginning of the calibration set.
+  double scored_tokens(const Layout& layout, int rank) const {
+    const auto mine = [&](int64_t leaves) {
+      return static_cast<double>((leaves + layout.ranks() - 1 - rank) / layout.ranks());
+    };
+    const EvaluateSettings& evaluate = config_.evaluate;
+    double tokens = mine(evaluate.leaves) * static_cast<double>(evaluate.leaf_tokens);
+    if (evaluate.calibration_loss == AutoFlag::yes) {
+      const auto leaves = std::min(static_cast<int64_t>(leaves_.size()), leaves_of_loss);
+      const int64_t length = config_.calibration.length;
+      tokens = std::max(tokens, mine(leaves) * static_cast<double>(leaf_rows(length) * length));
+    }
+    return tokens;
   }
 
   /// Sequences that a rank has to forward to later shards at a time: a micro-batch as it is

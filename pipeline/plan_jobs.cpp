@@ -35,6 +35,14 @@ double seconds_beside(const Plan& plan, bool shares, bool forward_is_there, bool
   return seconds;
 }
 
+/// What the dense model's losses are found of.
+std::string text_of_evaluation(const RunConfig& config) {
+  const EvaluateSettings& evaluate = config.evaluate;
+  return evaluate.leaves > 0 && evaluate.calibration_loss != AutoFlag::yes
+             ? fmt::format("{} {} {}", config.model.string(), evaluate.tokens, evaluate.window)
+             : forward_key(config);
+}
+
 double sampling_seconds(const Plan& plan) {
   return plan.seconds[static_cast<size_t>(Phase::sample)];
 }
@@ -130,7 +138,8 @@ std::vector<double> seconds_beside_others(const std::vector<PlannedJob>& jobs) {
     const bool weighs = job.config.method.sparsity.by_outliers;
     const bool outliers_are_there = weighs && !weighed.insert(key).second;
     const bool scores = job.plan.seconds[static_cast<size_t>(Phase::evaluate)] > 0;
-    const bool dense_loss_is_there = scores && !scored.insert(key).second;
+    const bool dense_loss_is_there =
+        scores && !scored.insert(text_of_evaluation(job.config)).second;
     const double writing = calibration_is_there ? 0 : sampling_seconds(job.plan);
     written += writing;
     const double waiting = ahead ? std::max(0.0, written - now) : writing;

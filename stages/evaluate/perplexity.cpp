@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 
 #include "base/error.hpp"
@@ -17,7 +19,7 @@ struct Window {
   int64_t length() const { return end - first; }
 };
 
-std::vector<Window> cut_windows(int64_t tokens, const PerplexitySettings& settings) {
+std::vector<Window> windows_of(int64_t tokens, const PerplexitySettings& settings) {
   std::vector<Window> windows;
   for (int64_t first = 0, reached = 0; reached < tokens; first += settings.stride) {
     const int64_t end = std::min(first + settings.window, tokens);
@@ -32,62 +34,90 @@ std::vector<Window> cut_windows(int64_t tokens, const PerplexitySettings& settin
 
 void check(const PerplexitySettings& settings, int64_t tokens, int64_t longest) {
   if (settings.window < 2 || settings.window > longest)
-    fail(ExitCode::config, "perplexity: window {}, expected 2 to {} (what the model reads)",
-         settings.window, longest);
+    fail(ExitCode::config, "window {}, expected 2 to {} (what the model reads)", settings.window,
+         longest);
   if (settings.stride < 1 || settings.stride > settings.window)
-    fail(ExitCode::config, "perplexity: stride {}, expected 1 to the window of {}", settings.stride,
+    fail(ExitCode::config, "stride {}, expected 1 to the window of {}", settings.stride,
          settings.window);
   if (tokens < 2 || (settings.windows > 0 && tokens < settings.window))
-    fail(ExitCode::data, "perplexity: a text of {} tokens, expected {} or more", tokens,
+    fail(ExitCode::data, "a text of {} tokens, expected {} or more", tokens,
          settings.windows > 0 ? settings.window : 2);
 }
 
-/// Leaves of windows, in order; a shorter last window is a leaf of its own.
-std::vector<at::Tensor> read_windows(const at::Tensor& text, std::span<const Window> windows) {
-  const bool short_last = windows.back().length() < windows.front().length();
+ScoredLeaf leaf_of(const at::Tensor& text, std::span<const Window> windows) {
+  ScoredLeaf leaf;
   std::vector<at::Tensor> rows;
-  for (const Window& window : windows) rows.push_back(text.slice(0, window.first, window.end));
-  const auto whole = static_cast<std::ptrdiff_t>(rows.size()) - (short_last ? 1 : 0);
-  auto leaves = cut_rows(at::stack(std::vector(rows.begin(), rows.begin() + whole)));
-  if (short_last) leaves.push_back(rows.back().unsqueeze(0));
-  return leaves;
+  for (const Window& window : windows) {
+    rows.push_back(text.slice(0, window.first, window.end));
+    leaf.scored_from.push_back(window.scored - window.first);
+  }
+  leaf.tokens = at::stack(rows);
+  return leaf;
 }
 
 }  // namespace
 
-void add_losses(const Model& model, const at::Tensor& hidden, const at::Tensor& targets,
-                const OuterWeights& outer, kernels::Context context, double& sum) {
-  for_logits(model, hidden, outer, [&](const at::Tensor& logits, int64_t first) {
-    const at::Tensor losses =
-        kernels::cross_entropy(context, logits,
-                               targets.slice(0, first, first + logits.size(0)).to(logits.device()))
-            .to(at::kCPU);
-    const float* loss = losses.const_data_ptr<float>();
-    for (int64_t i = 0; i < losses.numel(); ++i) sum += loss[i];
-  });
+int64_t ScoredLeaf::scored() const {
+  return tokens.numel() - std::accumulate(scored_from.begin(), scored_from.end(), int64_t{0});
+}
+
+std::vector<ScoredLeaf> cut_windows(const at::Tensor& tokens, const PerplexitySettings& settings,
+                                    int64_t longest) {
+  const at::Tensor text = tokens.reshape({-1}).to(at::kLong);
+  check(settings, text.numel(), longest);
+  const std::vector<Window> all = windows_of(text.numel(), settings);
+  std::span<const Window> rest = all;
+  const auto rows = static_cast<size_t>(rows_of_leaf(settings.window));
+  std::vector<ScoredLeaf> leaves;
+  while (!rest.empty()) {
+    const auto shorter = [&](const Window& window) {
+      return window.length() < rest.front().length();
+    };
+    const auto alike = std::ranges::find_if(rest, shorter) - rest.begin();
+    const size_t count = std::min(rows, static_cast<size_t>(alike));
+    leaves.push_back(leaf_of(text, rest.first(count)));
+    rest = rest.subspan(count);
+  }
+  return leaves;
+}
+
+double loss_of(const Model& model, const ScoredLeaf& leaf, const at::Tensor& hidden,
+               const OuterWeights& outer, kernels::Context context) {
+  const int64_t length = leaf.tokens.size(1);
+  double sum = 0;
+  for (size_t row = 0; row < leaf.scored_from.size(); ++row) {
+    const auto index = static_cast<int64_t>(row);
+    const int64_t from = leaf.scored_from[row];
+    const at::Tensor targets = leaf.tokens[index].slice(0, from, length);
+    const auto add = [&](const at::Tensor& logits, int64_t first) {
+      const at::Tensor expected =
+          targets.slice(0, first, first + logits.size(0)).to(logits.device());
+      const at::Tensor losses = kernels::cross_entropy(context, logits, expected).to(at::kCPU);
+      const float* loss = losses.const_data_ptr<float>();
+      for (int64_t i = 0; i < losses.numel(); ++i) sum += loss[i];
+    };
+    for_logits(model, hidden[index].slice(0, from - 1, length - 1), outer, add);
+  }
+  if (!std::isfinite(sum)) fail(ExitCode::data, "the model's logits are not finite");
+  return sum;
 }
 
 Perplexity measure_perplexity(const Model& model, const at::Tensor& tokens,
                               const PerplexitySettings& settings, const OuterWeights& outer,
                               const BlockSource& blocks, kernels::Context context,
                               const std::function<void(int64_t, int64_t)>& on_block) {
-  const at::Tensor text = tokens.reshape({-1}).to(at::kLong);
-  check(settings, text.numel(), model.shape().maximum_length);
-  const std::vector<Window> windows = cut_windows(text.numel(), settings);
-  const auto leaves = streamed_forward(model, read_windows(text, windows), outer, blocks, on_block);
+  const auto leaves = cut_windows(tokens, settings, model.shape().maximum_length);
+  std::vector<at::Tensor> rows;
+  for (const ScoredLeaf& leaf : leaves) rows.push_back(leaf.tokens);
+  const auto hidden = streamed_forward(model, rows, outer, blocks, on_block);
   Perplexity result;
-  for (const at::Tensor& leaf : leaves)
-    for (const at::Tensor& hidden : leaf.unbind(0)) {
-      const Window& window = windows[static_cast<size_t>(result.windows++)];
-      // The hidden state of a token predicts the next token.
-      add_losses(model, hidden.slice(0, window.scored - 1 - window.first, window.length() - 1),
-                 text.slice(0, window.scored, window.end), outer, context, result.loss);
-      result.tokens += window.end - window.scored;
-    }
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    result.loss += loss_of(model, leaves[i], hidden[i], outer, context);
+    result.tokens += leaves[i].scored();
+    result.windows += leaves[i].tokens.size(0);
+  }
   result.loss /= static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.loss);
-  if (!std::isfinite(result.loss))
-    fail(ExitCode::data, "perplexity: the model's logits are not finite");
   return result;
 }
 

@@ -12,8 +12,12 @@ BlockSource dense_blocks(const Model& model) {
   return [&model](int64_t layer) { return model.read_block(layer); };
 }
 
+int64_t rows_of_leaf(int64_t length) {
+  return std::max<int64_t>(1, 2048 / std::max<int64_t>(1, length));
+}
+
 std::vector<at::Tensor> cut_rows(const at::Tensor& tokens) {
-  return tokens.split(std::max<int64_t>(1, 2048 / std::max<int64_t>(1, tokens.size(1))));
+  return tokens.split(rows_of_leaf(tokens.size(1)));
 }
 
 std::vector<at::Tensor> streamed_forward(const Model& model, const std::vector<at::Tensor>& tokens,
@@ -37,9 +41,8 @@ std::vector<at::Tensor> streamed_forward(const Model& model, const std::vector<a
 
 void for_logits(const Model& model, const at::Tensor& hidden, const OuterWeights& outer,
                 const std::function<void(const at::Tensor&, int64_t)>& use) {
-  constexpr int64_t tokens_together = 256;
   int64_t first = 0;
-  for (const at::Tensor& rows : hidden.reshape({-1, hidden.size(-1)}).split(tokens_together)) {
+  for (const at::Tensor& rows : hidden.reshape({-1, hidden.size(-1)}).split(tokens_of_logits)) {
     use(model.logits(rows, outer), first);
     first += rows.size(0);
   }

@@ -13,8 +13,10 @@ using BlockSource = std::function<BlockWeights(int64_t layer)>;
 /// The dense weights of the model's directory.
 BlockSource dense_blocks(const Model& model);
 
-/// tokens [rows, length], cut into leaves of rows that are computed together: max(1, 2048 /
-/// length).
+/// Rows of `length` tokens that are computed together: max(1, 2048 / length).
+int64_t rows_of_leaf(int64_t length);
+
+/// tokens [rows, length], cut into leaves of so many rows.
 std::vector<at::Tensor> cut_rows(const at::Tensor& tokens);
 
 /// For each leaf of tokens [rows, length] the hidden states after the last block, [rows, length,
@@ -23,6 +25,9 @@ std::vector<at::Tensor> cut_rows(const at::Tensor& tokens);
 std::vector<at::Tensor> streamed_forward(
     const Model& model, const std::vector<at::Tensor>& tokens, const OuterWeights& outer,
     const BlockSource& blocks, const std::function<void(int64_t, int64_t)>& on_block = {});
+
+/// Tokens whose logits are found together.
+inline constexpr int64_t tokens_of_logits = 256;
 
 /// Calls use(logits float32 [n, vocabulary], first token) for runs of tokens of hidden [..,
 /// hidden], in order: logits of a large vocabulary are never in memory for all tokens.

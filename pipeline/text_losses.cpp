@@ -1,0 +1,146 @@
+#include "pipeline/text_losses.hpp"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "pipeline/block_reader.hpp"
+#include "pipeline/config.hpp"
+#include "pipeline/run_blocks.hpp"
+#include "pipeline/timed_agreement.hpp"
+#include "stages/calibrate/exact_sums.hpp"
+
+namespace selfcal {
+namespace {
+
+/// Text on its way through the blocks of one model after another.
+class LossPass {
+ public:
+  /// `text`: on all ranks; `what` is evaluated.
+  LossPass(const Session& session, const std::vector<ScoredLeaf>& text, std::string what)
+      : session_(session), world_(session.world), what_(std::move(what)) {
+    for (size_t i = 0; i < text.size(); ++i) {
+      scored_ += text[i].scored();
+      if (static_cast<int>(i) % world_.size() == world_.rank()) mine_.push_back(text[i]);
+    }
+  }
+
+  /// Mean loss of a token.
+  double operator()(const char* model, const BlockSource& blocks) const {
+    const auto scope = session_.timer.measure(Phase::evaluate);
+    const int64_t layers = session_.model.shape().layers;
+    session_.progress.start(fmt::format("{} {}", what_, model), layers, "layers");
+    session_.progress.update(0);
+    OuterWeights outer;
+    HiddenStates hidden;
+    agree(world_, session_.timer, [&] {
+      if (!mine_.empty()) outer = session_.model.read_outer();
+      for (const auto& leaf : mine_) hidden.emplace_back(session_.model.embed(leaf.tokens, outer));
+    });
+    BlockReader reader(session_, world_, layers, blocks);
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      stop_together(world_, session_.stop);
+      const BlockWeights weights = reader.read(layer);
+      agree(world_, session_.timer, [&] {
+        forward_leaves(session_.model.block(layer), place(weights, session_.model.device()),
+                       hidden);
+      });
+      session_.progress.update(layer + 1);
+    }
+    session_.progress.finish();
+    return add_up(model, hidden, outer) / static_cast<double>(scored_);
+  }
+
+ private:
+  double add_up(const char* model, const HiddenStates& hidden, const OuterWeights& outer) const {
+    ExactSums losses(1);
+    session_.progress.start(fmt::format("{} {}, scores", what_, model),
+                            static_cast<int64_t>(mine_.size()), "leaves of this rank");
+    session_.progress.update(0);
+    agree(world_, session_.timer, [&] {
+      for (size_t i = 0; i < mine_.size(); ++i) try {
+          losses.add({loss_of(session_.model, mine_[i], hidden[i].get(), outer, session_.context)});
+          session_.progress.update(static_cast<int64_t>(i) + 1);
+        } catch (const Error& error) {
+          fail(error.code(), "{}: {}", what_, error.what());
+        }
+    });
+    session_.progress.finish();
+    world_.all_reduce(losses.exponents(), ReduceOp::max);
+    losses.count();
+    world_.all_reduce(losses.sums(), ReduceOp::sum);
+    return losses.at(0);
+  }
+
+  const Session& session_;
+  const Communicator& world_;
+  std::string what_;
+  int64_t scored_ = 0;  // tokens of all ranks
+  std::vector<ScoredLeaf> mine_;
+};
+
+std::vector<ScoredLeaf> beginning_of(const Job& job) {
+  std::vector<ScoredLeaf> text;
+  for (const auto& leaf : job.leaves)
+    if (leaf.index < leaves_of_loss)
+      text.push_back({job.calibration.tokens.narrow(0, leaf.first, leaf.rows).to(at::kLong),
+                      std::vector<int64_t>(static_cast<size_t>(leaf.rows), 1)});
+  return text;
+}
+
+BlockSource compressed_by(const Job& job) {
+  return compressed_blocks(job.session.model, job.session.directory.job(job.name()));
+}
+
+}  // namespace
+
+std::vector<ScoredLeaf> evaluation_text(const EvaluateSettings& settings, const ModelShape& shape) {
+  if (settings.tokens.empty()) return {};
+  if (!fs::exists(settings.tokens))
+    fail(ExitCode::data, "evaluate.perplexity.tokens: {}: no such file", settings.tokens);
+  try {
+    return cut_windows(read_text_tokens(settings.tokens), {settings.window, settings.stride},
+                       shape.maximum_length);
+  } catch (const Error& error) {
+    fail(error.code(), "evaluate.perplexity: {}", error.what());
+  }
+}
+
+EvaluateSettings with_text_size(EvaluateSettings settings, const ModelShape& shape) {
+  const auto text = evaluation_text(settings, shape);
+  settings.leaves = static_cast<int64_t>(text.size());
+  settings.leaf_tokens = text.empty() ? 0 : text.front().tokens.numel();
+  return settings;
+}
+
+std::optional<PerplexityReport> TextLosses::perplexity(const Job& job) {
+  const Session& session = job.session;
+  const EvaluateSettings& settings = session.config.evaluate;
+  if (settings.tokens.empty()) return std::nullopt;
+  std::vector<ScoredLeaf> text;
+  agree(session.world, session.timer,
+        [&] { text = evaluation_text(settings, session.model.shape()); });
+  int64_t windows = 0;
+  for (const auto& leaf : text) windows += leaf.tokens.size(0);
+  const LossPass loss(session, text, "evaluate");
+  const std::string key =
+      fmt::format("{} {} {} {} {}", settings.tokens, settings.window, settings.stride,
+                  session.config.model.string(), session.config.dtype);
+  if (!dense_.contains(key)) dense_[key] = loss("dense", dense_blocks(session.model));
+  const double compressed = loss("compressed", compressed_by(job));
+  return PerplexityReport{std::exp(dense_.at(key)), std::exp(compressed), settings.tokens, windows,
+                          settings.window};
+}
+
+CalibrationLossReport TextLosses::of_calibration(const Job& job) {
+  const Session& session = job.session;
+  const auto text = beginning_of(job);
+  int64_t tokens = 0;
+  for (const auto& leaf : text) tokens += leaf.tokens.numel();
+  const LossPass loss(session, text, "calibration loss");
+  const std::string key = forward_key(session.config);
+  if (!dense_.contains(key)) dense_[key] = loss("dense", dense_blocks(session.model));
+  return {dense_.at(key), loss("compressed", compressed_by(job)), tokens};
+}
+
+}  // namespace selfcal
