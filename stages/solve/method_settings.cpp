@@ -96,7 +96,7 @@ MethodSettings settle(MethodSettings settings) {
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
   if (settings.mse == AutoFlag::automatic) {
-    constexpr int few_bits = 3;  // with 4 it gains less, and takes longer than the rest
+    constexpr int few_bits = 4;  // with more there is little to gain
     const bool searches = settings.name == MethodName::gptq && settings.bits <= few_bits;
     settings.mse = searches ? AutoFlag::yes : AutoFlag::no;
   }

@@ -86,7 +86,7 @@ struct MethodSettings {
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
 /// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
 /// automatic becomes static for GPTQ with static groups and for SparseGPT that only prunes an n:m
-/// pattern, else none; mse automatic becomes yes where GPTQ has 3 bits or fewer, else no;
+/// pattern, else none; mse automatic becomes yes where GPTQ has 4 bits or fewer, else no;
 /// error_measure automatic becomes norms for Wanda, which solves with them, else hessian.
 /// Idempotent.
 MethodSettings settle(MethodSettings settings);

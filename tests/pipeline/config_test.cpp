@@ -216,14 +216,15 @@ TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
 
 TEST(Config, ScalesAreSearchedWhereGptqHasFewBits) {
   const RunConfig config =
-      parse("overrides: [{match: k_proj, bits: 3}, {match: v_proj, bits: 2, method: nearest}]\n");
-  EXPECT_EQ(settings_for(config, "q_proj")->mse, AutoFlag::no);
-  EXPECT_EQ(settings_for(config, "k_proj")->mse, AutoFlag::yes);
+      parse("overrides: [{match: k_proj, bits: 5}, {match: v_proj, bits: 2, method: nearest}]\n");
+  EXPECT_EQ(settings_for(config, "q_proj")->mse, AutoFlag::yes);
+  EXPECT_EQ(settings_for(config, "k_proj")->mse, AutoFlag::no);
   EXPECT_EQ(settings_for(config, "v_proj")->mse, AutoFlag::no);
   const auto search = [](const std::string& method) {
     return settings_for(parse("method: {" + method + "}\n"), "o_proj")->mse;
   };
-  EXPECT_EQ(search("bits: 3"), AutoFlag::yes);
+  EXPECT_EQ(search("bits: 4"), AutoFlag::yes);
+  EXPECT_EQ(search("bits: 5"), AutoFlag::no);
   EXPECT_EQ(search("bits: 3, mse: false"), AutoFlag::no);
   EXPECT_EQ(search("bits: 8, mse: true"), AutoFlag::yes);
   EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), AutoFlag::no);
