@@ -16,29 +16,11 @@
 #include "pipeline/shard.hpp"
 #include "pipeline/sizes.hpp"
 #include "pipeline/writing_ahead.hpp"
-#include "stages/kernels/numeric_kind.hpp"
 #include "storage/job_queue.hpp"
 #include "storage/run_lock.hpp"
 
 namespace selfcal {
 namespace {
-
-/// All ranks must compute the same bits.
-std::string agree_on_numeric_kind(const Communicator& world, const std::string& device_kind) {
-  std::string mine = kernels::numeric_kind();
-  if (!device_kind.empty()) mine += "; " + device_kind;
-  std::string first = mine;
-  int64_t size = static_cast<int64_t>(first.size());
-  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  first.resize(static_cast<size_t>(size));
-  world.broadcast(std::as_writable_bytes(std::span(first)), 0);
-  agree(world, [&] {
-    if (mine != first)
-      fail(ExitCode::config, "ranks would compute different bits: found {}, rank 0 has {}", mine,
-           first);
-  });
-  return mine;
-}
 
 class Run {
  public:

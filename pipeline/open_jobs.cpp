@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <map>
 
+#include "comm/agreement.hpp"
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
 #include "pipeline/text_losses.hpp"
+#include "stages/kernels/numeric_kind.hpp"
 
 namespace selfcal {
 namespace {
@@ -49,6 +51,22 @@ std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
     opened.push_back(
         {config, of_jobs[opened.size()], plan, ahead ? while_writing : std::nullopt, plan.layout});
   return opened;
+}
+
+std::string agree_on_numeric_kind(const Communicator& world, const std::string& device_kind) {
+  std::string mine = kernels::numeric_kind();
+  if (!device_kind.empty()) mine += "; " + device_kind;
+  std::string first = mine;
+  int64_t size = static_cast<int64_t>(first.size());
+  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  first.resize(static_cast<size_t>(size));
+  world.broadcast(std::as_writable_bytes(std::span(first)), 0);
+  agree(world, [&] {
+    if (mine != first)
+      fail(ExitCode::config, "ranks would compute different bits: found {}, rank 0 has {}", mine,
+           first);
+  });
+  return mine;
 }
 
 LeafMemory leaf_memory(const Plan& plan) {

@@ -23,6 +23,10 @@ struct OpenedJob {
 std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
                                 const RunEnvironment& environment);
 
+/// What decides the bits of the arithmetic, which must be the same on all ranks: else
+/// ExitCode::config. Collective.
+std::string agree_on_numeric_kind(const Communicator& world, const std::string& device_kind);
+
 LeafMemory leaf_memory(const Plan& plan);
 
 /// Bytes of a rank of the run at any time of a job.

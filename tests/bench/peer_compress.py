@@ -1,6 +1,7 @@
-"""Compress a model with llm-compressor on given tokens: GPTQ (4 or 3 bits, groups of 64, symmetric), or SparseGPT or Wanda 2:4.
+"""Compress a model with llm-compressor on given tokens: GPTQ (4 or 3 bits, groups of 64, symmetric), SparseGPT or Wanda 2:4,
+or SparseGPT 2:4 and then GPTQ with 4 bits.
 
-usage: peer_compress.py METHOD MODEL TOKENS.safetensors OUT THREADS     METHOD: gptq | gptq3 | sparsegpt | wanda
+usage: peer_compress.py METHOD MODEL TOKENS.safetensors OUT THREADS     METHOD: gptq | gptq3 | sparsegpt | wanda | joint
 prints one JSON line with the seconds of each phase
 """
 import json
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def recipe_of(method):
+    if method == "joint":
+        return [recipe_of("sparsegpt"), recipe_of("gptq")]
     if bits := {"gptq": 4, "gptq3": 3}.get(method):
         weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "actorder": None}
         return GPTQModifier(config_groups={"all": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"])
@@ -35,6 +38,6 @@ loaded = time.time()
 oneshot(model=model, dataset=rows, recipe=recipe_of(method), max_seq_length=tokens.shape[1], num_calibration_samples=len(tokens),
         shuffle_calibration_samples=False)
 compressed = time.time()
-model.save_pretrained(out, save_compressed=True)
+model.save_pretrained(out, save_compressed=method != "joint")
 AutoTokenizer.from_pretrained(model_folder).save_pretrained(out)
 print(json.dumps({"load": loaded - started, "compress": compressed - loaded, "save": time.time() - compressed}))

@@ -71,7 +71,7 @@ class PlanTest(SelfcalCase):
                 for rank in report["ranks"]:
                     measured, planned = rank["peak_memory"], rank["planned_memory"]
                     self.assertGreater(planned, 200 << 20)
-                    self.assertTrue(0.85 < planned / measured < 1.18, f"rank {rank['rank']}: {planned}, found {measured}")
+                    self.assertTrue(0.85 < planned / measured < 1.25, f"rank {rank['rank']}: {planned}, found {measured}")
 
     def test_a_run_that_cannot_fit_does_not_start(self):
         for ranks in (None, 2):
