@@ -16,9 +16,9 @@
 #include "pipeline/devices.hpp"
 #include "pipeline/disk_rates.hpp"
 #include "pipeline/network_rates.hpp"
+#include "pipeline/open_jobs.hpp"
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
-#include "pipeline/text_losses.hpp"
 
 namespace selfcal {
 namespace {
@@ -104,9 +104,7 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   for (const auto& given : all_given) {
     auto& model = models[{given.model, given.dtype}];
     if (!model) model = open_for_plan(given, compute.context());
-    RunConfig config = resolve(given, model->shape());
-    config.evaluate = with_text_size(config.evaluate, model->shape());
-    check_linears(config, all_linears(*model));
+    const RunConfig config = resolve_by(*model, given);
     // Jobs that differ in less have the same speed.
     const std::tuple kind(std::as_const(model).get(), config.calibration.micro_batch,
                           config.calibration.length, config.method.name);

@@ -133,12 +133,15 @@ class CostModel {
     add(Phase::write, copies * bytes / machine_.disk);
   }
 
+  double calibration_tokens() const {
+    return static_cast<double>(calibration_.sequences * calibration_.length);
+  }
+
   /// Of the dense model, then of the compressed one: leaves of so many tokens, dealt over all
   /// ranks.
   void add_losses(int64_t leaves, double leaf_tokens) {
-    const double of_calibration = static_cast<double>(calibration_.sequences * calibration_.length);
     const double leaf = static_cast<double>(model_.shape.layers) * cost_.forward_seconds() *
-                            leaf_tokens / of_calibration +
+                            leaf_tokens / calibration_tokens() +
                         cost_.logits_seconds(leaf_tokens);
     add(Phase::evaluate, 2 * leaf * busiest(leaves, layout_.ranks()));
   }
@@ -147,8 +150,7 @@ class CostModel {
     const EvaluateSettings& evaluate = config_.evaluate;
     if (evaluate.calibration_loss == AutoFlag::yes)
       add_losses(std::min(cost_.leaves(), leaves_of_loss),
-                 static_cast<double>(calibration_.sequences * calibration_.length) /
-                     static_cast<double>(cost_.leaves()));
+                 calibration_tokens() / static_cast<double>(cost_.leaves()));
     add_losses(evaluate.leaves, static_cast<double>(evaluate.leaf_tokens));
   }
 

@@ -42,15 +42,7 @@ class DeviceMemory : public MemoryModel {
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
   }
 
-  MemoryUse scoring(double tokens) const override {
-    return {"evaluates",
-            {context(),
-             {"embeddings and head", whole_bytes(parts_.outer())},
-             {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
-             {"hidden states of the text", whole_bytes(parts_.hidden_of(tokens))},
-             {"one leaf on its way, or its logits",
-              whole_bytes(std::max(parts_.passing_leaf(), parts_.logits_of_text()))}}};
-  }
+  MemoryUse scoring(double tokens) const override { return parts_.scoring(context(), tokens); }
 
   void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
     if (edges.waiting > 0)

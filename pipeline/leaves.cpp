@@ -4,8 +4,6 @@
 
 namespace selfcal {
 
-int64_t leaf_rows(int64_t length) { return std::max<int64_t>(1, 2048 / length); }
-
 std::vector<Leaf> cut_leaves(int64_t sequences, int64_t length, int64_t micro_batch) {
   const int64_t most_rows = leaf_rows(length);
   std::vector<Leaf> leaves;

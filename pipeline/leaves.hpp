@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "stages/evaluate/leaf_rows.hpp"
+
 namespace selfcal {
 
 /// Rows [first, first + rows) of the set, always computed together. No leaf crosses a micro-batch,
@@ -14,9 +16,6 @@ struct Leaf {
   int64_t rows = 0;
   int64_t micro_batch = 0;
 };
-
-/// Sequences of a full leaf: max(1, 2048 / length).
-int64_t leaf_rows(int64_t length);
 
 /// Leaves of at most leaf_rows(length) rows.
 std::vector<Leaf> cut_leaves(int64_t sequences, int64_t length, int64_t micro_batch);

@@ -46,13 +46,7 @@ class HostMemory : public MemoryModel {
   }
 
   MemoryUse scoring(double tokens) const override {
-    return {"evaluates",
-            {{"program and libraries", program_bytes},
-             {"embeddings and head", whole_bytes(parts_.outer())},
-             {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
-             {"hidden states of the text", whole_bytes(parts_.hidden_of(tokens))},
-             {"one leaf on its way, or its logits",
-              whole_bytes(std::max(parts_.passing_leaf(), parts_.logits_of_text()))}}};
+    return parts_.scoring({"program and libraries", program_bytes}, tokens);
   }
 
   void add_edges(MemoryUse& use, const ShardEdges& edges) const override {
@@ -185,8 +179,14 @@ double MemoryParts::block() const {
   return static_cast<double>(model_.block_parameters) * model_.element_bytes();
 }
 
-double MemoryParts::logits_of_text() const {
-  return 4.0 * static_cast<double>(tokens_of_logits * model_.shape.vocabulary);
+MemoryUse MemoryParts::scoring(MemoryItem program, double tokens) const {
+  const double logits = 4.0 * static_cast<double>(tokens_of_logits * model_.shape.vocabulary);
+  return {"evaluates",
+          {std::move(program),
+           {"embeddings and head", whole_bytes(outer())},
+           {"weights of a block, and of the next", whole_bytes(2 * block())},
+           {"hidden states of the text", whole_bytes(hidden_of(tokens))},
+           {"one leaf on its way, or its logits", whole_bytes(std::max(passing_leaf(), logits))}}};
 }
 
 double MemoryParts::hidden(int64_t sequences) const {

@@ -74,7 +74,6 @@ struct MemoryParts {
   double written_layer() const;  // the one before, on its way to its file
   double hidden(int64_t sequences) const;
   double hidden_of(double tokens) const;
-  double logits_of_text() const;
   double states(int64_t sequences) const;  // the inputs of a stage, kept
   double passing_leaf() const;
   double leaves_in_flight(int64_t sequences) const;  // of so many that are sent
@@ -88,6 +87,8 @@ struct MemoryParts {
   /// Of AWQ's search by the outputs of modules: the weights of a candidate, its outputs and the
   /// dense ones of a leaf.
   double tried_module() const;
+  /// Beside `program`, while text of so many tokens is scored.
+  MemoryUse scoring(MemoryItem program, double tokens) const;
 
  private:
   bool uses_awq() const;

@@ -14,23 +14,27 @@ namespace {
 
 using OpenModels = std::map<std::pair<fs::path, std::string>, std::shared_ptr<const Model>>;
 
-/// A job's configuration as resolved by its model, whose header is checked against it.
 JobToPlan open_job(const RunConfig& given, int sharing, OpenModels& models,
                    const RunEnvironment& environment) {
   auto& model = models[{given.model, given.dtype}];
   if (!model) model = open_model(given.model, given.dtype, environment.context);
-  RunConfig config = resolve(given, model->shape());
+  const RunConfig config = resolve_by(*model, given);
   const auto& calibration = config.calibration;
   if (calibration.source == CalibrationSource::tokens && !fs::exists(calibration.tokens_path))
     fail(ExitCode::data, "calibration.tokens: {}: no such file", calibration.tokens_path);
-  config.evaluate = with_text_size(config.evaluate, model->shape());
-  check_linears(config, all_linears(*model));
   Machine machine;
   machine.device_memory = environment.device_memory;
   return {config, sizes_of(*model), machine, sharing};
 }
 
 }  // namespace
+
+RunConfig resolve_by(const Model& model, const RunConfig& given) {
+  RunConfig config = resolve(given, model.shape());
+  config.evaluate = with_text_size(config.evaluate, model.shape());
+  check_linears(config, all_linears(model));
+  return config;
+}
 
 std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
                                 const RunEnvironment& environment) {

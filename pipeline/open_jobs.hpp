@@ -19,6 +19,10 @@ struct OpenedJob {
   Layout layout;                      // of the ranks that work together now
 };
 
+/// A job's configuration as its model resolves it, whose linear layers are checked against it, with
+/// the size of the text that it is evaluated on. Independent.
+RunConfig resolve_by(const Model& model, const RunConfig& given);
+
 /// Independent; what is wrong with a job names it where there are several.
 std::deque<OpenedJob> open_jobs(const std::vector<RunConfig>& given,
                                 const RunEnvironment& environment);

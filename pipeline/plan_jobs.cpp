@@ -7,6 +7,7 @@
 #include <set>
 
 #include "pipeline/progress.hpp"
+#include "pipeline/text_losses.hpp"
 
 namespace selfcal {
 namespace {
@@ -38,9 +39,8 @@ double seconds_beside(const Plan& plan, bool shares, bool forward_is_there, bool
 /// What the dense model's losses are found of.
 std::string text_of_evaluation(const RunConfig& config) {
   const EvaluateSettings& evaluate = config.evaluate;
-  return evaluate.leaves > 0 && evaluate.calibration_loss != AutoFlag::yes
-             ? fmt::format("{} {} {}", config.model.string(), evaluate.tokens, evaluate.window)
-             : forward_key(config);
+  return evaluate.leaves > 0 && evaluate.calibration_loss != AutoFlag::yes ? evaluation_key(config)
+                                                                           : forward_key(config);
 }
 
 double sampling_seconds(const Plan& plan) {

@@ -88,10 +88,6 @@ std::vector<ScoredLeaf> beginning_of(const Job& job) {
   return text;
 }
 
-BlockSource compressed_by(const Job& job) {
-  return compressed_blocks(job.session.model, job.session.directory.job(job.name()));
-}
-
 }  // namespace
 
 std::vector<ScoredLeaf> evaluation_text(const EvaluateSettings& settings, const ModelShape& shape) {
@@ -113,6 +109,12 @@ EvaluateSettings with_text_size(EvaluateSettings settings, const ModelShape& sha
   return settings;
 }
 
+std::string evaluation_key(const RunConfig& config) {
+  const EvaluateSettings& evaluate = config.evaluate;
+  return fmt::format("{} {} {} {} {}", evaluate.tokens, evaluate.window, evaluate.stride,
+                     config.model.string(), config.dtype);
+}
+
 std::optional<PerplexityReport> TextLosses::perplexity(const Job& job) {
   const Session& session = job.session;
   const EvaluateSettings& settings = session.config.evaluate;
@@ -122,25 +124,27 @@ std::optional<PerplexityReport> TextLosses::perplexity(const Job& job) {
         [&] { text = evaluation_text(settings, session.model.shape()); });
   int64_t windows = 0;
   for (const auto& leaf : text) windows += leaf.tokens.size(0);
-  const LossPass loss(session, text, "evaluate");
-  const std::string key =
-      fmt::format("{} {} {} {} {}", settings.tokens, settings.window, settings.stride,
-                  session.config.model.string(), session.config.dtype);
-  if (!dense_.contains(key)) dense_[key] = loss("dense", dense_blocks(session.model));
-  const double compressed = loss("compressed", compressed_by(job));
-  return PerplexityReport{std::exp(dense_.at(key)), std::exp(compressed), settings.tokens, windows,
+  const Losses loss = measure(job, "evaluate", text, evaluation_key(session.config));
+  return PerplexityReport{std::exp(loss.dense), std::exp(loss.compressed), settings.tokens, windows,
                           settings.window};
 }
 
 CalibrationLossReport TextLosses::of_calibration(const Job& job) {
-  const Session& session = job.session;
   const auto text = beginning_of(job);
   int64_t tokens = 0;
   for (const auto& leaf : text) tokens += leaf.tokens.numel();
-  const LossPass loss(session, text, "calibration loss");
-  const std::string key = forward_key(session.config);
+  const Losses loss = measure(job, "calibration loss", text, forward_key(job.session.config));
+  return {loss.dense, loss.compressed, tokens};
+}
+
+TextLosses::Losses TextLosses::measure(const Job& job, const char* what,
+                                       const std::vector<ScoredLeaf>& text,
+                                       const std::string& key) {
+  const Session& session = job.session;
+  const LossPass loss(session, text, what);
   if (!dense_.contains(key)) dense_[key] = loss("dense", dense_blocks(session.model));
-  return {dense_.at(key), loss("compressed", compressed_by(job)), tokens};
+  const JobDirectory folder = session.directory.job(job.name());
+  return {dense_.at(key), loss("compressed", compressed_blocks(session.model, folder))};
 }
 
 }  // namespace selfcal

@@ -19,6 +19,9 @@ std::vector<ScoredLeaf> evaluation_text(const EvaluateSettings& settings, const 
 /// The settings with the size of that text.
 EvaluateSettings with_text_size(EvaluateSettings settings, const ModelShape& shape);
 
+/// Equal where the dense model's perplexity is.
+std::string evaluation_key(const RunConfig& config);
+
 /// The losses of a run's jobs. Collective over the world, whose ranks have a leaf each in turn; the
 /// same bits on any number of them. The dense model's are found once for all jobs of a text. Logits
 /// that are not finite are ExitCode::data. Throws Stopped on all ranks when one wants to stop.
@@ -32,6 +35,13 @@ class TextLosses {
   CalibrationLossReport of_calibration(const Job& job);
 
  private:
+  struct Losses {
+    double dense = 0, compressed = 0;
+  };
+  /// `key`: of what the dense model's loss depends on.
+  Losses measure(const Job& job, const char* what, const std::vector<ScoredLeaf>& text,
+                 const std::string& key);
+
   std::map<std::string, double> dense_;  // by text and model
 };
 

@@ -67,7 +67,7 @@ std::vector<ScoredLeaf> cut_windows(const at::Tensor& tokens, const PerplexitySe
   check(settings, text.numel(), longest);
   const std::vector<Window> all = windows_of(text.numel(), settings);
   std::span<const Window> rest = all;
-  const auto rows = static_cast<size_t>(rows_of_leaf(settings.window));
+  const auto rows = static_cast<size_t>(leaf_rows(settings.window));
   std::vector<ScoredLeaf> leaves;
   while (!rest.empty()) {
     const auto shorter = [&](const Window& window) {

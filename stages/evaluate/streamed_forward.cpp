@@ -12,12 +12,8 @@ BlockSource dense_blocks(const Model& model) {
   return [&model](int64_t layer) { return model.read_block(layer); };
 }
 
-int64_t rows_of_leaf(int64_t length) {
-  return std::max<int64_t>(1, 2048 / std::max<int64_t>(1, length));
-}
-
 std::vector<at::Tensor> cut_rows(const at::Tensor& tokens) {
-  return tokens.split(rows_of_leaf(tokens.size(1)));
+  return tokens.split(leaf_rows(tokens.size(1)));
 }
 
 std::vector<at::Tensor> streamed_forward(const Model& model, const std::vector<at::Tensor>& tokens,

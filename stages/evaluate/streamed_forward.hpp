@@ -3,6 +3,7 @@
 #include <functional>
 #include <vector>
 
+#include "stages/evaluate/leaf_rows.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
@@ -13,10 +14,7 @@ using BlockSource = std::function<BlockWeights(int64_t layer)>;
 /// The dense weights of the model's directory.
 BlockSource dense_blocks(const Model& model);
 
-/// Rows of `length` tokens that are computed together: max(1, 2048 / length).
-int64_t rows_of_leaf(int64_t length);
-
-/// tokens [rows, length], cut into leaves of so many rows.
+/// tokens [rows, length], cut into leaves of leaf_rows(length).
 std::vector<at::Tensor> cut_rows(const at::Tensor& tokens);
 
 /// For each leaf of tokens [rows, length] the hidden states after the last block, [rows, length,

@@ -37,8 +37,7 @@ class JobsSharing(JobsCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        for name, text in {"dense": DENSE, "propagations": PROPAGATIONS}.items():
-            (cls.folder / f"{name}.yaml").write_text(text)
+        cls.write_configs(dense=DENSE, propagations=PROPAGATIONS)
 
     def test_jobs_of_one_calibration_sample_it_once(self):
         self.run_config("alone.yaml", "twice", sweep="{method.bits: [3, 4]}")

@@ -17,12 +17,23 @@ at::Tensor normal(std::mt19937& engine, int64_t rows, int64_t columns) {
   return x;
 }
 
-struct Scale {
-  double scale, zero;
-};
-
 /// Of entries of one row, in float32 as published.
-Scale find_scale(const std::vector<float>& x, const MethodSettings& settings) {
+GroupScale find_scale(const std::vector<float>& x, const MethodSettings& settings) {
+  const std::vector<GroupScale> tried = tried_scales(x, settings);
+  GroupScale best = tried.front();
+  if (settings.mse == AutoFlag::yes) {
+    double least = INFINITY;
+    for (const GroupScale& scale : tried) {
+      const double sum = distortion(x, scale, settings.bits);
+      if (sum < least) least = sum, best = scale;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+std::vector<GroupScale> tried_scales(const std::vector<float>& x, const MethodSettings& settings) {
   const float largest = float((1 << settings.bits) - 1);
   float low = 0, high = 0;
   for (float v : x) low = std::min(low, v), high = std::max(high, v);
@@ -31,30 +42,26 @@ Scale find_scale(const std::vector<float>& x, const MethodSettings& settings) {
     if (low < 0) low = -high;
   }
   if (low == 0 && high == 0) low = -1, high = 1;
-  const auto of_share = [&](float share) {
+  std::vector<GroupScale> scales;
+  for (int i = 0; i < 80; ++i) {
+    const float share = float(1 - i / 100.0);
     const float scale = (share * high - share * low) / largest;
     const float zero =
         settings.symmetric ? (largest + 1) / 2 : std::nearbyint(-share * low / scale);
-    return Scale{scale, zero};
-  };
-  Scale best = of_share(1);
-  if (settings.mse == AutoFlag::yes) {
-    double least = INFINITY;
-    for (int i = 0; i < 80; ++i) {
-      const Scale tried = of_share(float(1 - i / 100.0));
-      double sum = 0;
-      for (float v : x) {
-        const double code = std::clamp<double>(std::nearbyint(v / float(tried.scale)) + tried.zero,
-                                               0.0, double(largest));
-        sum += std::pow(std::abs((code - tried.zero) * tried.scale - v), 2.4);
-      }
-      if (sum < least) least = sum, best = tried;
-    }
+    scales.push_back({scale, zero});
   }
-  return best;
+  return scales;
 }
 
-}  // namespace
+double distortion(const std::vector<float>& x, const GroupScale& scale, int bits) {
+  double sum = 0;
+  for (float v : x) {
+    const double code = std::clamp<double>(std::nearbyint(v / float(scale.scale)) + scale.zero, 0.0,
+                                           double((1 << bits) - 1));
+    sum += std::pow(std::abs((code - scale.zero) * scale.scale - v), 2.4);
+  }
+  return sum;
+}
 
 Problem random_problem(int seed, int64_t rows, int64_t columns) {
   std::mt19937 engine(seed);
@@ -129,7 +136,7 @@ ReferenceRows reference(const Problem& problem, const MethodSettings& settings) 
   const Matrix dense = rows_of(problem.weight);
   at::Tensor kept = at::ones({rows, columns}, at::kBool), codes = at::zeros({rows, columns}),
              stored = at::empty({rows, columns}, at::kDouble);
-  std::vector<Scale> scales(rows);
+  std::vector<GroupScale> scales(rows);
   const auto scale_of = [&](const std::vector<double>& from, int64_t first) {
     std::vector<float> x;
     for (int64_t j = first; j < std::min(first + size, columns); ++j) x.push_back(float(from[j]));
@@ -160,7 +167,7 @@ ReferenceRows reference(const Problem& problem, const MethodSettings& settings) 
       if (settings.quantises()) {
         // In float32 as published: a group's lowest weight lies half-way between two symmetric
         // codes.
-        const Scale scale = scales[row];
+        const GroupScale scale = scales[row];
         const double steps = std::nearbyint(float(rounded) / float(scale.scale));
         const double code = std::clamp(steps + scale.zero, 0.0, double((1 << settings.bits) - 1));
         codes.data_ptr<float>()[at] = float(code);

@@ -22,6 +22,17 @@ struct Problem {
   at::Tensor weight, hessian;
 };
 
+/// The scale of a group and its zero, an integer.
+struct GroupScale {
+  double scale, zero;
+};
+
+/// Of entries of one row: for whole ranges first, then for all that a search tries, in float32 as
+/// published.
+std::vector<GroupScale> tried_scales(const std::vector<float>& x, const MethodSettings& settings);
+/// sum |error|^2.4 of entries that are rounded so, in float64.
+double distortion(const std::vector<float>& x, const GroupScale& scale, int bits);
+
 /// A weight and a Hessian of correlated columns of uneven size.
 Problem random_problem(int seed, int64_t rows, int64_t columns);
 

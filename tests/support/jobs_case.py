@@ -26,13 +26,17 @@ class JobsCase(SelfcalCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        for name, text in {"alone": COMMON, "jobs": SEQUENTIAL}.items():
-            (cls.folder / f"{name}.yaml").write_text(text)
+        cls.write_configs(alone=COMMON, jobs=SEQUENTIAL)
         case = cls()
         for name, values in ALONE.items():
             case.run_config("alone.yaml", f"alone-{name}", name=name, **values)
         cls.expected = {name: value for hashes in case.job_hashes_of(*(f"alone-{name}" for name in ALONE))
                         for name, value in hashes.items()}
+
+    @classmethod
+    def write_configs(cls, **texts):
+        for name, text in texts.items():
+            (cls.folder / f"{name}.yaml").write_text(text)
 
     def setUp(self):
         super().setUp()
