@@ -5,21 +5,19 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "stages/kernels/cpu/gemm.hpp"
+#include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
-
-// Of the BLAS inside the tensor library, which ships no header for it.
-extern "C" void cblas_gemm_bf16bf16f32(int layout, int transpose_a, int transpose_b, int m, int n,
-                                       int k, float alpha, const void* a, int lda, const void* b,
-                                       int ldb, float beta, float* c, int ldc);
+#include "stages/kernels/cpu/vector_kernels.hpp"
 
 namespace selfcal {
 namespace {
 
-constexpr int row_major = 101, no_transpose = 111, transpose = 112;
 constexpr int64_t depth =
     128;  // tokens multiplied at a time: their panels and strips stay in the nearest caches
 constexpr int64_t panels_of_a_step = 4;
+constexpr int64_t tokens_at_once = 768;  // by matrix units
+constexpr int64_t cache_line = 32;       // bfloat16 numbers
+static_assert(kernels::MatrixUnits::panel_columns == lanes::rows);
 
 /// Columns of x [tokens, columns] in strips of 32: [strips][tokens][32], padded by 0.
 void pack_strips(const float* x, int64_t tokens, int64_t columns, float* strips) {
@@ -38,16 +36,13 @@ int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes:
 
 ProductCode product_code(at::ScalarType dtype) {
   if (dtype != at::kBFloat16) return ProductCode::lanes;
-#ifdef __x86_64__
-  if (kernels::library_is_tuned() && __builtin_cpu_supports("avx512bf16"))
-    return ProductCode::library;
-#endif
-  return ProductCode::whole;
+  return kernels::matrix_units() ? ProductCode::units : ProductCode::whole;
 }
 
 LeafProducts::LeafProducts(const at::Tensor& x, ProductCode code, const kernels::Context& context)
     : x_(kernels::aligned(x)), code_(code), kernels_(lanes::kernels()) {
-  if (code_ == ProductCode::lanes) pack(x, context);
+  if (code_ == ProductCode::lanes) pack(x_, context);
+  if (code_ == ProductCode::units) pack_for_units(context);
 }
 
 void LeafProducts::pack(const at::Tensor& x, const kernels::Context& context) {
@@ -67,8 +62,8 @@ void LeafProducts::pack(const at::Tensor& x, const kernels::Context& context) {
 
 ProductTile LeafProducts::operator()(int64_t first_strip, int64_t strips, int64_t column,
                                      int64_t columns) const {
-  return code_ == ProductCode::library ? by_library(first_strip, strips, column, columns)
-                                       : by_lanes(first_strip, strips, column, columns);
+  return code_ == ProductCode::units ? by_units(first_strip, strips, column, columns)
+                                     : by_lanes(first_strip, strips, column, columns);
 }
 
 ProductTile LeafProducts::by_lanes(int64_t first_strip, int64_t strips, int64_t column,
@@ -97,15 +92,42 @@ ProductTile LeafProducts::by_lanes(int64_t first_strip, int64_t strips, int64_t 
   return tile;
 }
 
-ProductTile LeafProducts::by_library(int64_t first_strip, int64_t strips, int64_t column,
-                                     int64_t columns) const {
-  const int64_t width = strips * lanes::rows, first = first_strip * lanes::rows, all = x_.size(1);
-  ProductTile tile{at::zeros({columns, width}, at::kFloat), lanes::rows, width, 1};
-  const auto* x = x_.const_data_ptr<at::BFloat16>();
-  cblas_gemm_bf16bf16f32(row_major, transpose, no_transpose, int(columns),
-                         int(std::min(width, all - first)), int(x_.size(0)), 1.0f, x + column,
-                         int(all), x + first, int(all), 0.0f, tile.data.mutable_data_ptr<float>(),
-                         int(width));
+void LeafProducts::pack_for_units(const kernels::Context& context) {
+  const int64_t tokens = x_.size(0), columns = x_.size(1);
+  const int64_t pairs = kernels::padded_depth(tokens) / 2;
+  panels_ = at::empty({strips_of(columns), pairs, lanes::rows}, at::kInt);
+  strips_ = at::empty({strips_of(columns) * lanes::rows, 2 * pairs + cache_line}, at::kBFloat16);
+  const auto* x = static_cast<const uint16_t*>(x_.const_data_ptr());
+  kernels::for_tiles(context, strips_of(columns), [&](int64_t strip) {
+    const int64_t first = strip * lanes::rows;
+    auto* panel = panels_.mutable_data_ptr<int32_t>() + strip * pairs * lanes::rows;
+    kernels::matrix_units()->pack_columns(x + first, columns, tokens,
+                                          std::min(lanes::rows, columns - first), panel);
+    // A panel's transpose is its columns, token after token.
+    kernels::vector_kernels().transpose(
+        {panel, kernels::Number::float32, pairs, lanes::rows}, strips_.size(1) / 2, 0, lanes::rows,
+        reinterpret_cast<float*>(strips_.mutable_data_ptr<at::BFloat16>() +
+                                 first * strips_.size(1)));
+  });
+}
+
+ProductTile LeafProducts::by_units(int64_t first_strip, int64_t strips, int64_t column,
+                                   int64_t columns) const {
+  const int64_t width = strips * lanes::rows, pairs = panels_.size(1), stride = strips_.size(1);
+  ProductTile tile{at::empty({columns, width}, at::kFloat), lanes::rows, width, 1};
+  const auto* rows = static_cast<const uint16_t*>(strips_.const_data_ptr());
+  float* into = tile.data.mutable_data_ptr<float>();
+  for (int64_t token = 0; token < 2 * pairs; token += tokens_at_once) {
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t strip = first_strip + s,
+                    above = std::max<int64_t>(0, strip * lanes::rows - column);
+      const auto* panel = panels_.const_data_ptr<int32_t>() + (strip * pairs + token / 2) * lanes::rows;
+      kernels::matrix_units()->multiply(
+          columns - above, std::min(tokens_at_once, 2 * pairs - token),
+          rows + (column + above) * stride + token, stride, panel,
+          into + above * width + s * lanes::rows, width, token > 0);
+    }
+  }
   return tile;
 }
 

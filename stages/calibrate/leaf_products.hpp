@@ -10,10 +10,9 @@
 
 namespace selfcal {
 
-/// Which code multiplies; part of the numeric kind. bfloat16: the library's product where it is
-/// tuned for the CPU's matrix or vector units, else whole numbers (whole_products.hpp). float32:
-/// the vector code of stages/lanes.
-enum class ProductCode { lanes, whole, library };
+/// Which code multiplies; part of the numeric kind. bfloat16: the processor's matrix units where it
+/// has any, else whole numbers (whole_products.hpp). float32: the vector code of stages/lanes.
+enum class ProductCode { lanes, whole, units };
 ProductCode product_code(at::ScalarType dtype);
 
 /// Strips, 32 columns each, that cover the columns.
@@ -41,24 +40,25 @@ class LeafProducts {
   LeafProducts(const at::Tensor& x, ProductCode code, const kernels::Context& context);
 
   /// Strips that one task should take at a time.
-  int64_t strips_of_a_task() const { return code_ == ProductCode::library ? 8 : 2; }
+  int64_t strips_of_a_task() const { return code_ == ProductCode::units ? 8 : 2; }
 
   /// X_strips^T X_columns for strips [first_strip, first_strip + strips) and columns [column,
   /// column + columns), column a multiple of tile_columns. Entries below the strips' diagonal may
-  /// be left 0. On the calling thread alone.
+  /// be anything. On the calling thread alone.
   ProductTile operator()(int64_t first_strip, int64_t strips, int64_t column,
                          int64_t columns) const;
 
  private:
   void pack(const at::Tensor& x, const kernels::Context& context);
+  void pack_for_units(const kernels::Context& context);
   ProductTile by_lanes(int64_t first_strip, int64_t strips, int64_t column, int64_t columns) const;
-  ProductTile by_library(int64_t first_strip, int64_t strips, int64_t column,
-                         int64_t columns) const;
+  ProductTile by_units(int64_t first_strip, int64_t strips, int64_t column, int64_t columns) const;
 
   at::Tensor x_;
   ProductCode code_;
   const lanes::Kernels& kernels_;
-  // By runs of tokens: all columns in panels, all columns in strips [strip][token][32].
+  // By runs of tokens: all columns in panels, all columns in strips [strip][token][32]. For units:
+  // panels of pairs of tokens, and their transpose [column][token].
   at::Tensor panels_, strips_;
 };
 

@@ -7,12 +7,13 @@
 #include <cstring>
 
 #include "stages/kernels/cpu/gemm.hpp"
+#include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/kernels/cpu/vector_kernels.hpp"
 
 namespace selfcal::kernels {
 namespace {
 
-constexpr int arithmetic_version = 4;  // raised when our kernels' results change
+constexpr int arithmetic_version = 5;  // raised when our kernels' results change
 
 std::string processor_vendor() {
   unsigned eax = 0, words[3] = {};
@@ -22,10 +23,8 @@ std::string processor_vendor() {
   return name;
 }
 
-bool has_tile_units() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1) != 0;  // AMX-BF16
-}
+const char* products_of_float32() { return library_is_tuned() ? "library" : "panels"; }
+const char* products_of_bfloat16() { return matrix_units() ? matrix_units()->name : "whole"; }
 
 }  // namespace
 
@@ -39,11 +38,9 @@ std::string numeric_kind() {
   note(__builtin_cpu_supports("fma"), "fma");
   note(__builtin_cpu_supports("avx512f"), "avx512f");
   note(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
-  note(has_tile_units(), "amx-bf16");
-  return fmt::format("cpu {}{}; vectors {}; products {}; libtorch {}; arithmetic {}",
-                     processor_vendor(), instructions, vector_kernels().name,
-                     library_is_tuned() ? "of the library" : "in panels and whole numbers",
-                     TORCH_VERSION, arithmetic_version);
+  return fmt::format("cpu {}{}; vectors {}; products {}, {}; libtorch {}; arithmetic {}",
+                     processor_vendor(), instructions, vector_kernels().name, products_of_float32(),
+                     products_of_bfloat16(), TORCH_VERSION, arithmetic_version);
 }
 
 }  // namespace selfcal::kernels

@@ -1,5 +1,5 @@
 // One decoder block of the demo model's shape on a leaf of 2048 tokens: GFLOP/s, and the share of
-// what the same threads reach in bare matrix products. Block and products take turns, the best of
+// what the same threads reach in bare float32 products. Block and products take turns, the best of
 // each counts: neighbours on the machine then spoil neither alone.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -58,8 +58,7 @@ double seconds_of(const auto& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-/// Each thread multiplies its share of the rows of one up-projection, as one library call.
-template <class T>
+/// Each thread multiplies its share of the rows of one up-projection, as one library call in float32.
 double seconds_of_products(ThreadPool& pool, const at::Tensor& x, const at::Tensor& weight,
                            at::Tensor& product) {
   const int64_t share = rows / pool.size();
@@ -67,8 +66,8 @@ double seconds_of_products(ThreadPool& pool, const at::Tensor& x, const at::Tens
     pool.parallel_for(pool.size(), [&](int64_t part) {
       kernels::multiply_transposed(
           share, mlp_width, hidden_size,
-          {x.const_data_ptr<T>() + part * share * hidden_size, hidden_size},
-          {weight.const_data_ptr<T>(), hidden_size},
+          {x.const_data_ptr<float>() + part * share * hidden_size, hidden_size},
+          {weight.const_data_ptr<float>(), hidden_size},
           {product.mutable_data_ptr<float>() + part * share * mlp_width, mlp_width});
     });
   });
@@ -82,12 +81,13 @@ void block_forward(benchmark::State& state) {
   const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
   const BlockWeights weights = random_weights(block.spec(), dtype);
   const at::Tensor hidden = at::randn({sequences, tokens, hidden_size}).to(dtype);
-  const at::Tensor x = hidden.view({rows, hidden_size}), up = weights.at("mlp.up_proj.weight");
+  const at::Tensor x = hidden.view({rows, hidden_size}).to(at::kFloat),
+                   up = weights.at("mlp.up_proj.weight").to(at::kFloat);
   at::Tensor product = at::empty({rows, mlp_width});
 
   double best_block = 1e9, best_product = 1e9;
   for (auto _ : state) {
-    best_product = std::min(best_product, seconds_of_products<T>(pool, x, up, product));
+    best_product = std::min(best_product, seconds_of_products(pool, x, up, product));
     const double seconds =
         seconds_of([&] { benchmark::DoNotOptimize(forward(block, hidden, weights)); });
     best_block = std::min(best_block, seconds);

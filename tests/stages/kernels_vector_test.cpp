@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "stages/kernels/cpu/matrix.hpp"
+#include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/kernels/cpu/tiled_linear.hpp"
 #include "tests/stages/kernels_support.hpp"
 
@@ -265,18 +266,25 @@ TEST(WholeNumbers, ColumnsBecomePanels) {
   });
 }
 
-/// All ways to multiply, whichever this processor's is.
+/// All ways to multiply that this processor has.
+std::vector<Products> products_of(at::ScalarType dtype) {
+  std::vector<Products> all{Products::panels, Products::whole};
+  if (dtype == at::kFloat) all.push_back(Products::library);
+  if (dtype == at::kBFloat16 && matrix_units()) all.push_back(Products::units);
+  return all;
+}
+
 TEST(TiledLinear, AllProductsAgree) {
   use_one_library_thread();
   at::manual_seed(4);
   ThreadPool pool(2, use_one_library_thread);
   for (const auto dtype : dtypes)
     for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{
-             {33, 5, 3}, {300, 600, 290}, {530, 64, 800}, {40, 20000, 900}}) {
+              {33, 5, 3}, {300, 600, 290}, {530, 64, 800}, {40, 20000, 900}, {47, 2048, 40}}) {
       const auto x = random({n, in}, dtype), weight = random({out, in}, dtype),
                  bias = random({out}, dtype);
       const auto expected = at::linear(wide(x), wide(weight)) + wide(bias);
-      for (const auto products : {Products::panels, Products::whole, Products::library}) {
+      for (const auto products : products_of(dtype)) {
         const auto found = linear_tiled({&pool}, x, weight, bias, at::kFloat, products);
         EXPECT_LT(((wide(found) - expected).abs().max() / expected.abs().max()).item<double>(),
                   products == Products::whole ? 2e-5 * std::sqrt(double(in)) : 1e-6);
@@ -289,7 +297,7 @@ TEST(TiledLinear, AllProductsAgree) {
 TEST(TiledLinear, ARowDoesNotDependOnTheOthers) {
   at::manual_seed(5);
   const auto x = random({700, 600}, at::kBFloat16), weight = random({300, 600}, at::kBFloat16);
-  for (const auto products : {Products::panels, Products::whole}) {
+  for (const auto products : products_of(at::kBFloat16)) {
     const auto all = linear_tiled({}, x, weight, {}, at::kFloat, products);
     for (const auto& [first, count] :
          std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {100, 300}, {690, 10}})

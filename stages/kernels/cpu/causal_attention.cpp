@@ -1,14 +1,13 @@
 #include <ATen/ATen.h>
 
 #include <limits>
+#include <optional>
 
+#include "stages/kernels/cpu/attention_products.hpp"
 #include "stages/kernels/cpu/cpu_operations.hpp"
-#include "stages/kernels/cpu/matrix.hpp"
 
 namespace selfcal::kernels {
 namespace {
-
-constexpr int64_t key_block = 256;
 
 /// Query tokens a tile: the heads that share a key-value head are stacked, to about 252 rows.
 int64_t queries_a_tile(int64_t heads_a_group) {
@@ -30,6 +29,7 @@ struct Heads {
 /// Queries [first, first + count) of one sequence, of all heads that share one key-value head. The
 /// softmax runs over blocks of keys (Milakov and Gimelshein, arXiv 1805.02867), so that memory does
 /// not grow with the sequence; blocks that no query sees are left out.
+template <class Products>
 class QueryTile {
  public:
   QueryTile(const Heads& heads, const AttentionLimits& limits, int64_t sequence,
@@ -40,40 +40,33 @@ class QueryTile {
         key_value_head_(key_value_head),
         first_(first),
         count_(count),
-        rows_(heads.group() * count),
-        panel_(2 * vector_kernels().width),
-        padded_(ceil_divide(heads.head_dim, panel_) * panel_) {
-    float* memory =
-        scratch.floats(rows_ * (2 * padded_ + score_stride + 2) + 2 * key_block * padded_);
-    for (auto [part, floats] : {std::pair{&queries_, rows_ * padded_},
-                                {&outputs_, rows_ * padded_},
-                                {&scores_, rows_ * score_stride},
-                                {&keys_, key_block * padded_},
-                                {&values_, key_block * padded_},
-                                {&largest_, rows_},
-                                {&total_, rows_}}) {
-      *part = memory;
-      memory += floats;
-    }
+        rows_(heads.group() * count) {
+    Parts counted;
+    lay_out(counted);
+    Parts parts(scratch.floats(counted.taken()));
+    lay_out(parts);
   }
 
   void run(const Matrix& q, const Matrix& k, const Matrix& v, void* result, float scale) {
-    const auto& vectors = vector_kernels();
-    const int64_t d = heads_.head_dim;
     for (int64_t row = 0; row < rows_; ++row) {
-      vectors.widen(at_entry(q, query(row)), q.number, d, scale, queries_ + row * padded_);
+      products_->set_query(row, at_entry(q, query(row)), q.number, scale);
       largest_[row] = -std::numeric_limits<float>::infinity();
       total_[row] = 0;
     }
     const int64_t start = seen_from(first_) / key_block * key_block;
     for (int64_t key = start; key < first_ + count_; key += key_block) see(k, v, key, key > start);
     for (int64_t row = 0; row < rows_; ++row)
-      vectors.narrow(outputs_ + row * padded_, nullptr, Number::float32, d, 1 / total_[row],
-                     at_entry(result, q.number, query(row)), q.number);
+      vector_kernels().narrow(products_->output(row), nullptr, Number::float32, heads_.head_dim,
+                              1 / total_[row], at_entry(result, q.number, query(row)), q.number);
   }
 
  private:
-  static constexpr int64_t score_stride = key_block + 16;  // rows begin on different cache lines
+  void lay_out(Parts& parts) {
+    products_.emplace(rows_, heads_.head_dim, parts);
+    scores_ = parts.take(rows_ * score_stride);
+    largest_ = parts.take(rows_);
+    total_ = parts.take(rows_);
+  }
 
   int64_t query(int64_t row) const {
     return heads_.query(sequence_, first_ + row % count_,
@@ -87,25 +80,16 @@ class QueryTile {
 
   /// Adds what the queries read of the keys [key, key + key_block), to what they `have` read.
   void see(const Matrix& k, const Matrix& v, int64_t key, bool have) {
-    const auto& vectors = vector_kernels();
-    const int64_t d = heads_.head_dim, keys = std::min(key_block, first_ + count_ - key);
-    const int64_t place = heads_.key(sequence_, key, key_value_head_),
-                  stride = heads_.key_value_heads * d;
-    for (int64_t j = 0; j < keys; j += panel_) {
-      const Matrix some{at_entry(k, place + j * stride), k.number, std::min(panel_, keys - j),
-                        stride};
-      vectors.transpose(some, panel_, 0, d, keys_);
-      vectors.multiply_panel(rows_, d, queries_, padded_, keys_, scores_ + j, score_stride, false);
-    }
+    const int64_t keys = std::min(key_block, first_ + count_ - key),
+                  place = heads_.key(sequence_, key, key_value_head_),
+                  stride = heads_.key_value_heads * heads_.head_dim;
+    products_->score({at_entry(k, place), k.number, keys, stride}, scores_);
     for (int64_t row = 0; row < rows_; ++row) {
       const int64_t token = first_ + row % count_;
       weigh(row, std::clamp<int64_t>(seen_from(token) - key, 0, keys),
             std::clamp<int64_t>(token + 1 - key, 0, keys), keys, have);
     }
-    vectors.split({at_entry(v, place), v.number, keys, stride}, 0, d, values_);
-    for (int64_t j = 0; j < padded_; j += panel_)
-      vectors.multiply_panel(rows_, keys, scores_, score_stride, values_ + j * keys, outputs_ + j,
-                             padded_, have);
+    products_->read({at_entry(v, place), v.number, keys, stride}, scores_, have);
   }
 
   /// Scores of one row, of which the query sees [begin, end), become weights relative to the
@@ -123,16 +107,18 @@ class QueryTile {
     if (rescale) {
       // (Both are minus infinity while the query has seen no key.)
       correction = before == largest_[row] ? 1.0f : std::exp(before - largest_[row]);
-      float* output = outputs_ + row * padded_;
-      if (correction != 1) vectors.widen(output, Number::float32, padded_, correction, output);
+      float* output = products_->output(row);
+      if (correction != 1)
+        vectors.widen(output, Number::float32, products_->padded(), correction, output);
     }
     total_[row] = total_[row] * correction + sum;
   }
 
   const Heads& heads_;
   const AttentionLimits& limits_;
-  const int64_t sequence_, key_value_head_, first_, count_, rows_, panel_, padded_;
-  float *queries_, *outputs_, *scores_, *keys_, *values_, *largest_, *total_;
+  const int64_t sequence_, key_value_head_, first_, count_, rows_;
+  std::optional<Products> products_;
+  float *scores_, *largest_, *total_;
 };
 
 }  // namespace
@@ -150,14 +136,21 @@ at::Tensor cpu::causal_attention(const Context& context, const at::Tensor& q, co
   void* to = result.mutable_data_ptr();
   const int64_t step = queries_a_tile(heads.group()), blocks = ceil_divide(heads.tokens, step);
   const int64_t pairs = heads.sequences * heads.key_value_heads;
-  for_tiles(context, blocks * pairs, [&](int64_t tile) {
-    // Late blocks see the most keys: they go first, so that threads end together.
-    const int64_t first = (blocks - 1 - tile / pairs) * step;
-    static thread_local Scratch scratch;
-    QueryTile(heads, limits, tile % pairs / heads.key_value_heads, tile % heads.key_value_heads,
-              first, std::min(step, heads.tokens - first), scratch)
-        .run(queries, keys, values, to, static_cast<float>(scale));
-  });
+  const auto attend = [&]<class Products>() {
+    for_tiles(context, blocks * pairs, [&](int64_t tile) {
+      // Late blocks see the most keys: they go first, so that threads end together.
+      const int64_t first = (blocks - 1 - tile / pairs) * step;
+      static thread_local Scratch scratch;
+      QueryTile<Products>(heads, limits, tile % pairs / heads.key_value_heads,
+                          tile % heads.key_value_heads, first, std::min(step, heads.tokens - first),
+                          scratch)
+          .run(queries, keys, values, to, static_cast<float>(scale));
+    });
+  };
+  if (matrix_units() && queries.number == Number::bfloat16)
+    attend.template operator()<UnitAttention>();
+  else
+    attend.template operator()<PanelAttention>();
   return result;
 }
 

@@ -5,17 +5,9 @@ extern "C" {
 void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
             const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
             const float* beta, float* c, const int* ldc);
-void cblas_gemm_bf16bf16f32(int layout, int transa, int transb, int m, int n, int k, float alpha,
-                            const void* a, int lda, const void* b, int ldb, float beta, float* c,
-                            int ldc);
 }
 
 namespace selfcal::kernels {
-namespace {
-
-constexpr int row_major = 101, no_transpose = 111, transpose = 112;  // CBLAS's enumerators
-
-}  // namespace
 
 bool library_is_tuned() {
 #ifdef __x86_64__
@@ -33,14 +25,6 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<cons
             ldc = static_cast<int>(c.stride);
   const float one = 1, zero = 0;
   sgemm_("T", "N", &m, &n, &k, &one, b.data, &ldb, a.data, &lda, &zero, c.data, &ldc);
-}
-
-void multiply_transposed(int64_t rows, int64_t columns, int64_t depth, Rows<const c10::BFloat16> a,
-                         Rows<const c10::BFloat16> b, Rows<float> c) {
-  cblas_gemm_bf16bf16f32(row_major, no_transpose, transpose, static_cast<int>(rows),
-                         static_cast<int>(columns), static_cast<int>(depth), 1, a.data,
-                         static_cast<int>(a.stride), b.data, static_cast<int>(b.stride), 0, c.data,
-                         static_cast<int>(c.stride));
 }
 
 }  // namespace selfcal::kernels

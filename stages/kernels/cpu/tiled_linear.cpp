@@ -5,6 +5,7 @@
 #include "stages/kernels/cpu/gemm.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/result_tiles.hpp"
+#include "stages/kernels/cpu/unit_linear.hpp"
 #include "stages/kernels/cpu/whole_linear.hpp"
 
 namespace selfcal::kernels {
@@ -98,14 +99,14 @@ class PanelProduct {
 };
 
 /// The same with one product of the library a tile.
-template <class T>
 void compute_by_library(const Context& context, const Operands& operands) {
   const int64_t inputs = operands.x.columns;
   for_result(
       context, operands, 0, operands.weight.count, most_rows, library_columns,
       [&](const Tile& tile) {
         const auto rows_of = [&](const Matrix& matrix, int64_t row) {
-          return Rows<const T>{static_cast<const T*>(at_entry(matrix, row * inputs)), inputs};
+          return Rows<const float>{static_cast<const float*>(at_entry(matrix, row * inputs)),
+                                   inputs};
         };
         static thread_local Scratch scratch;
         float* const sums = scratch.floats(most_rows * library_columns);
@@ -119,9 +120,9 @@ void compute_by_library(const Context& context, const Operands& operands) {
 }  // namespace
 
 Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result) {
-  if (library_is_tuned()) return Products::library;
-  const bool narrow = operands == at::kBFloat16 && result == at::kBFloat16;
-  return narrow && inputs <= 4096 ? Products::whole : Products::panels;
+  if (operands == at::kFloat) return library_is_tuned() ? Products::library : Products::panels;
+  if (matrix_units()) return Products::units;
+  return result == at::kBFloat16 && inputs <= 4096 ? Products::whole : Products::panels;
 }
 
 at::Tensor linear_tiled(const Context& context, const at::Tensor& x, const at::Tensor& weight,
@@ -138,10 +139,13 @@ at::Tensor linear_tiled(const Context& context, const at::Tensor& x, const at::T
     PanelProduct(operands).compute(context);
   } else if (products == Products::whole) {
     multiply_whole_rows(context, operands);
-  } else if (operands.x.number == Number::float32) {
-    compute_by_library<float>(context, operands);
+  } else if (products == Products::units) {
+    require(matrix_units() && operands.x.number == Number::bfloat16,
+            "linear: no matrix units for {}", at::toString(x.scalar_type()));
+    multiply_by_units(context, *matrix_units(), operands);
   } else {
-    compute_by_library<at::BFloat16>(context, operands);
+    require(operands.x.number == Number::float32, "linear: the library multiplies float32 only");
+    compute_by_library(context, operands);
   }
   return y;
 }

@@ -4,17 +4,17 @@
 
 namespace selfcal::kernels {
 
-/// Who multiplies a tile: our inner product over packed panels, the same on whole numbers, or the
-/// BLAS inside libtorch.
-enum class Products { panels, whole, library };
+/// Who multiplies a tile: our inner product over packed panels, the same on whole numbers, the BLAS
+/// inside libtorch (float32), or the processor's matrix units (bfloat16).
+enum class Products { panels, whole, library, units };
 
-/// The library where it is tuned for the processor. Elsewhere whole
-/// numbers, which are multiplied almost twice as fast, where operands and `result` are bfloat16 and
-/// there are at most 4096 inputs; panels for the rest.
+/// float32: the library where it is tuned for the processor. bfloat16: matrix units where there are
+/// any; else whole numbers, which are multiplied almost twice as fast as float32, where `result` is
+/// bfloat16 too and there are at most 4096 inputs. Panels for the rest.
 Products best_products(int64_t inputs, at::ScalarType operands, at::ScalarType result);
 
-/// As `linear`. With panels, an entry's sum runs along the input in an order that depends on the
-/// number of inputs only; with the library, on the tile's shape too.
+/// As `linear`. With panels and units, an entry's sum runs along the input in an order that depends
+/// on the number of inputs only; with the library, on the tile's shape too.
 ///
 /// With whole numbers, rows of x and of the weight are rounded to 16 bits relative to their norms,
 /// multiplied exactly and scaled back. An entry is off by about 2^-17 |x row| |weight row|: next to

@@ -119,6 +119,8 @@ struct VectorKernels {
   /// y = factor * x + bias; bias may be null.
   void (*narrow)(const float* x, const void* bias, Number bias_number, int64_t n, float factor,
                  void* y, Number number);
+  /// x = high + low to some 16 bits, both the nearest bfloat16.
+  void (*split_in_two)(const float* x, int64_t n, uint16_t* high, uint16_t* low);
   void (*add)(const void* a, const void* b, Number number, int64_t n, void* y);
   /// y = activation(x) * factor; factor may be null.
   void (*activate)(Activation activation, const void* x, const void* factor, Number number,

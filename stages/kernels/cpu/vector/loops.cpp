@@ -47,6 +47,13 @@ void narrow(const float* x, const void* bias, Number bias_number, int64_t n, flo
   });
 }
 
+void split_in_two(const float* x, int64_t n, uint16_t* high, uint16_t* low) {
+  map(
+      n, [](Floats v) { return v; }, high, x);
+  map(
+      n, [](Floats v, Floats h) { return v - h; }, low, x, high);
+}
+
 void add(const void* a, const void* b, Number number, int64_t n, void* y) {
   with_type(a, number, [&](const auto* left) {
     using Stored = stored_type<decltype(left)>;

@@ -1,0 +1,38 @@
+// The processor's units for products of whole tiles of bfloat16: plain pointers in, plain pointers
+// out.
+#pragma once
+#include <cstdint>
+
+namespace selfcal::kernels {
+
+struct MatrixUnits {
+  const char* name;  // part of the numeric kind
+
+  /// Numbers along the sum that are multiplied at once: what depths are padded to, by zeros.
+  static constexpr int64_t step = 32;
+  /// Columns of a panel: [depth / 2][panel_columns] of two numbers that follow one another along
+  /// the sum, the first in the low half. VectorKernels::pack_whole_panel makes one of as many rows.
+  static constexpr int64_t panel_columns = 32;
+
+  /// c[rows][panel_columns] = a[rows][depth] panel, added to what c holds if `accumulate`. Strides
+  /// count numbers. Products are exact and summed in float32 (subnormal numbers count as zero): the
+  /// two numbers of a pair apart over each `step`, then these two sums, then the steps in order,
+  /// whatever the number of rows and whether the depth is cut by `accumulate`.
+  void (*multiply)(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
+                   const int32_t* panel, float* c, int64_t c_stride, bool accumulate);
+
+  /// A panel of `columns` of x [rows, ...], at most panel_columns, whose sum runs along the rows;
+  /// zeros past the last column and up to the next multiple of `step` rows.
+  void (*pack_columns)(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns,
+                       int32_t* panel);
+};
+
+/// Those of this processor; null where it has none, or the system does not lend them.
+const MatrixUnits* matrix_units();
+
+/// `depth` padded to whole steps.
+constexpr int64_t padded_depth(int64_t depth) {
+  return (depth + MatrixUnits::step - 1) / MatrixUnits::step * MatrixUnits::step;
+}
+
+}  // namespace selfcal::kernels
