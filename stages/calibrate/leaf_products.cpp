@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t depth =
     128;  // tokens multiplied at a time: their panels and strips stay in the nearest caches
 constexpr int64_t panels_of_a_step = 4;
-constexpr int64_t tokens_at_once = 768;  // by matrix units
+constexpr int64_t tokens_at_once = 256;  // by matrix units
 constexpr int64_t cache_line = 32;       // bfloat16 numbers
 static_assert(kernels::MatrixUnits::panel_columns == lanes::rows);
 
@@ -117,15 +117,18 @@ ProductTile LeafProducts::by_units(int64_t first_strip, int64_t strips, int64_t 
   ProductTile tile{at::empty({columns, width}, at::kFloat), lanes::rows, width, 1};
   const auto* rows = static_cast<const uint16_t*>(strips_.const_data_ptr());
   float* into = tile.data.mutable_data_ptr<float>();
+  const auto panel = [&](int64_t s, int64_t token) {
+    return panels_.const_data_ptr<int32_t>() +
+           ((first_strip + s) * pairs + token / 2) * lanes::rows;
+  };
   for (int64_t token = 0; token < 2 * pairs; token += tokens_at_once) {
     for (int64_t s = 0; s < strips; ++s) {
-      const int64_t strip = first_strip + s,
-                    above = std::max<int64_t>(0, strip * lanes::rows - column);
-      const auto* panel = panels_.const_data_ptr<int32_t>() + (strip * pairs + token / 2) * lanes::rows;
+      const int64_t above = std::max<int64_t>(0, (first_strip + s) * lanes::rows - column);
       kernels::matrix_units()->multiply(
           columns - above, std::min(tokens_at_once, 2 * pairs - token),
-          rows + (column + above) * stride + token, stride, panel,
-          into + above * width + s * lanes::rows, width, token > 0);
+          rows + (column + above) * stride + token, stride, panel(s, token),
+          into + above * width + s * lanes::rows, width, token > 0,
+          s + 1 < strips ? panel(s + 1, token) : nullptr);
     }
   }
   return tile;

@@ -1,6 +1,7 @@
 // Which of the compiled instruction sets this CPU has.
 #include <array>
 
+#include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/lanes/lanes.hpp"
 
 namespace selfcal::lanes {
@@ -18,14 +19,20 @@ extern const Kernels kernels;
 namespace x86_64_v4_vnni {
 extern const Kernels kernels;
 }
+namespace amx {
+Kernels with_split_products(const Kernels& kernels);
+}
 #endif
 
 namespace {
 
 struct Available {
-  std::array<const Kernels*, 4> list{};
+  std::array<const Kernels*, 5> list{};
   int64_t count = 0;
+  Kernels with_units{};
 
+  Available(const Available&) = delete;
+  Available& operator=(const Available&) = delete;
   Available() {
 #ifdef SELFCAL_HAS_x86_64_v3
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -33,6 +40,10 @@ struct Available {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+    if (kernels::matrix_units()) {
+      with_units = amx::with_split_products(x86_64_v4_vnni::kernels);
+      list[count++] = &with_units;
+    }
     if (v4 && __builtin_cpu_supports("avx512vnni")) list[count++] = &x86_64_v4_vnni::kernels;
     if (v4) list[count++] = &x86_64_v4::kernels;
     if (v3) list[count++] = &x86_64_v3::kernels;

@@ -43,20 +43,24 @@ struct Kernels {
   void (*subtract_products)(const float* panels, int64_t depth, int64_t columns, const float* other,
                             float* tile);
 
-  // The same product in whole numbers of 16 bits, twice as fast; its error is about 1e-5 of the
-  // norms' product. Factors should make the entries of a column, or of a row, alike in size.
+  // The same product of numbers of 16 bits, two to four times as fast; its error is about 1e-5 of
+  // the norms' product. They are whole numbers, or bfloat16 and what it leaves in another. Factors
+  // should make the entries of a column, or of a row, alike in size.
+
+  int64_t short_columns;  // width of a packed panel of them
+  int64_t short_depth;    // what a depth is padded to
+  int64_t short_words;    // 32-bit words that a pair of them takes
 
   /// Packs rows [0, depth) x columns [0, columns) of a row-major matrix, row k times factors[k]:
-  /// pairs of rows side by side in panels [(depth + 1) / 2][panel_columns], and what a number of
-  /// each column is worth.
-  void (*whole_panels)(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
+  /// pairs of rows in panels of short_columns, and what a number of each column is worth.
+  void (*short_panels)(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                        const float* factors, int32_t* panels, float* steps);
-  /// The other operand: columns [0, depth) of a tile, column k times factors[k], as pairs
-  /// [(depth + 1) / 2][32], and what a number of each row is worth.
-  void (*whole_tile)(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
+  /// The other operand: columns [0, depth) of a tile, column k times factors[k], as pairs, and what
+  /// a number of each row is worth.
+  void (*short_tile)(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
                      float* steps);
   /// tile[j] -= the panels' column j times `numbers`, for j < columns.
-  void (*subtract_whole)(const int32_t* panels, const float* column_steps, int64_t depth,
+  void (*subtract_short)(const int32_t* panels, const float* column_steps, int64_t depth,
                          int64_t columns, const int32_t* numbers, const float* row_steps,
                          float* tile);
 
@@ -108,6 +112,7 @@ struct Kernels {
 const Kernels& kernels();
 
 /// Every set that this CPU can run, widest first (the numeric kind names the first).
+/// (The processor's matrix units come first, if it has any, with the vectors of the widest.)
 struct KernelList {
   const Kernels* const* first;
   int64_t count;

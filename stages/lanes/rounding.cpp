@@ -6,11 +6,11 @@ namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 
 void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
                        float* tile);
-void whole_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
+void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                   const float* factors, int32_t* panels, float* steps);
-void whole_tile(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
+void short_tile(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
                 float* steps);
-void subtract_whole(const int32_t* panels, const float* column_steps, int64_t depth,
+void subtract_short(const int32_t* panels, const float* column_steps, int64_t depth,
                     int64_t columns, const int32_t* numbers, const float* row_steps, float* tile);
 void add_dot_products(const float* a, const float* b, int64_t columns, double* sums);
 void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
@@ -90,9 +90,12 @@ extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
                              panel,
                              pack_panels,
                              subtract_products,
-                             whole_panels,
-                             whole_tile,
-                             subtract_whole,
+                             panel,
+                             2,
+                             1,
+                             short_panels,
+                             short_tile,
+                             subtract_short,
                              add_dot_products,
                              find_scale,
                              round_columns,

@@ -63,7 +63,7 @@ GptqTiles::AnyPanels GptqTiles::panels_beyond_blocks(at::ScalarType weight_dtype
                                                      const kernels::Context& context) const {
   if (weight_dtype != at::kBFloat16) return Panels(upper_, what_blocks_reach(), kernels_, context);
   // (Errors are changes of weights divided by the pivot of their row.)
-  return WholePanels(upper_, upper_.diagonal(), what_blocks_reach(), kernels_, context);
+  return ShortPanels(upper_, upper_.diagonal(), what_blocks_reach(), kernels_, context);
 }
 
 /// Scales of the groups of positions that begin in [first, last), from the weights as they are now.

@@ -6,7 +6,7 @@
 
 #include "stages/solve/panels.hpp"
 #include "stages/solve/row_solver.hpp"
-#include "stages/solve/whole_panels.hpp"
+#include "stages/solve/short_panels.hpp"
 
 namespace selfcal {
 
@@ -76,7 +76,7 @@ class GptqTiles {
   /// A rectangle a block: what its errors take off the columns beyond it.
   std::vector<Rectangle> what_blocks_reach() const;
   /// In whole numbers for a bfloat16 model, as its linear layers and statistics are.
-  using AnyPanels = std::variant<Panels, WholePanels>;
+  using AnyPanels = std::variant<Panels, ShortPanels>;
   AnyPanels panels_beyond_blocks(at::ScalarType weight_dtype,
                                  const kernels::Context& context) const;
   void find_scales(TilesInWork& work, int64_t first, int64_t last) const;

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "stages/kernels/cpu/tiles.hpp"
+
 namespace selfcal {
 namespace {
 
@@ -44,25 +46,29 @@ at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
   const int64_t count = tiles.size(0), tile_size = columns_ * lanes::rows,
                 product_size = block * lanes::rows;
   const float* x = tiles.const_data_ptr<float>();
-  at::Tensor products = at::empty({count, block, lanes::rows}, at::kFloat);
+  static thread_local kernels::Scratch product_memory, number_memory;
+  float* const product = product_memory.floats(count * product_size);
+  auto* const numbers = reinterpret_cast<int32_t*>(number_memory.floats(
+      kernels::ceil_divide(columns_, block) * count * panels_->words(block)));
   at::Tensor sums = at::zeros({count, lanes::rows}, at::kDouble);
-  float* product = products.mutable_data_ptr<float>();
   double* sum = sums.mutable_data_ptr<double>();
-  std::vector<WholeTiles> before;  // twice, since they stand for their mirror images too
   int64_t index = 0;
   for (int64_t column = 0; column < columns_; column += block) {
     const int64_t width = std::min(block, columns_ - column);
     const float* here = x + column * lanes::rows;
-    std::fill_n(product, products.numel(), 0.0f);
-    for (const WholeTiles& tiles_before : before)
-      panels_->subtract(index++, tiles_before, product, product_size);
-    WholeTiles last = panels_->whole(column, width, count, here, tile_size);
-    panels_->subtract(index++, last, product, product_size);
+    std::fill_n(product, count * product_size, 0.0f);
+    int32_t* of_block = numbers;
+    for (int64_t before = 0; before < column; before += block) {
+      panels_->subtract(index++, count, of_block, product, product_size);
+      of_block += count * panels_->words(block);
+    }
+    // Twice, since blocks before stand for their mirror images too.
+    for (int64_t i = 0; i < count * product_size; ++i) product[i] *= 2;
+    panels_->shorten(column, width, count, here, tile_size, of_block);
+    panels_->subtract(index++, count, of_block, product, product_size);
     for (int64_t i = 0; i < count; ++i)
       kernels_->add_dot_products(here + i * tile_size, product + i * product_size, width,
                                  sum + i * lanes::rows);
-    last.steps.mul_(2);
-    before.push_back(std::move(last));
   }
   return sums.neg_();
 }

@@ -2,7 +2,7 @@
 #pragma once
 #include <optional>
 
-#include "stages/solve/whole_panels.hpp"
+#include "stages/solve/short_panels.hpp"
 
 namespace selfcal {
 
@@ -24,7 +24,7 @@ class QuadraticForm {
   int64_t columns_;
   const lanes::Kernels* kernels_;
   at::Tensor diagonal_;                // [columns, 1]
-  std::optional<WholePanels> panels_;  // else
+  std::optional<ShortPanels> panels_;  // else
 };
 
 }  // namespace selfcal

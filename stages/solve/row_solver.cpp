@@ -96,12 +96,17 @@ SolvedRows empty_rows(int64_t rows, int64_t columns, const MethodSettings& setti
   return solved;
 }
 
-/// More tiles at a time read the factor from memory less often, fewer keep all threads busy. A
-/// row's result does not depend on it.
+/// More tiles at a time read the factor from memory less often; among up to 4 those that end
+/// soonest, if all threads are alike. A row's result does not depend on it.
 int64_t RowSolver::rows_of_a_task(int64_t rows) const {
   const int64_t threads = context.threads ? context.threads->size() : 1;
-  const int64_t tasks = threads == 1 ? 1 : 8 * threads;
-  return std::clamp<int64_t>(tiles_of(rows) / tasks, 1, 4) * lanes::rows;
+  const auto tiles_until_the_end = [&](int64_t together) {
+    return kernels::ceil_divide(kernels::ceil_divide(tiles_of(rows), together), threads) * together;
+  };
+  int64_t best = 4;
+  for (int64_t together = 3; together >= 1; --together)
+    if (tiles_until_the_end(together) < tiles_until_the_end(best)) best = together;
+  return best * lanes::rows;
 }
 
 TileSolution round_to_nearest(const at::Tensor& tiles, const lanes::Grid& grid,

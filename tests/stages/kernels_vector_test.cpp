@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "stages/kernels/cpu/few_rows.hpp"
 #include "stages/kernels/cpu/matrix.hpp"
 #include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/kernels/cpu/tiled_linear.hpp"
@@ -266,6 +267,65 @@ TEST(WholeNumbers, ColumnsBecomePanels) {
   });
 }
 
+TEST(MatrixUnits, MultiplyPanels) {
+  const MatrixUnits* units = matrix_units();
+  if (!units) GTEST_SKIP() << "this processor has none";
+  at::manual_seed(7);
+  for (const int64_t rows : {1, 15, 16, 17, 32, 45, 100})
+    for (const int64_t tokens : {1, 31, 32, 70}) {
+      const int64_t depth = padded_depth(tokens), columns = 29, stride = depth + 32;
+      const at::Tensor a = at::zeros({rows, stride}, at::kBFloat16),
+                       x = random({tokens, columns + 4}, at::kBFloat16);
+      a.narrow(1, 0, depth).copy_(random({rows, depth}, at::kBFloat16));
+      const at::Tensor panel = at::empty({depth / 2, MatrixUnits::panel_columns}, at::kInt),
+                       c = at::full({rows, 40}, 5.0f);
+      units->pack_columns(static_cast<const uint16_t*>(x.const_data_ptr()) + 3, columns + 4, tokens,
+                          columns, panel.mutable_data_ptr<int32_t>());
+      const auto multiply = [&](int64_t first, int64_t count, bool accumulate) {
+        units->multiply(rows, count, static_cast<const uint16_t*>(a.const_data_ptr()) + first,
+                        stride,
+                        panel.const_data_ptr<int32_t>() + first / 2 * MatrixUnits::panel_columns,
+                        c.mutable_data_ptr<float>(), 40, accumulate, nullptr);
+      };
+      multiply(0, depth, false);
+      const at::Tensor expected =
+          wide(a).narrow(1, 0, tokens).matmul(wide(x).narrow(1, 3, columns));
+      const at::Tensor found = c.narrow(1, 0, columns).clone();
+      EXPECT_TRUE(at::allclose(wide(found), expected, 1e-5, 1e-5)) << rows << " " << tokens;
+      EXPECT_EQ(c.narrow(1, columns, 32 - columns).abs().max().item<float>(), 0);
+      EXPECT_TRUE(c.narrow(1, 32, 8).eq(5).all().item<bool>());
+      if (depth == 32) continue;
+      multiply(0, 32, false);
+      multiply(32, depth - 32, true);
+      EXPECT_TRUE(at::equal(found, c.narrow(1, 0, columns))) << "cut in two";
+    }
+}
+
+/// Decoding and teacher forcing multiply by the same code.
+TEST(MatrixUnits, FewRowsAreAsMany) {
+  if (!matrix_units()) GTEST_SKIP() << "this processor has none";
+  at::manual_seed(8);
+  const auto x = random({70, 96}, at::kBFloat16), weight = random({301, 96}, at::kBFloat16),
+             bias = random({301}, at::kBFloat16);
+  const auto many = linear_tiled({}, x, weight, bias, at::kFloat, Products::units);
+  for (const int64_t rows : {1, 16, 32})
+    EXPECT_TRUE(at::equal(linear_few_rows({}, x.narrow(0, 0, rows), weight, bias, at::kFloat),
+                          many.narrow(0, 0, rows)));
+}
+
+TEST(SplitInTwo, KeepsSixteenBits) {
+  for_sets([](const VectorKernels& vectors) {
+    const int64_t n = 2 * vectors.width + 3;
+    const at::Tensor x = random({n}, at::kFloat), high = at::empty({n}, at::kBFloat16),
+                     low = at::empty({n}, at::kBFloat16);
+    vectors.split_in_two(x.const_data_ptr<float>(), n,
+                         static_cast<uint16_t*>(high.mutable_data_ptr()),
+                         static_cast<uint16_t*>(low.mutable_data_ptr()));
+    EXPECT_TRUE(at::equal(high, x.to(at::kBFloat16)));
+    EXPECT_LT(((wide(high) + wide(low) - wide(x)) / wide(x)).abs().max().item<double>(), 0x1p-17);
+  });
+}
+
 /// All ways to multiply that this processor has.
 std::vector<Products> products_of(at::ScalarType dtype) {
   std::vector<Products> all{Products::panels, Products::whole};
@@ -287,7 +347,9 @@ TEST(TiledLinear, AllProductsAgree) {
       for (const auto products : products_of(dtype)) {
         const auto found = linear_tiled({&pool}, x, weight, bias, at::kFloat, products);
         EXPECT_LT(((wide(found) - expected).abs().max() / expected.abs().max()).item<double>(),
-                  products == Products::whole ? 2e-5 * std::sqrt(double(in)) : 1e-6);
+                  products == Products::whole ? 2e-5 * std::sqrt(double(in))
+                  : products == Products::units && in > 10000 ? 2e-6
+                                                               : 1e-6);
         ThreadPool one(1);
         EXPECT_TRUE(at::equal(found, linear_tiled({&one}, x, weight, bias, at::kFloat, products)));
       }

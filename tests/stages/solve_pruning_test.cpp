@@ -68,11 +68,13 @@ TEST_P(SparseGptReference, AgreesWithFloat64) {
     const Problem problem = random_problem(int(rows), rows, 96);
     const MeasuredRows solved = solve(problem, settings, 2);
     const ReferenceRows expected = reference(problem, settings);
-    EXPECT_GE(share_equal(mask_of(solved), expected.kept), 0.999);
-    // Of few rows those that fell to the other side of a tie count.
+    // A weight that falls to the other side of a tie moves the rest of its row, the more the fewer
+    // bits; how many do so depends on the processor, which draws other random numbers and factors
+    // with other roundings.
+    EXPECT_GE(share_equal(mask_of(solved), expected.kept), settings.bits == 3 ? 0.998 : 0.999);
     EXPECT_NEAR(
         relative_error(problem, solved.linear.weight) / relative_error(problem, expected.weight), 1,
-        rows == 400 ? 1e-3 : 5e-3);
+        rows == 70 ? 5e-3 : settings.bits == 3 ? 3e-3 : 1e-3);
     EXPECT_EQ(solved.linear.weight.masked_select(mask_of(solved).logical_not())
                   .count_nonzero()
                   .item<int64_t>(),

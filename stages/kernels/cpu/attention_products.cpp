@@ -86,7 +86,8 @@ void UnitAttention::score(const Matrix& keys, float* scores) {
     }
     vector_kernels().pack_whole_panel(reinterpret_cast<const int16_t*>(from), stride, count,
                                       padded_ / 2, keys_);
-    units_.multiply(rows_, padded_, queries_, padded_, keys_, scores + j, score_stride, false);
+    units_.multiply(rows_, padded_, queries_, padded_, keys_, scores + j, score_stride, false,
+                    nullptr);
   }
   for (int64_t row = 0; row < rows_; ++row) {
     float* const of_row = scores + row * score_stride;
@@ -105,8 +106,10 @@ void UnitAttention::read(const Matrix& values, const float* scores, bool accumul
   for (int64_t j = 0; j < head_dim_; j += panel_columns) {
     units_.pack_columns(static_cast<const uint16_t*>(at_entry(values, j)), values.columns,
                         values.count, std::min(panel_columns, head_dim_ - j), values_);
-    units_.multiply(rows_, depth, high_, weight_stride, values_, outputs_ + j, padded_, accumulate);
-    units_.multiply(rows_, depth, low_, weight_stride, values_, outputs_ + j, padded_, true);
+    units_.multiply(rows_, depth, high_, weight_stride, values_, outputs_ + j, padded_, accumulate,
+                    nullptr);
+    units_.multiply(rows_, depth, low_, weight_stride, values_, outputs_ + j, padded_, true,
+                    nullptr);
   }
 }
 

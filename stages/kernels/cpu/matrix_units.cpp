@@ -34,7 +34,7 @@ bool system_lends_tiles() {
 const MatrixUnits* matrix_units() {
 #ifdef SELFCAL_X86
   static const bool lent =
-      __builtin_cpu_supports("x86-64-v4") && processor_has_tiles() && system_lends_tiles();
+      __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni") && processor_has_tiles() && system_lends_tiles();
   return lent ? &amx::units : nullptr;
 #else
   return nullptr;

@@ -17,9 +17,11 @@ struct MatrixUnits {
   /// c[rows][panel_columns] = a[rows][depth] panel, added to what c holds if `accumulate`. Strides
   /// count numbers. Products are exact and summed in float32 (subnormal numbers count as zero): the
   /// two numbers of a pair apart over each `step`, then these two sums, then the steps in order,
-  /// whatever the number of rows and whether the depth is cut by `accumulate`.
+  /// whatever the number of rows and whether the depth is cut by `accumulate`. `following`: the
+  /// panel that is multiplied next, null if there is none.
   void (*multiply)(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
-                   const int32_t* panel, float* c, int64_t c_stride, bool accumulate);
+                   const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
+                   const int32_t* following);
 
   /// A panel of `columns` of x [rows, ...], at most panel_columns, whose sum runs along the rows;
   /// zeros past the last column and up to the next multiple of `step` rows.

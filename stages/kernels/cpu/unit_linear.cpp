@@ -5,13 +5,22 @@
 namespace selfcal::kernels {
 namespace {
 
-// Panels of a tile's columns stay in a second-level cache while all rows of x pass by, with the
-// tile's rows and sums.
-constexpr int64_t highest = 128, narrowest = 96, widest = 768, tile_weights = 1 << 19;
-constexpr int64_t longest_run = 768;  // a panel of so many inputs fits a first-level cache
-constexpr int64_t packed_weights = 1 << 23;  // entries that are packed at once
+constexpr int64_t longest_run = 384;    // a panel of so many inputs fits a first-level cache
+constexpr int64_t longest_chunk = 1536;  // inputs of a tile between two visits of its sums
+constexpr int64_t packed_weights = 1 << 23;      // entries that are packed at once
 constexpr int64_t cache_line = 32, page = 2048;  // bfloat16 numbers
 constexpr int64_t panel_columns = MatrixUnits::panel_columns;
+
+/// Of a tile, so that in a second-level cache there are its panels while all rows of x pass by; or
+/// its sums, where inputs come in chunks.
+struct TileShape {
+  int64_t rows, columns;
+
+  static TileShape for_inputs(int64_t inputs) {
+    if (inputs > longest_chunk) return {256, 768};
+    return {128, std::min<int64_t>((1 << 19) / inputs, 768)};
+  }
+};
 
 const uint16_t* numbers_of(const Matrix& matrix, int64_t row) {
   return static_cast<const uint16_t*>(matrix.data) + row * matrix.columns;
@@ -23,7 +32,7 @@ class UnitRows {
  public:
   explicit UnitRows(const Matrix& matrix) : matrix_(matrix), stride_(matrix.columns) {
     copied_ = padded_depth(matrix.columns) != matrix.columns || matrix.columns % page == 0;
-    if (copied_) stride_ = padded_depth(std::min(longest_run, matrix.columns)) + cache_line;
+    if (copied_) stride_ = padded_depth(std::min(longest_chunk, matrix.columns)) + cache_line;
   }
 
   int64_t stride() const { return stride_; }
@@ -90,13 +99,14 @@ class Panels {
   int32_t* const first_;
 };
 
-/// Writes `count` sums as numbers of a row of the result, from `column` on.
-void write_row(const Operands& operands, int64_t row, int64_t column, const float* sums,
-               int64_t count) {
+/// Writes sums [rows][columns] as numbers of the result, from (row, column) on.
+void write_block(const Operands& operands, int64_t row, int64_t rows, int64_t column,
+                 int64_t columns, const float* sums, int64_t stride) {
   const Matrix& bias = operands.bias;
-  vector_kernels().narrow(
-      sums, bias.data ? at_entry(bias, column) : nullptr, bias.number, count, 1,
-      at_entry(operands.y, operands.y_number, row * operands.weight.count + column),
+  const int64_t result_columns = operands.weight.count;
+  vector_kernels().narrow_rows(
+      rows, columns, sums, stride, bias.data ? at_entry(bias, column) : nullptr, bias.number,
+      at_entry(operands.y, operands.y_number, row * result_columns + column), result_columns,
       operands.y_number);
 }
 
@@ -106,8 +116,10 @@ class UnitProduct {
       : units_(units),
         operands_(operands),
         inputs_(operands.x.columns),
-        run_(part_of(inputs_, longest_run, MatrixUnits::step)),
-        together_(std::max<int64_t>(1, packed_weights / inputs_ / widest) * widest),
+        chunk_(part_of(inputs_, longest_chunk, MatrixUnits::step)),
+        run_(part_of(chunk_, longest_run, MatrixUnits::step)),
+        shape_(TileShape::for_inputs(inputs_)),
+        together_(std::max<int64_t>(1, packed_weights / inputs_ / shape_.columns) * shape_.columns),
         x_(operands.x),
         weight_(std::min(operands.weight.count, together_), inputs_) {}
 
@@ -116,36 +128,51 @@ class UnitProduct {
     for (first_ = 0; first_ < columns; first_ += together_) {
       const int64_t end = std::min(first_ + together_, columns);
       weight_.fill(context, operands_.weight, first_, end - first_);
-      const int64_t width = part_of(
-          end - first_, std::clamp(tile_weights / inputs_, narrowest, widest), panel_columns);
-      const int64_t rows = operands_.x.count, down = ceil_divide(rows, highest);
+      const int64_t width = part_of(end - first_, shape_.columns, panel_columns);
+      const int64_t rows = operands_.x.count, down = ceil_divide(rows, shape_.rows);
       for_tiles(context, ceil_divide(end - first_, width) * down, [&](int64_t index) {
-        const int64_t row = index % down * highest, column = first_ + index / down * width;
-        compute_tile(
-            {row, std::min(highest, rows - row), column, std::min(width, end - column)});
+        const int64_t row = index % down * shape_.rows, column = first_ + index / down * width;
+        compute_tile({row, std::min(shape_.rows, rows - row), column, std::min(width, end - column)});
       });
     }
   }
 
  private:
   void compute_tile(const Tile& tile) const {
-    constexpr int64_t sum_stride = widest + cache_line / 2;
+    const bool in_chunks = chunk_ < inputs_;
+    const int64_t stride = in_chunks ? shape_.columns + cache_line / 2 : panel_columns;
     static thread_local Scratch scratch;
-    float* const sums = scratch.floats((highest + row_step) * sum_stride);
-    for (int64_t k = 0; k < inputs_; k += run_) {
-      const int64_t depth = std::min(run_, inputs_ - k);
-      const uint16_t* rows = x_.read(tile.row, tile.rows, k, depth);
-      for (int64_t j = 0; j < tile.columns; j += panel_columns)
-        units_.multiply(tile.rows, padded_depth(depth), rows, x_.stride(),
-                        weight_.from(tile.column - first_ + j, k), sums + j, sum_stride, k > 0);
+    float* const sums = scratch.floats(shape_.rows * stride);
+    for (int64_t first = 0; first < inputs_; first += chunk_) {
+      const int64_t last = std::min(first + chunk_, inputs_);
+      const uint16_t* rows = x_.read(tile.row, tile.rows, first, last - first);
+      for (int64_t j = 0; j < tile.columns; j += panel_columns) {
+        float* const to = in_chunks ? sums + j : sums;
+        for (int64_t k = first; k < last; k += run_)
+          multiply(tile, rows + k - first, j, k, std::min(run_, last - k), to, stride);
+        if (last == inputs_)
+          write_block(operands_, tile.row, tile.rows, tile.column + j,
+                      std::min(panel_columns, tile.columns - j), to, stride);
+      }
     }
-    for (int64_t i = 0; i < tile.rows; ++i)
-      write_row(operands_, tile.row + i, tile.column, sums + i * sum_stride, tile.columns);
+  }
+
+  void multiply(const Tile& tile, const uint16_t* rows, int64_t j, int64_t k, int64_t depth,
+                float* to, int64_t stride) const {
+    const int64_t column = tile.column - first_ + j;
+    const bool more = k + run_ < inputs_, another = j + panel_columns < tile.columns;
+    const int32_t* following = more      ? weight_.from(column, k + run_)
+                               : another ? weight_.from(column + panel_columns, 0)
+                                         : nullptr;
+    units_.multiply(tile.rows, padded_depth(depth), rows, x_.stride(), weight_.from(column, k), to,
+                    stride, k > 0, following);
   }
 
   const MatrixUnits& units_;
   const Operands operands_;
-  const int64_t inputs_, run_, together_;  // the last: columns of the result
+  const int64_t inputs_, chunk_, run_;
+  const TileShape shape_;
+  const int64_t together_;  // columns of the result
   const UnitRows x_;
   const Panels weight_;
   int64_t first_ = 0;  // column that weight_ begins with
@@ -166,11 +193,10 @@ void multiply_few_by_units(const Context& context, const MatrixUnits& units,
   for_ranges(context, operands.weight.count, weight_rows, [&](int64_t first, int64_t count) {
     alignas(64) float sums[weight_rows * panel_columns], by_row[panel_columns * weight_rows];
     units.multiply(count, inputs, numbers_of(operands.weight, first), inputs, x.from(0, 0), sums,
-                   panel_columns, false);
+                   panel_columns, false, nullptr);
     vector_kernels().transpose({sums, Number::float32, count, panel_columns}, weight_rows, 0, rows,
                                by_row);
-    for (int64_t i = 0; i < rows; ++i)
-      write_row(operands, i, first, by_row + i * weight_rows, count);
+    write_block(operands, 0, rows, first, count, by_row, weight_rows);
   });
 }
 

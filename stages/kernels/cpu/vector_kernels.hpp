@@ -119,6 +119,9 @@ struct VectorKernels {
   /// y = factor * x + bias; bias may be null.
   void (*narrow)(const float* x, const void* bias, Number bias_number, int64_t n, float factor,
                  void* y, Number number);
+  /// y = x + bias of `rows` rows of n numbers, strides apart.
+  void (*narrow_rows)(int64_t rows, int64_t n, const float* x, int64_t x_stride, const void* bias,
+                      Number bias_number, void* y, int64_t y_stride, Number number);
   /// x = high + low to some 16 bits, both the nearest bfloat16.
   void (*split_in_two)(const float* x, int64_t n, uint16_t* high, uint16_t* low);
   void (*add)(const void* a, const void* b, Number number, int64_t n, void* y);

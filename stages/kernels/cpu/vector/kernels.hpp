@@ -32,6 +32,8 @@ bool columns_to_whole(const Matrix& x, int64_t first, int64_t count, const float
 void widen(const void* x, Number number, int64_t n, float factor, float* y);
 void narrow(const float* x, const void* bias, Number bias_number, int64_t n, float factor, void* y,
             Number number);
+void narrow_rows(int64_t rows, int64_t n, const float* x, int64_t x_stride, const void* bias,
+                 Number bias_number, void* y, int64_t y_stride, Number number);
 void split_in_two(const float* x, int64_t n, uint16_t* high, uint16_t* low);
 void add(const void* a, const void* b, Number number, int64_t n, void* y);
 void activate(Activation activation, const void* x, const void* factor, Number number, int64_t n,

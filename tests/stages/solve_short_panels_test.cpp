@@ -1,4 +1,4 @@
-#include "stages/solve/whole_panels.hpp"
+#include "stages/solve/short_panels.hpp"
 
 #include <gtest/gtest.h>
 
@@ -28,7 +28,7 @@ struct Product {
   at::Tensor by(const lanes::Kernels& kernels) const {
     Threads threads(2);
     const auto [row, depth, column, columns] = rectangle;
-    const WholePanels panels(matrix, sizes, {{0, 1, 0, 3}, rectangle}, kernels, threads.context());
+    const ShortPanels panels(matrix, sizes, {{0, 1, 0, 3}, rectangle}, kernels, threads.context());
     at::Tensor result = at::zeros({2, columns, lanes::rows}, at::kFloat);
     panels.subtract(1, 2, tiles.const_data_ptr<float>(), tiles.stride(0),
                     result.mutable_data_ptr<float>(), result.stride(0));
@@ -61,7 +61,7 @@ double error_of(const Product& product, const at::Tensor& found) {
   return ((found - product.expected()).abs() / norms).max().item<double>();
 }
 
-TEST(WholePanels, AgreeWithFloat64) {
+TEST(ShortPanels, AgreeWithFloat64) {
   on_every_instruction_set([](const lanes::Kernels& kernels) {
     for (const int64_t depth : {1, 2, 31, 128, 300})
       for (const int64_t columns : {1, 6, 16, 47, 130}) {
@@ -71,7 +71,7 @@ TEST(WholePanels, AgreeWithFloat64) {
   });
 }
 
-TEST(WholePanels, TakeRowsOfKnownSizesHoweverUnlike) {
+TEST(ShortPanels, TakeRowsOfKnownSizesHoweverUnlike) {
   Product product = random_product(128, 64);
   product.sizes = at::logspace(-6, 6, product.matrix.size(0));
   product.matrix *= product.sizes.unsqueeze(1);
@@ -81,7 +81,7 @@ TEST(WholePanels, TakeRowsOfKnownSizesHoweverUnlike) {
   });
 }
 
-TEST(WholePanels, ZerosTinyAndEqualNumbers) {
+TEST(ShortPanels, ZerosTinyAndEqualNumbers) {
   on_every_instruction_set([](const lanes::Kernels& kernels) {
     Product product = random_product(20, 20);
     product.tiles.select(2, 3).zero_();
@@ -101,7 +101,7 @@ TEST(WholePanels, ZerosTinyAndEqualNumbers) {
   });
 }
 
-TEST(WholePanels, WhatIsNotFiniteIsSeen) {
+TEST(ShortPanels, WhatIsNotFiniteIsSeen) {
   on_every_instruction_set([](const lanes::Kernels& kernels) {
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
       Product product = random_product(20, 20);
@@ -112,7 +112,7 @@ TEST(WholePanels, WhatIsNotFiniteIsSeen) {
   });
 }
 
-TEST(WholePanels, GptqOfBfloat16IsAsGoodAsThatOfFloat32) {
+TEST(ShortPanels, GptqOfBfloat16IsAsGoodAsThatOfFloat32) {
   const Problem problem = random_problem(3, 96, 512);
   Threads threads(2);
   for (const bool ordered : {false, true}) {

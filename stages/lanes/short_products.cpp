@@ -125,7 +125,7 @@ void subtract_rest(const int32_t* panels, int64_t pairs, int64_t columns, const 
 
 }  // namespace
 
-void whole_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
+void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                   const float* factors, int32_t* panels, float* steps) {
   // As many columns at a time as fill vectors and panels.
   constexpr int64_t together = 3 * width;
@@ -158,7 +158,7 @@ void whole_panels(const float* matrix, int64_t stride, int64_t depth, int64_t co
   }
 }
 
-void whole_tile(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
+void short_tile(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
                 float* steps) {
   for (int64_t row = 0; row < rows; row += width) {
     const auto value = [&](int64_t k) { return load(tile + k * rows + row) * factors[k]; };
@@ -172,7 +172,7 @@ void whole_tile(const float* tile, int64_t depth, const float* factors, int32_t*
   }
 }
 
-void subtract_whole(const int32_t* panels, const float* column_steps, int64_t depth,
+void subtract_short(const int32_t* panels, const float* column_steps, int64_t depth,
                     int64_t columns, const int32_t* numbers, const float* row_steps, float* tile) {
   const int64_t pairs = (depth + 1) / 2;
   for (; columns >= panel;
