@@ -27,11 +27,7 @@ bool speaks() {
 
 void print_error(const char* text) { std::fprintf(stderr, "selfcal: error: %s\n", text); }
 
-}  // namespace
-
-// What throws outside the try block is lack of memory.
-// NOLINTNEXTLINE(bugprone-exception-escape)
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   using selfcal::ExitCode;
   CLI::App app("Compress large language models with calibration data that the model writes itself.",
                "selfcal");
@@ -62,4 +58,15 @@ int main(int argc, char** argv) {
     print_error(text.substr(0, text.find('\n')).c_str());  // libraries add their stack
     return static_cast<int>(ExitCode::internal);
   }
+}
+
+}  // namespace
+
+// What throws outside the try block is lack of memory.
+// NOLINTNEXTLINE(bugprone-exception-escape)
+int main(int argc, char** argv) {
+  const int code = run(argc, argv);
+  // The tensor library needs a tenth of a second to take itself apart; all that is ours is closed.
+  std::fflush(nullptr);
+  std::quick_exit(code);
 }

@@ -11,8 +11,6 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t run = 64;  // columns moved at a time: a few cache lines of a row
-
 /// Calls body with a value of a float dtype.
 template <class Body>
 void with_float(at::ScalarType dtype, const Body& body) {
@@ -30,25 +28,41 @@ void with_float(at::ScalarType dtype, const Body& body) {
   }
 }
 
-template <class Into>
-void store_tile(const float* tile, int64_t count, int64_t columns, Into* rows) {
-  for (int64_t first = 0; first < columns; first += run) {
-    const int64_t last = std::min(first + run, columns);
-    for (int64_t row = 0; row < count; ++row) {
-      for (int64_t j = first; j < last; ++j)
-        rows[row * columns + j] = Into(tile[j * lanes::rows + row]);
-    }
+/// Calls store(row of the matrix, its numbers) for each row of the tiles.
+template <class Store>
+void for_rows(const at::Tensor& tiles, int64_t count, const Store& store) {
+  const auto& vectors = kernels::vector_kernels();
+  const int64_t columns = tiles.size(1),
+                stride = kernels::ceil_divide(columns, vectors.width) * vectors.width;
+  static thread_local kernels::Scratch scratch;
+  float* const rows = scratch.floats(lanes::rows * stride);
+  const float* tile = tiles.const_data_ptr<float>();
+  for (int64_t first = 0; first < count; first += lanes::rows, tile += columns * lanes::rows) {
+    vectors.transpose({tile, kernels::Number::float32, columns, lanes::rows}, stride, 0,
+                      lanes::rows, rows);
+    for (int64_t row = 0; row < std::min(lanes::rows, count - first); ++row)
+      store(first + row, rows + row * stride);
   }
 }
 
 template <class Into>
-void store_all(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
+void store_rows(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
   const int64_t columns = matrix.size(1);
-  const float* tile = tiles.const_data_ptr<float>();
-  Into* rows = matrix.mutable_data_ptr<Into>() + first * columns;
-  for (int64_t row = 0; row < count; row += lanes::rows, tile += columns * lanes::rows) {
-    store_tile(tile, std::min(lanes::rows, count - row), columns, rows + row * columns);
-  }
+  Into* const into = matrix.mutable_data_ptr<Into>() + first * columns;
+  for_rows(tiles, count, [&](int64_t row, const float* numbers) {
+    std::transform(numbers, numbers + columns, into + row * columns,
+                   [](float number) { return Into(number); });
+  });
+}
+
+void store_bfloat16_rows(const at::Tensor& tiles, at::Tensor& matrix, int64_t first,
+                         int64_t count) {
+  const int64_t columns = matrix.size(1);
+  auto* const into = static_cast<uint16_t*>(matrix.mutable_data_ptr()) + first * columns;
+  for_rows(tiles, count, [&](int64_t row, const float* numbers) {
+    kernels::vector_kernels().narrow(numbers, nullptr, kernels::Number::float32, columns, 1,
+                                     into + row * columns, kernels::Number::bfloat16);
+  });
 }
 
 /// The i-th move of each tile's columns goes [from, into] move(i).
@@ -89,9 +103,11 @@ at::Tensor load_tiles(const at::Tensor& weight, int64_t first, int64_t count) {
 }
 
 void store_tiles(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
-  if (matrix.scalar_type() == at::kByte) return store_all<uint8_t>(tiles, matrix, first, count);
+  if (matrix.scalar_type() == at::kByte) return store_rows<uint8_t>(tiles, matrix, first, count);
+  if (matrix.scalar_type() == at::kBFloat16)
+    return store_bfloat16_rows(tiles, matrix, first, count);
   with_float(matrix.scalar_type(),
-             [&](auto element) { store_all<decltype(element)>(tiles, matrix, first, count); });
+             [&](auto element) { store_rows<decltype(element)>(tiles, matrix, first, count); });
 }
 
 at::Tensor gather_columns(const at::Tensor& tiles, const at::Tensor& permutation) {
