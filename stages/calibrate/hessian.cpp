@@ -12,7 +12,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t strip_columns = 64;     // of one task of observe()
+constexpr int64_t fewest_observed = 64, most_observed = 1024;  // columns of a task of observe()
 constexpr int entry_bits = 45;            // of a leaf's largest entry, as an integer
 constexpr int32_t empty_column = -160;    // below the exponent of any float32 that is not zero
 constexpr int32_t largest_exponent = 63;  // products of larger columns could overflow float32
@@ -97,8 +97,12 @@ void HessianAccumulator::observe(const at::Tensor& x) {
     return;
   }
   const kernels::Matrix leaf = kernels::matrix_of(x);
-  kernels::for_ranges(context_, columns_, strip_columns, [&](int64_t first, int64_t count) {
-    double sums[strip_columns];
+  // Long runs of a row are read faster than short ones; a column's sum does not depend on them.
+  const int64_t threads = context_.threads ? context_.threads->size() : 1,
+                of_a_thread = kernels::ceil_divide(columns_, 64 * threads) * 64;
+  const int64_t at_once = std::clamp(of_a_thread, fewest_observed, most_observed);
+  kernels::for_ranges(context_, columns_, at_once, [&](int64_t first, int64_t count) {
+    double sums[most_observed];
     kernels::vector_kernels().sum_squares(leaf, first, count, sums);
     for (int64_t i = 0; i < count; ++i)
       exponents_[first + i] = std::max(exponents_[first + i], norm_exponent(sums[i]));

@@ -87,11 +87,8 @@ void pack_columns(const uint16_t* x, int64_t stride, int64_t rows, int64_t colum
     second[2 * i + 1] = static_cast<uint16_t>(48 + i);
   }
   const __m512i first_columns = _mm512_load_si512(first), others = _mm512_load_si512(second);
-  constexpr int64_t rows_ahead = 16;
   for (int64_t row = 0; row < padded_depth(rows); row += 2, panel += MatrixUnits::panel_columns) {
     const uint16_t* from = x + row * stride;
-    _mm_prefetch(from + rows_ahead * stride, _MM_HINT_T0);
-    _mm_prefetch(from + (rows_ahead + 1) * stride, _MM_HINT_T0);
     const __m512i even = read_row(from, row < rows ? columns : 0),
                   odd = read_row(from + stride, row + 1 < rows ? columns : 0);
     _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, first_columns, odd));
