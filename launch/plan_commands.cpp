@@ -19,6 +19,7 @@
 #include "pipeline/open_jobs.hpp"
 #include "pipeline/run_plan.hpp"
 #include "pipeline/sizes.hpp"
+#include "stages/generate/micro_batch.hpp"
 
 namespace selfcal {
 namespace {
@@ -99,7 +100,7 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   const Compute compute(all_given.front().threads,
                         std::max(launched.sharing_ranks, ranks_together(options)));
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
-  std::map<std::tuple<const Model*, int64_t, int64_t, MethodName>, Machine> machines;
+  std::map<std::tuple<const Model*, int64_t, int64_t, int64_t, MethodName>, Machine> machines;
   std::vector<JobToPlan> jobs;
   for (const auto& given : all_given) {
     auto& model = models[{given.model, given.dtype}];
@@ -107,7 +108,8 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
     const RunConfig config = resolve_by(*model, given);
     // Jobs that differ in less have the same speed.
     const std::tuple kind(std::as_const(model).get(), config.calibration.micro_batch,
-                          config.calibration.length, config.method.name);
+                          micro_batches(config.calibration), config.calibration.length,
+                          config.method.name);
     if (!machines.contains(kind))
       machines[kind] = machine_of(options, launched, config, *model, compute.context());
     const ModelSizes sizes = sizes_of(*model);

@@ -51,7 +51,7 @@ class Run {
       jobs_.push_back(
           {.session = {job.config, *job.model, crew_, job.layout, *directory_, environment.stop,
                        environment.context, kind, timer_, progress_, leaf_memory(job.plan), count,
-                       planned_memory(job, world_.rank())},
+                       job.plan.sampled_at_once, planned_memory(job, world_.rank())},
            .number = static_cast<int64_t>(jobs_.size())});
     for (Job& job : jobs_)
       for (const Job& other : jobs_)

@@ -233,7 +233,7 @@ const std::vector<Key<RunConfig>>& config_keys() {
       {"calibration.sets", "1 (more is not supported yet)", "Disjoint draws in one run.",
        [](C&, const YAML::Node& node, const MapReader&) { integer(node, {1, 1}); }, [](const C&) { return "1"; }},
       integer_key<C>("calibration.set", FIELD(calibration.set), {0, 1 << 30}, "Which of the disjoint draws of a seed."),
-      integer_key<C>("calibration.micro_batch", FIELD(calibration.micro_batch), {1, 1024}, "Sequences that are sampled together; fixed, since it decides the last bits of the arithmetic."),
+      integer_key<C>("calibration.micro_batch", FIELD(calibration.micro_batch), {1, 1024}, "Sequences that are dealt to the ranks together, to be sampled and to be counted; a generator samples several micro-batches side by side. Fixed, since it decides the last bits of the arithmetic."),
       number_key<C>("calibration.temperature.initial", FIELD(calibration.temperature_initial), {0.0, 100.0}, "Sampling temperature of the first token of a document; 0: the most probable token."),
       number_key<C>("calibration.temperature.final", FIELD(calibration.temperature_final), {0.0, 100.0}, "Sampling temperature after `steps` tokens."),
       integer_key<C>("calibration.temperature.steps", FIELD(calibration.temperature_steps), {0, 1 << 24}, "Tokens over which the temperature goes from initial to final."),

@@ -51,11 +51,18 @@ class CostModel {
     std::ranges::transform(seconds_, more, seconds_.begin(), std::plus<>{});
   }
 
-  /// A step reads all weights and the cache so far, for a micro-batch at a time. With several ranks
+  /// A step reads all weights and the cache so far, for some micro-batches. With several ranks
   /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
   void add_sampling() {
-    const double block = step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
-                                    model_.element_bytes(), calibration_);
+    const double batches = busiest(micro_batches(calibration_), layout_.replicas());
+    const auto at_once =
+        layout_.depth() > 1 ? 1.0
+                            : std::min(batches, static_cast<double>(micro_batches_at_once(
+                                                    calibration_, model_.shape,
+                                                    static_cast<double>(model_.block_parameters))));
+    const double block = step_bytes(
+        static_cast<double>(model_.block_parameters), model_.shape, model_.element_bytes(),
+        static_cast<int64_t>(at_once) * calibration_.micro_batch, calibration_.length);
     const auto first = decode_runs(model_, layout_.depth());
     double step = 0, slowest = 0;
     for (size_t run = 0; run + 1 < first.size(); ++run) {
@@ -66,9 +73,9 @@ class CostModel {
       step += seconds;
       slowest = std::max(slowest, seconds);
     }
-    const double batches = busiest(micro_batches(calibration_), layout_.replicas());
     const double in_flight = std::min<double>(layout_.depth(), batches);
-    add(Phase::sample, std::ceil(batches / in_flight) * static_cast<double>(calibration_.length) *
+    add(Phase::sample, std::ceil(batches / (in_flight * at_once)) *
+                           static_cast<double>(calibration_.length) *
                            std::max(step, in_flight * slowest));
   }
 

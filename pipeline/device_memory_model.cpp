@@ -22,16 +22,16 @@ class DeviceMemory : public MemoryModel {
   DeviceMemory(const RunConfig& config, const ModelSizes& model, int sharing)
       : model_(model), parts_(config, model, sharing) {}
 
-  MemoryUse sampling(int run, int depth) const override {
+  MemoryUse sampling(int run, int depth, int64_t at_once) const override {
     MemoryUse use{"samples", {context()}};
     use.items.push_back(
         {depth == 1 ? "weights of the whole model"
                     : fmt::format("weights of {} layers", parts_.sampled_layers(run, depth)),
          whole_bytes(parts_.sampled_weights(run, depth))});
-    use.items.push_back({depth == 1 ? "keys and values of a micro-batch"
-                                    : fmt::format("keys and values of {} micro-batches", depth),
-                         whole_bytes(parts_.caches(run, depth))});
-    if (run == depth - 1) use.items.push_back({"logits of a step", whole_bytes(parts_.logits())});
+    use.items.push_back(
+        {caches_of(depth, at_once), whole_bytes(parts_.caches(run, depth, at_once))});
+    if (run == depth - 1)
+      use.items.push_back({"logits of a step", whole_bytes(parts_.logits(at_once))});
     return use;
   }
 
@@ -108,10 +108,11 @@ class MemoryBesideDevice : public MemoryModel {
         parts_(config, model),
         host_solves_some_(!host_solves(config, model.linears).empty()) {}
 
-  MemoryUse sampling(int run, int depth) const override {
+  MemoryUse sampling(int run, int depth, int64_t at_once) const override {
     MemoryUse use{"samples", {program(), {"weights of a layer, on their way", layer_bytes()}}};
     if (run == depth - 1)
-      use.items.push_back({"logits of a step, and their order", whole_bytes(2 * parts_.logits())});
+      use.items.push_back(
+          {"logits of a step, and their order", whole_bytes(2 * parts_.logits(at_once))});
     return use;
   }
 

@@ -21,20 +21,19 @@ class HostMemory : public MemoryModel {
   HostMemory(const RunConfig& config, const ModelSizes& model, int sharing)
       : model_(model), parts_(config, model, sharing) {}
 
-  MemoryUse sampling(int run, int depth) const override {
+  MemoryUse sampling(int run, int depth, int64_t at_once) const override {
     MemoryUse use{"samples", {{"program and libraries", program_bytes}}};
     const auto add = [&](std::string what, double bytes) {
       use.items.push_back({std::move(what), whole_bytes(bytes)});
     };
     if (depth == 1) {
       add("weights of the whole model", parts_.sampled_weights(run, depth));
-      add("keys and values of a micro-batch", parts_.caches(run, depth));
     } else {
       add(fmt::format("weights of {} layers", parts_.sampled_layers(run, depth)),
           parts_.sampled_weights(run, depth));
-      add(fmt::format("keys and values of {} micro-batches", depth), parts_.caches(run, depth));
     }
-    if (run == depth - 1) add("logits of a step, and their order", 2 * parts_.logits());
+    add(caches_of(depth, at_once), parts_.caches(run, depth, at_once));
+    if (run == depth - 1) add("logits of a step, and their order", 2 * parts_.logits(at_once));
     return use;
   }
 
@@ -126,6 +125,12 @@ uint64_t MemoryUse::total() const {
   return bytes;
 }
 
+std::string caches_of(int depth, int64_t at_once) {
+  const int64_t batches = depth * at_once;
+  return batches == 1 ? "keys and values of a micro-batch"
+                      : fmt::format("keys and values of {} micro-batches", batches);
+}
+
 std::string memory_text(uint64_t bytes) {
   const double mebibytes = static_cast<double>(bytes) / 1048576.0;
   if (mebibytes >= 10240) return fmt::format("{:.1f} GiB", mebibytes / 1024);
@@ -135,7 +140,7 @@ std::string memory_text(uint64_t bytes) {
 
 uint64_t MemoryModel::most_to_sample(int depth) const {
   uint64_t most = 0;
-  for (int run = 0; run < depth; ++run) most = std::max(most, sampling(run, depth).total());
+  for (int run = 0; run < depth; ++run) most = std::max(most, sampling(run, depth, 1).total());
   return most;
 }
 
@@ -149,13 +154,13 @@ double MemoryParts::sampled_weights(int run, int depth) const {
   return static_cast<double>(sampled_layers(run, depth)) * block() + (has_outer ? outer() : 0);
 }
 
-/// As many micro-batches are on their way as there are ranks in the copy.
-double MemoryParts::caches(int run, int depth) const {
+/// As many batches are on their way as there are ranks in the copy.
+double MemoryParts::caches(int run, int depth, int64_t at_once) const {
   const auto& calibration = config_.calibration;
   return 2.0 *
-         static_cast<double>(depth * sampled_layers(run, depth) * calibration.micro_batch *
-                             calibration.length * model_.shape.key_value_heads *
-                             model_.shape.head_dim) *
+         static_cast<double>(depth * at_once * sampled_layers(run, depth) *
+                             calibration.micro_batch * calibration.length *
+                             model_.shape.key_value_heads * model_.shape.head_dim) *
          model_.element_bytes();
 }
 
@@ -167,8 +172,9 @@ double MemoryParts::written_layer() const {
          largest_problem() * model_.element_bytes();
 }
 
-double MemoryParts::logits() const {
-  return 4.0 * static_cast<double>(config_.calibration.micro_batch * model_.shape.vocabulary);
+double MemoryParts::logits(int64_t at_once) const {
+  return 4.0 *
+         static_cast<double>(at_once * config_.calibration.micro_batch * model_.shape.vocabulary);
 }
 
 double MemoryParts::outer() const {

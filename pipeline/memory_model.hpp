@@ -34,8 +34,9 @@ struct ShardEdges {
 class MemoryModel {
  public:
   virtual ~MemoryModel() = default;
-  /// Of the rank that holds run `run` of the `depth` runs of layers of a copy.
-  virtual MemoryUse sampling(int run, int depth) const = 0;
+  /// Of the rank that holds run `run` of the `depth` runs of layers of a copy, with `at_once`
+  /// micro-batches in a step.
+  virtual MemoryUse sampling(int run, int depth, int64_t at_once) const = 0;
   /// Of a rank of the first shard with leaves of so many sequences.
   virtual MemoryUse embedding(int64_t sequences) const = 0;
   /// At the times that differ. `leads`: it reads and writes for its team. `keeps_states`: the
@@ -67,9 +68,9 @@ struct MemoryParts {
 
   int64_t sampled_layers(int run, int depth) const;
   double sampled_weights(int run, int depth) const;
-  double caches(int run, int depth) const;
-  double logits() const;  // float32, of a step
-  double outer() const;   // embeddings and head
+  double caches(int run, int depth, int64_t at_once) const;
+  double logits(int64_t at_once) const;  // float32, of a step
+  double outer() const;                  // embeddings and head
   double block() const;
   double written_layer() const;  // the one before, on its way to its file
   double hidden(int64_t sequences) const;
@@ -100,6 +101,9 @@ struct MemoryParts {
 
 /// Rounds down to whole bytes, of which there are none below 0.
 uint64_t whole_bytes(double bytes);
+
+/// "keys and values of 4 micro-batches".
+std::string caches_of(int depth, int64_t at_once);
 
 /// "412 MiB".
 std::string memory_text(uint64_t bytes);

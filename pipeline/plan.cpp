@@ -22,6 +22,7 @@ struct Option {
   Layout layout;
   std::vector<RankPlan> ranks;
   bool keeps_states = true;
+  int64_t sampled_at_once = 1;
   bool fits = true;
   double typical_seconds = 0;
 
@@ -61,6 +62,7 @@ class Planner {
               .on_device = on_device_,
               .machine = machine_,
               .keeps_states = taken->keeps_states,
+              .sampled_at_once = taken->sampled_at_once,
               .rejected = {}};
     plan.seconds = seconds_of(taken->layout);
     plan.total_seconds = sum(plan.seconds);
@@ -128,15 +130,19 @@ class Planner {
   }
 
   Option weighed(const Layout& layout) const {
-    Option option{layout, {}, true, true, 0};
-    for (const bool keeps : {true, false}) {
-      option.keeps_states = keeps;
+    Option option{layout, {}, true, 1, true, 0};
+    const auto fits = [&](bool keeps_states, int64_t sampled_at_once) {
+      option.keeps_states = keeps_states;
+      option.sampled_at_once = sampled_at_once;
       option.ranks.clear();
       for (int rank = 0; rank < layout.ranks(); ++rank)
-        option.ranks.push_back(rank_plan(layout, rank, keeps));
+        option.ranks.push_back(rank_plan(layout, rank, keeps_states, sampled_at_once));
       option.fits = limit_ == 0 || option.memory() <= limit_;
-      if (option.fits) break;
-    }
+      return option.fits;
+    };
+    int64_t at_once = most_sampled_at_once(layout);
+    while (!fits(true, at_once) && at_once > 1) --at_once;
+    if (!option.fits) fits(false, 1);
     option.typical_seconds =
         sum(expected_seconds(config_, model_, kinds_, layout, typical(), threads_));
     return option;
@@ -155,7 +161,13 @@ class Planner {
     return taken;
   }
 
-  RankPlan rank_plan(const Layout& layout, int rank, bool keeps_states) const {
+  int64_t most_sampled_at_once(const Layout& layout) const {
+    if (!samples() || layout.depth() > 1) return 1;
+    return micro_batches_at_once(config_.calibration, model_.shape,
+                                 static_cast<double>(model_.block_parameters));
+  }
+
+  RankPlan rank_plan(const Layout& layout, int rank, bool keeps_states, int64_t at_once) const {
     RankPlan plan;
     const int shard = layout.shard_of(rank);
     plan.rank = rank;
@@ -187,7 +199,8 @@ class Planner {
     const auto uses_of = [&](const MemoryModel& memory) {
       std::vector<MemoryUse> uses;
       if (plan.micro_batches > 0) {
-        uses.push_back(memory.sampling(place % layout.depth(), layout.depth()));
+        uses.push_back(memory.sampling(place % layout.depth(), layout.depth(),
+                                       std::min(at_once, plan.micro_batches)));
         memory.add_edges(uses.back(), sampling);
       } else if (sampling.forwarded > 0) {
         uses.push_back(memory.embedding(0));
@@ -246,7 +259,7 @@ class Planner {
   uint64_t least_to_compress(const Layout& layout) const {
     uint64_t least = 0;
     for (int rank = 0; rank < layout.ranks(); ++rank)
-      for (const auto& use : rank_plan(layout, rank, false).uses)
+      for (const auto& use : rank_plan(layout, rank, false, 1).uses)
         if (use.when != "samples") least = std::max(least, use.total());
     return least;
   }

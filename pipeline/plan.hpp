@@ -45,6 +45,8 @@ struct Plan {
   /// Whether the inputs of a stage are held while they are needed or computed again: a rank that
   /// would need too much recomputes.
   bool keeps_states = true;
+  /// Micro-batches that a generator of one rank samples side by side: fewer where memory is short.
+  int64_t sampled_at_once = 1;
   std::vector<RejectedLayout> rejected;  // of those that the configuration leaves open
 
   const RankPlan& largest_rank() const;

@@ -55,6 +55,7 @@ std::string to_json(const Plan& plan) {
   json["memory_limit"] = plan.memory_limit;
   json["memory_of"] = plan.on_device ? "GPU" : "host";
   json["keeps_states"] = plan.keeps_states;
+  json["sampled_at_once"] = plan.sampled_at_once;
   json["ranks"] = ordered_json::array();
   for (const auto& rank : plan.ranks) json["ranks"].push_back(to_json(rank));
   json["rejected"] = ordered_json::array();

@@ -15,6 +15,7 @@
 #include "pipeline/leaves.hpp"
 #include "stages/calibrate/column_norms.hpp"
 #include "stages/calibrate/hessian.hpp"
+#include "stages/generate/micro_batch.hpp"
 #include "stages/solve/method.hpp"
 
 namespace selfcal {
@@ -114,10 +115,11 @@ double measure_step(const kernels::Context& context, const Model& model,
                     const CalibrationSettings& calibration) {
   const auto& shape = model.shape();
   const Block& block = model.block(0);
-  const int64_t rows = calibration.micro_batch;
   double parameters = 0;
   for (const auto& [name, sizes] : block.spec().parameters)
     parameters += static_cast<double>(c10::multiply_integers(sizes));
+  const int64_t rows =
+      calibration.micro_batch * micro_batches_at_once(calibration, shape, parameters);
   const auto element = static_cast<double>(at::elementSize(shape.compute_dtype));
   if (parameters * element > largest_step) {
     const at::Tensor batch = values({rows, widest}, shape.compute_dtype),
@@ -136,13 +138,13 @@ double measure_step(const kernels::Context& context, const Model& model,
   }
   const at::Tensor input = values({rows, shape.hidden}, shape.compute_dtype),
                    positions = at::full({rows}, calibration.length / 2, at::kLong);
-  return rate(
-      static_cast<double>(layers.size()) * step_bytes(parameters, shape, element, calibration),
-      [&] {
-        at::Tensor hidden = input;
-        for (size_t layer = 0; layer < layers.size(); ++layer)
-          hidden = block.step(hidden, positions, caches[layer], layers[layer]);
-      });
+  return rate(static_cast<double>(layers.size()) *
+                  step_bytes(parameters, shape, element, rows, calibration.length),
+              [&] {
+                at::Tensor hidden = input;
+                for (size_t layer = 0; layer < layers.size(); ++layer)
+                  hidden = block.step(hidden, positions, caches[layer], layers[layer]);
+              });
 }
 
 /// The method as the job has it, but for groups that do not fit a width that was cut down.
@@ -202,9 +204,8 @@ const WidthRates& HardwareRates::at(int64_t columns) const {
 }
 
 double step_bytes(double block_parameters, const ModelShape& shape, double element_bytes,
-                  const CalibrationSettings& calibration) {
-  const auto cache = static_cast<double>(calibration.micro_batch * calibration.length *
-                                         shape.key_value_heads * shape.head_dim);
+                  int64_t rows, int64_t length) {
+  const auto cache = static_cast<double>(rows * length * shape.key_value_heads * shape.head_dim);
   return (block_parameters + cache) * element_bytes;
 }
 

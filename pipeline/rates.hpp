@@ -32,7 +32,7 @@ struct HardwareRates {
 
 /// Bytes that a step of a micro-batch reads of a block: its weights, and half of a full cache.
 double step_bytes(double block_parameters, const ModelShape& shape, double element_bytes,
-                  const CalibrationSettings& calibration);
+                  int64_t rows, int64_t length);
 
 /// Products of a block's forward over so many tokens, in sequences of `length`.
 double forward_flops(const BlockSpec& block, int64_t hidden, int64_t length, double tokens);

@@ -116,7 +116,8 @@ Replica::Replica(Communicator ranks, const Model& model, const CalibrationSettin
       rules_(settings, model.shape()),
       context_(context),
       timer_(timer),
-      decoder_(model, settings, run_of_rank(model, ranks_), ranks_.size()) {}
+      decoder_(model, settings.micro_batch, settings.length, run_of_rank(model, ranks_),
+               ranks_.size()) {}
 
 void Replica::sample(const std::vector<int64_t>& batches,
                      const std::function<void(MicroBatch)>& on_finished,

@@ -163,21 +163,22 @@ void sample_alone(const Session& session, const std::vector<int64_t>& batches,
   agree(session.world, [&] {
     const auto scope = session.timer.measure(Phase::read);
     if (!batches.empty())
-      generator =
-          std::make_unique<Generator>(session.model, session.config.calibration, session.context);
+      generator = std::make_unique<Generator>(
+          session.model, session.config.calibration, session.context,
+          std::min(session.sampled_at_once, static_cast<int64_t>(batches.size())));
   });
-  for (const int64_t batch : batches) {
-    try {
-      const auto scope = session.timer.measure(Phase::sample);
-      MicroBatch sampled = generator->sample(batch, [&](int64_t tokens, int64_t) {
-        session.world.activity().advance();
-        if (sampling.poll(tokens)) throw Stopped();
-      });
-      hooks.on_sampled(sampled, *generator);
-      sampling.finished(std::move(sampled));
-    } catch (const Stopped&) {
-      break;
-    }
+  if (!generator) return;
+  const auto scope = session.timer.measure(Phase::sample);
+  const auto on_finished = [&](MicroBatch batch) {
+    hooks.on_sampled(batch, *generator);
+    sampling.finished(std::move(batch));
+  };
+  try {
+    generator->sample(batches, on_finished, [&](int64_t tokens) {
+      session.world.activity().advance();
+      if (sampling.poll(tokens)) throw Stopped();
+    });
+  } catch (const Stopped&) {  // which all hear of at the end
   }
 }
 

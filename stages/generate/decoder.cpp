@@ -4,8 +4,7 @@
 
 namespace selfcal {
 
-Decoder::Decoder(const Model& model, const CalibrationSettings& settings, LayerRun layers,
-                 int64_t slots)
+Decoder::Decoder(const Model& model, int64_t rows, int64_t length, LayerRun layers, int64_t slots)
     : model_(model), layers_(layers) {
   if (begins() || ends()) outer_ = model.read_outer();
   for (int64_t layer = layers.first; layer < layers.end; ++layer)
@@ -13,7 +12,7 @@ Decoder::Decoder(const Model& model, const CalibrationSettings& settings, LayerR
   caches_.resize(static_cast<size_t>(slots));
   for (auto& slot : caches_)
     for (int64_t layer = layers.first; layer < layers.end; ++layer)
-      slot.push_back(model.make_cache(settings.micro_batch, settings.length));
+      slot.push_back(model.make_cache(rows, length));
 }
 
 at::Tensor Decoder::embed(const StepInput& input) const {

@@ -15,23 +15,22 @@ struct LayerRun {
 };
 
 /// Holds its layers' weights in the compute dtype, the outer tensors where its run begins or ends
-/// the model, and caches for `slots` micro-batches in flight. Independent; the bits of a step do
-/// not depend on how the layers are cut.
+/// the model, and caches for `slots` batches in flight of `rows` sequences each. Independent; the
+/// bits of a step do not depend on how the layers are cut.
 class Decoder {
  public:
   /// Reads the weights, a block at a time. `model` outlives the decoder.
-  Decoder(const Model& model, const CalibrationSettings& settings, LayerRun layers,
-          int64_t slots = 1);
+  Decoder(const Model& model, int64_t rows, int64_t length, LayerRun layers, int64_t slots = 1);
 
   bool begins() const { return layers_.first == 0; }
   bool ends() const { return layers_.end == model_.shape().layers; }
 
-  /// Of a run that begins the model: hidden [micro_batch, hidden].
+  /// Of a run that begins the model: hidden [rows, hidden].
   at::Tensor embed(const StepInput& input) const;
   /// Through the layers of this run, from any memory into the device's; the step enters the caches
   /// of slot `slot` at `positions`.
   at::Tensor step(at::Tensor hidden, const at::Tensor& positions, int64_t slot = 0);
-  /// Of a run that ends the model: float32 [micro_batch, vocabulary], in host memory.
+  /// Of a run that ends the model: float32 [rows, vocabulary], in host memory.
   at::Tensor logits(const at::Tensor& hidden) const;
 
   const BlockWeights& block_weights(int64_t layer) const {

@@ -1,7 +1,8 @@
-// Samples self-calibration sequences from the model (arXiv 2410.17170), a fixed micro-batch at a
-// time, on one rank.
+// Samples self-calibration sequences from the model (arXiv 2410.17170) on one rank, some
+// micro-batches side by side.
 #pragma once
 #include <functional>
+#include <vector>
 
 #include "stages/generate/decoder.hpp"
 #include "storage/calibration_file.hpp"
@@ -13,11 +14,16 @@ namespace selfcal {
 class Generator {
  public:
   /// Reads all weights, a block at a time. `model` and the pool of `context` outlive the generator.
-  Generator(const Model& model, CalibrationSettings settings, kernels::Context context);
+  /// `at_once`: micro-batches that share a step; see micro_batches_at_once().
+  Generator(const Model& model, CalibrationSettings settings, kernels::Context context,
+            int64_t at_once = 1);
 
-  /// on_token(tokens done, tokens to do) is called before every step and at the end; it may throw
-  /// to stop. A redrawn row counts from its start again.
-  MicroBatch sample(int64_t index, const std::function<void(int64_t, int64_t)>& on_token = {});
+  /// Samples the micro-batches, `at_once` of them at a time; each goes to on_finished as it ends.
+  /// on_step(tokens of those in work) is called before every step; it may throw to stop. A redrawn
+  /// row counts from its start again.
+  void sample(const std::vector<int64_t>& indices,
+              const std::function<void(MicroBatch)>& on_finished,
+              const std::function<void(int64_t)>& on_step = {});
 
   /// The model's weights of a block, as read (for a teacher-forced forward by the same rank).
   const BlockWeights& block_weights(int64_t layer) const { return decoder_.block_weights(layer); }
@@ -26,6 +32,7 @@ class Generator {
  private:
   TextRules rules_;
   kernels::Context context_;
+  int64_t at_once_;
   Decoder decoder_;
 };
 

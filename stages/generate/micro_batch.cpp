@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.hpp"
+#include "stages/kernels/ops.hpp"
 
 namespace selfcal {
 namespace {
@@ -32,6 +33,15 @@ void check_text_settings(const CalibrationSettings& settings, const ModelShape& 
 
 int64_t micro_batches(const CalibrationSettings& settings) {
   return (settings.sequences + settings.micro_batch - 1) / settings.micro_batch;
+}
+
+int64_t micro_batches_at_once(const CalibrationSettings& settings, const ModelShape& shape,
+                              double block_parameters) {
+  const auto cache = 2.0 * static_cast<double>(settings.micro_batch * settings.length *
+                                               shape.key_value_heads * shape.head_dim);
+  const auto by_memory = static_cast<int64_t>(block_parameters / cache);
+  return std::max<int64_t>(
+      1, std::min({kernels::few_rows / settings.micro_batch, by_memory, micro_batches(settings)}));
 }
 
 TextRules::TextRules(CalibrationSettings the_settings, const ModelShape& shape)

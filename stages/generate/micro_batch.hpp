@@ -18,6 +18,12 @@ struct MicroBatch {
 /// Number of micro-batches of a set.
 int64_t micro_batches(const CalibrationSettings& settings);
 
+/// How many of them one copy of the model samples in one step, which reads the weights once for all
+/// their rows: no more than the kernels of few rows take, while their caches are smaller than the
+/// weights; at least 1. `block_parameters`: of one block.
+int64_t micro_batches_at_once(const CalibrationSettings& settings, const ModelShape& shape,
+                              double block_parameters);
+
 /// What text may be written, and how.
 struct TextRules {
   /// Settings out of range for the model are ExitCode::config.

@@ -45,8 +45,10 @@ void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t co
     for (int64_t k = 0; k < depth; k += step, panels += words_of_step)
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t first = panel + half * tile_columns, rest = columns - first;
-        const auto here =
-            static_cast<__mmask16>((1ll << (rest > tile_columns ? tile_columns : rest > 0 ? rest : 0)) - 1);
+        const auto here = static_cast<__mmask16>((1ll << (rest > tile_columns ? tile_columns
+                                                          : rest > 0          ? rest
+                                                                              : 0)) -
+                                                 1);
         const auto read = [&](int64_t row) {
           if (row >= depth) return Floats{};
           return Floats(_mm512_maskz_loadu_ps(here, matrix + row * stride + first)) * -factors[row];

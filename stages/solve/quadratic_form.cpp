@@ -48,8 +48,8 @@ at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
   const float* x = tiles.const_data_ptr<float>();
   static thread_local kernels::Scratch product_memory, number_memory;
   float* const product = product_memory.floats(count * product_size);
-  auto* const numbers = reinterpret_cast<int32_t*>(number_memory.floats(
-      kernels::ceil_divide(columns_, block) * count * panels_->words(block)));
+  auto* const numbers = reinterpret_cast<int32_t*>(
+      number_memory.floats(kernels::ceil_divide(columns_, block) * count * panels_->words(block)));
   at::Tensor sums = at::zeros({count, lanes::rows}, at::kDouble);
   double* sum = sums.mutable_data_ptr<double>();
   int64_t index = 0;

@@ -42,8 +42,8 @@ ShortPanels::ShortPanels(const at::Tensor& matrix, const at::Tensor& sizes,
   for (const Rectangle& rectangle : rectangles_) {
     offsets_.push_back(size);
     step_offsets_.push_back(columns_before);
-    size += kernels::ceil_divide(rectangle.columns, width) * width *
-            words_of(rectangle.depth, kernels);
+    size +=
+        kernels::ceil_divide(rectangle.columns, width) * width * words_of(rectangle.depth, kernels);
     columns_before += rectangle.columns;
   }
   numbers_ = at::empty({size}, at::kInt);

@@ -58,7 +58,8 @@ double seconds_of(const auto& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-/// Each thread multiplies its share of the rows of one up-projection, as one library call in float32.
+/// Each thread multiplies its share of the rows of one up-projection, as one library call in
+/// float32.
 double seconds_of_products(ThreadPool& pool, const at::Tensor& x, const at::Tensor& weight,
                            at::Tensor& product) {
   const int64_t share = rows / pool.size();

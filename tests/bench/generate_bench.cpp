@@ -84,7 +84,7 @@ int main(int argc, char** argv) {
   settings.length = length;
   settings.end_of_text = EndOfText::ban;  // as many steps as the peer with min_new_tokens
   Generator generator(*model, settings, {&threads});
-  const double seconds = seconds_of([&] { generator.sample(0); });
+  const double seconds = seconds_of([&] { generator.sample({0}, [](const MicroBatch&) {}); });
 
   const ModelShape& shape = model->shape();
   double weight_bytes = 0, multiplied = 0;  // what a step reads, and the entries that it multiplies

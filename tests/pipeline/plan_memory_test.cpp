@@ -17,7 +17,8 @@ TEST(PlanMemoryTest, MemoryOfTheDemoIsThatOfItsParts) {
   const uint64_t weights =
       2ull * (30 * demo_model().block_parameters + demo_model().outer_parameters);
   EXPECT_EQ(rank.uses[0].items[1].bytes, weights);
-  EXPECT_EQ(rank.uses[0].items[2].bytes, 2ull * 2 * 30 * 4 * 512 * 3 * 64);
+  EXPECT_EQ(rank.uses[0].items[2].what, "keys and values of 4 micro-batches");
+  EXPECT_EQ(rank.uses[0].items[2].bytes, 4 * (2ull * 2 * 30 * 4 * 512 * 3 * 64));
   EXPECT_EQ(rank.uses[2].items[2].bytes, 2ull * 16 * 512 * 576) << "hidden states of all leaves";
   EXPECT_LT(rank.memory, uint64_t{1} << 30) << "the demo fits in 1 GiB a rank";
   EXPECT_EQ(rank.memory, rank.uses[0].total());
@@ -32,6 +33,14 @@ TEST(PlanMemoryTest, ACopyIsSpreadOverTheFewestRanksThatHoldIt) {
   const auto& first = tight.ranks[0].uses[0];
   EXPECT_EQ(first.items[2].what, "keys and values of 2 micro-batches");
   EXPECT_LT(first.items[1].bytes, plan_of(1).ranks[0].uses[0].items[1].bytes);
+}
+
+TEST(PlanMemoryTest, FewerMicroBatchesSideBySideBeforeItRefuses) {
+  const Plan plenty = plan_of(1), tight = plan_of(1, {"layout.memory=520MiB"});
+  EXPECT_EQ(plenty.sampled_at_once, 4);
+  EXPECT_LT(tight.sampled_at_once, 4);
+  EXPECT_TRUE(tight.keeps_states);
+  EXPECT_LE(tight.largest_rank().memory, uint64_t{520} << 20);
 }
 
 TEST(PlanMemoryTest, RecomputesBeforeItRefuses) {
@@ -179,7 +188,7 @@ TEST(PlanMemoryTest, KnowsWhatAGpuHolds) {
   EXPECT_EQ(plan.memory_limit, 80'000'000'000u);
   EXPECT_EQ(item(rank.uses, "samples", "weights of the whole model"),
             2 * static_cast<uint64_t>(30 * model.block_parameters + model.outer_parameters));
-  EXPECT_EQ(item(rank.uses, "samples", "logits of a step"), 4u * 4 * 49152);
+  EXPECT_EQ(item(rank.uses, "samples", "logits of a step"), 4u * 4 * 4 * 49152) << "4 side by side";
   EXPECT_EQ(item(rank.uses, "measures", "hidden states of the leaves"), 2u * 16 * 512 * 576);
   EXPECT_EQ(item(rank.uses, "measures", "Hessian: sums as integers, upper half"),
             4u * 1536 * 1536 + 4u * 1024 * 1536);

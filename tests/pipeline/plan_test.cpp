@@ -147,11 +147,20 @@ TEST(PlanTest, TheChoiceDoesNotDependOnTheMomentsRates) {
 }
 
 TEST(PlanTest, DepthKeepsTheRanksBusy) {
-  // Four micro-batches: two replicas of one rank, or one of two with two of them on their way.
-  const Plan wide = plan_of(2, {"layout={mode: shared, generators: {depth: 1}}"}),
-             deep = plan_of(2, {"layout={mode: shared, generators: {depth: 2}}"});
+  // Two micro-batches: two replicas of one rank, or one of two with both of them on their way.
+  const Plan wide = plan_of(
+                 2, {"calibration.sequences=8", "layout={mode: shared, generators: {depth: 1}}"}),
+             deep = plan_of(
+                 2, {"calibration.sequences=8", "layout={mode: shared, generators: {depth: 2}}"});
   EXPECT_NEAR(seconds_of(deep, Phase::sample), seconds_of(wide, Phase::sample),
               0.2 * seconds_of(wide, Phase::sample));
+}
+
+TEST(PlanTest, MicroBatchesSideBySideShareAStep) {
+  // Of 4, a rank that has them all samples them in the steps of one.
+  const Plan four = plan_of(1), one = plan_of(1, {"calibration.sequences=4"});
+  EXPECT_EQ(four.sampled_at_once, 4);
+  EXPECT_LT(seconds_of(four, Phase::sample), 2 * seconds_of(one, Phase::sample));
 }
 
 TEST(PlanTest, ScalingTableHasALineForEachNumberOfRanks) {

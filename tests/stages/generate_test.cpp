@@ -5,6 +5,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <numeric>
+
 #include "stages/generate/sequence.hpp"
 #include "storage/tensor_file.hpp"
 #include "tests/storage/temporary_folder.hpp"
@@ -27,15 +30,25 @@ struct Text {
   at::Tensor tokens, log_prob, temperature;
 };
 
-/// All micro-batches of a set, one after the other.
-Text generate(const fs::path& model_path, const CalibrationSettings& settings, int threads = 2) {
+MicroBatch sample(Generator& generator, int64_t index) {
+  MicroBatch sampled;
+  generator.sample({index}, [&](MicroBatch batch) { sampled = std::move(batch); });
+  return sampled;
+}
+
+/// All micro-batches of a set.
+Text generate(const fs::path& model_path, const CalibrationSettings& settings, int threads = 2,
+              int64_t at_once = 1) {
   kernels::use_one_library_thread();
   ThreadPool pool(threads, kernels::use_one_library_thread);
   const auto model = open_model(model_path, "auto", {&pool});
-  Generator generator(*model, settings, {&pool});
+  Generator generator(*model, settings, {&pool}, at_once);
+  std::vector<int64_t> indices(static_cast<size_t>(micro_batches(settings)));
+  std::iota(indices.begin(), indices.end(), int64_t{0});
+  std::map<int64_t, MicroBatch> batches;
+  generator.sample(indices, [&](MicroBatch batch) { batches[batch.index] = std::move(batch); });
   std::vector<at::Tensor> tokens, log_prob, temperature;
-  for (int64_t index = 0; index < micro_batches(settings); ++index) {
-    const MicroBatch batch = generator.sample(index);
+  for (const auto& [index, batch] : batches) {
     tokens.push_back(batch.tokens);
     log_prob.push_back(batch.log_prob);
     temperature.push_back(batch.temperature);
@@ -75,7 +88,36 @@ TEST(Generator, AMicroBatchAloneIsTheSameInAnyOrder) {
   const auto model = open_model(models / "llama3", "auto", {&pool});
   Generator generator(*model, small(), {&pool});
   for (int64_t index : {1, 0})
-    EXPECT_TRUE(at::equal(generator.sample(index).tokens, whole.tokens.narrow(0, 4 * index, 4)));
+    EXPECT_TRUE(at::equal(sample(generator, index).tokens, whole.tokens.narrow(0, 4 * index, 4)));
+}
+
+TEST(Generator, SideBySideIsTheSameText) {
+  // Rows that are drawn anew end at different steps: micro-batches then take each other's places.
+  for (const auto end_of_text : {EndOfText::pack, EndOfText::redraw}) {
+    auto settings = small(18, 24);
+    settings.end_of_text = end_of_text;
+    const Text expected = generate(models / "tied-bf16", settings);
+    for (const int64_t at_once : {2, 3, 5, 8}) {
+      const Text text = generate(models / "tied-bf16", settings, 2, at_once);
+      EXPECT_TRUE(at::equal(text.tokens, expected.tokens)) << at_once;
+      EXPECT_TRUE(at::equal(text.log_prob, expected.log_prob)) << at_once;
+    }
+  }
+}
+
+TEST(Generator, AsManySideBySideAsReadTheWeightsForFree) {
+  CalibrationSettings settings = small(64, 512);
+  ModelShape shape;
+  shape.key_value_heads = 2;
+  shape.head_dim = 64;
+  const double cache = 2.0 * 4 * 512 * 2 * 64;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), kernels::few_rows / 4);
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 3.5 * cache), 3);
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 0.5 * cache), 1);
+  settings.sequences = 7;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), 2);
+  settings.micro_batch = 40;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), 1);
 }
 
 TEST(Generator, SmallerSetsArePrefixes) {
@@ -123,7 +165,7 @@ TEST(Generator, LogProbabilitiesAgreeWithTeacherForcing) {
     auto settings = small(4, 60);
     settings.end_of_text = EndOfText::pack;
     Generator generator(*model, settings, {&pool});
-    const MicroBatch batch = generator.sample(0);
+    const MicroBatch batch = sample(generator, 0);
     const auto expected = teacher_forced(*model, generator, batch.tokens);
     const auto drawn = batch.temperature.narrow(1, 1, 59) > 0;
     const auto difference = (batch.log_prob.narrow(1, 1, 59) - expected).abs().masked_select(drawn);
@@ -252,17 +294,15 @@ TEST(Generator, ReportsProgressAndStopsWhenAsked) {
   const auto model = open_model(models / "llama3", "auto", {&pool});
   Generator generator(*model, small(4, 10), {&pool});
   std::vector<int64_t> seen;
-  generator.sample(0, [&](int64_t done, int64_t all) {
-    seen.push_back(done);
-    EXPECT_EQ(all, 40);
-  });
+  const auto ignore = [](const MicroBatch&) {};
+  generator.sample({0}, ignore, [&](int64_t done) { seen.push_back(done); });
   EXPECT_EQ(seen.front(), 4);
-  EXPECT_EQ(seen.back(), 40);
-  EXPECT_EQ(seen.size(), 10U);
-  const auto stop = [](int64_t done, int64_t) {
+  EXPECT_EQ(seen.back(), 36);
+  EXPECT_EQ(seen.size(), 9U);
+  const auto stop = [](int64_t done) {
     if (done > 20) fail(ExitCode::stopped, "enough");
   };
-  expect_error(ExitCode::stopped, "enough", [&] { generator.sample(0, stop); });
+  expect_error(ExitCode::stopped, "enough", [&] { generator.sample({0}, ignore, stop); });
 }
 
 TEST(Generator, SettingsOutOfRangeAreNamed) {

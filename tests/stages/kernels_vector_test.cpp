@@ -340,16 +340,16 @@ TEST(TiledLinear, AllProductsAgree) {
   ThreadPool pool(2, use_one_library_thread);
   for (const auto dtype : dtypes)
     for (const auto& [n, in, out] : std::vector<std::array<int64_t, 3>>{
-              {33, 5, 3}, {300, 600, 290}, {530, 64, 800}, {40, 20000, 900}, {47, 2048, 40}}) {
+             {33, 5, 3}, {300, 600, 290}, {530, 64, 800}, {40, 20000, 900}, {47, 2048, 40}}) {
       const auto x = random({n, in}, dtype), weight = random({out, in}, dtype),
                  bias = random({out}, dtype);
       const auto expected = at::linear(wide(x), wide(weight)) + wide(bias);
       for (const auto products : products_of(dtype)) {
         const auto found = linear_tiled({&pool}, x, weight, bias, at::kFloat, products);
         EXPECT_LT(((wide(found) - expected).abs().max() / expected.abs().max()).item<double>(),
-                  products == Products::whole ? 2e-5 * std::sqrt(double(in))
+                  products == Products::whole                 ? 2e-5 * std::sqrt(double(in))
                   : products == Products::units && in > 10000 ? 2e-6
-                                                               : 1e-6);
+                                                              : 1e-6);
         ThreadPool one(1);
         EXPECT_TRUE(at::equal(found, linear_tiled({&one}, x, weight, bias, at::kFloat, products)));
       }

@@ -74,7 +74,9 @@ TEST_P(SparseGptReference, AgreesWithFloat64) {
     EXPECT_GE(share_equal(mask_of(solved), expected.kept), settings.bits == 3 ? 0.998 : 0.999);
     EXPECT_NEAR(
         relative_error(problem, solved.linear.weight) / relative_error(problem, expected.weight), 1,
-        rows == 70 ? 5e-3 : settings.bits == 3 ? 3e-3 : 1e-3);
+        rows == 70           ? 5e-3
+        : settings.bits == 3 ? 3e-3
+                             : 1e-3);
     EXPECT_EQ(solved.linear.weight.masked_select(mask_of(solved).logical_not())
                   .count_nonzero()
                   .item<int64_t>(),

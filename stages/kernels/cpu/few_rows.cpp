@@ -29,8 +29,7 @@ at::Tensor linear_few_rows(const Context& context, const at::Tensor& x, const at
   void* const data = result.mutable_data_ptr();
   const Number number = number_of(result);
   if (suits_units(x_rows, weight_rows)) {
-    multiply_few_by_units(context, *matrix_units(),
-                          {x_rows, weight_rows, bias_row, data, number});
+    multiply_few_by_units(context, *matrix_units(), {x_rows, weight_rows, bias_row, data, number});
     return result;
   }
 

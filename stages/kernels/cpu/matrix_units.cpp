@@ -33,8 +33,9 @@ bool system_lends_tiles() {
 
 const MatrixUnits* matrix_units() {
 #ifdef SELFCAL_X86
-  static const bool lent =
-      __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni") && processor_has_tiles() && system_lends_tiles();
+  static const bool lent = __builtin_cpu_supports("x86-64-v4") &&
+                           __builtin_cpu_supports("avx512vnni") && processor_has_tiles() &&
+                           system_lends_tiles();
   return lent ? &amx::units : nullptr;
 #else
   return nullptr;

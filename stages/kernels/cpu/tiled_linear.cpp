@@ -101,20 +101,19 @@ class PanelProduct {
 /// The same with one product of the library a tile.
 void compute_by_library(const Context& context, const Operands& operands) {
   const int64_t inputs = operands.x.columns;
-  for_result(
-      context, operands, 0, operands.weight.count, most_rows, library_columns,
-      [&](const Tile& tile) {
-        const auto rows_of = [&](const Matrix& matrix, int64_t row) {
-          return Rows<const float>{static_cast<const float*>(at_entry(matrix, row * inputs)),
-                                   inputs};
-        };
-        static thread_local Scratch scratch;
-        float* const sums = scratch.floats(most_rows * library_columns);
-        multiply_transposed(tile.rows, tile.columns, inputs, rows_of(operands.x, tile.row),
-                            rows_of(operands.weight, tile.column),
-                            Rows<float>{sums, library_columns});
-        finish(operands, tile, sums, library_columns);
-      });
+  for_result(context, operands, 0, operands.weight.count, most_rows, library_columns,
+             [&](const Tile& tile) {
+               const auto rows_of = [&](const Matrix& matrix, int64_t row) {
+                 return Rows<const float>{static_cast<const float*>(at_entry(matrix, row * inputs)),
+                                          inputs};
+               };
+               static thread_local Scratch scratch;
+               float* const sums = scratch.floats(most_rows * library_columns);
+               multiply_transposed(tile.rows, tile.columns, inputs, rows_of(operands.x, tile.row),
+                                   rows_of(operands.weight, tile.column),
+                                   Rows<float>{sums, library_columns});
+               finish(operands, tile, sums, library_columns);
+             });
 }
 
 }  // namespace

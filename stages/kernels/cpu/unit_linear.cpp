@@ -5,9 +5,9 @@
 namespace selfcal::kernels {
 namespace {
 
-constexpr int64_t longest_run = 384;    // a panel of so many inputs fits a first-level cache
-constexpr int64_t longest_chunk = 1536;  // inputs of a tile between two visits of its sums
-constexpr int64_t packed_weights = 1 << 23;      // entries that are packed at once
+constexpr int64_t longest_run = 384;         // a panel of so many inputs fits a first-level cache
+constexpr int64_t longest_chunk = 1536;      // inputs of a tile between two visits of its sums
+constexpr int64_t packed_weights = 1 << 23;  // entries that are packed at once
 constexpr int64_t cache_line = 32, page = 2048;  // bfloat16 numbers
 constexpr int64_t panel_columns = MatrixUnits::panel_columns;
 
@@ -132,7 +132,8 @@ class UnitProduct {
       const int64_t rows = operands_.x.count, down = ceil_divide(rows, shape_.rows);
       for_tiles(context, ceil_divide(end - first_, width) * down, [&](int64_t index) {
         const int64_t row = index % down * shape_.rows, column = first_ + index / down * width;
-        compute_tile({row, std::min(shape_.rows, rows - row), column, std::min(width, end - column)});
+        compute_tile(
+            {row, std::min(shape_.rows, rows - row), column, std::min(width, end - column)});
       });
     }
   }
