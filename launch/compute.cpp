@@ -17,9 +17,8 @@ cpu_set_t affinity() {
   return mask;
 }
 
-}  // namespace
-
-int ranks_sharing_cores(const Communicator& world) {
+/// Of all ranks on this node. Collective.
+std::vector<cpu_set_t> affinities(const Communicator& world) {
   MPI_Comm node = MPI_COMM_NULL;
   MPI_Comm_split_type(world.mpi(), MPI_COMM_TYPE_SHARED, world.rank(), MPI_INFO_NULL, &node);
   int ranks = 1;
@@ -28,8 +27,22 @@ int ranks_sharing_cores(const Communicator& world) {
   std::vector<cpu_set_t> all(static_cast<size_t>(ranks));
   MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, node);
   MPI_Comm_free(&node);
-  return static_cast<int>(
-      std::ranges::count_if(all, [&](const cpu_set_t& other) { return CPU_EQUAL(&mine, &other); }));
+  return all;
+}
+
+}  // namespace
+
+CoresOfNode cores_of_node(const Communicator& world) {
+  const cpu_set_t mine = affinity();
+  CoresOfNode cores;
+  cpu_set_t together;
+  CPU_ZERO(&together);
+  for (const cpu_set_t& other : affinities(world)) {
+    cores.sharing_ranks += CPU_EQUAL(&mine, &other) ? 1 : 0;
+    CPU_OR(&together, &together, &other);
+  }
+  cores.of_all_ranks = CPU_COUNT(&together);
+  return cores;
 }
 
 int usable_cores() {

@@ -8,8 +8,13 @@
 
 namespace selfcal {
 
-/// Ranks on this node that may use the very same cores as this one, itself included. Collective.
-int ranks_sharing_cores(const Communicator& world);
+struct CoresOfNode {
+  int sharing_ranks = 0;  // that may use the very same cores as this one, itself included
+  int of_all_ranks = 0;   // cores that any of them may use
+};
+
+/// What the launcher gave the ranks on this node. Collective.
+CoresOfNode cores_of_node(const Communicator& world);
 
 /// Cores that this process may use (its affinity mask).
 int usable_cores();

@@ -39,7 +39,7 @@ struct PlanOptions {
 struct Launched {
   std::optional<Communicator> ranks;
   std::optional<NetworkRates> network;
-  int sharing_ranks = 1;
+  CoresOfNode cores;
 };
 
 /// The model's folder, or what its config.json alone tells.
@@ -66,6 +66,8 @@ Machine machine_of(const PlanOptions& options, const Launched& launched, const R
                    const Model& model, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, model.shape().compute_dtype);
   Machine machine = this_machine(ranks_together(options));
+  // (A rank that is bound to its cores sees no others.)
+  machine.cores = std::max(machine.cores, launched.cores.of_all_ranks);
   if (config.device != DeviceChoice::cpu) machine.device_memory = gpu_memory();
   if (launched.ranks) launched.ranks->barrier();
   machine.rates = measure_rates(context, model, config);
@@ -98,7 +100,7 @@ std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   const auto all_given = load_jobs(options.config, options.settings);
   // As many threads as a rank of the run has: two threads are not twice as fast as one.
   const Compute compute(all_given.front().threads,
-                        std::max(launched.sharing_ranks, ranks_together(options)));
+                        std::max(launched.cores.sharing_ranks, ranks_together(options)));
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
   std::map<std::tuple<const Model*, int64_t, int64_t, int64_t, MethodName>, Machine> machines;
   std::vector<JobToPlan> jobs;
@@ -132,7 +134,7 @@ void plan(PlanOptions options) {
   const Communicator world = Communicator::world();
   if (world.size() == 1) return plan_alone(std::move(options));
   if (options.ranks == 0) options.ranks = world.size();
-  const Launched launched{world, measure_network(world), ranks_sharing_cores(world)};
+  const Launched launched{world, measure_network(world), cores_of_node(world)};
   const std::string text = text_of_plan(options, launched);
   if (world.rank() == 0) std::fputs(text.c_str(), stdout);
 }

@@ -54,7 +54,8 @@ void run_on_ranks(
           world,
           StopSignal(options.max_hours > 0 ? std::optional(options.max_hours) : std::nullopt));
       const RunDevice chosen = choose_device(world, jobs.front().device);
-      const Compute compute(jobs.front().threads, ranks_sharing_cores(world), chosen.device);
+      const Compute compute(jobs.front().threads, cores_of_node(world).sharing_ranks,
+                            chosen.device);
       const Communicator& ranks = chosen.ranks ? *chosen.ranks : world;
       run(jobs, {ranks, stop, compute.context(), chosen.kind, chosen.memory});
     } catch (const AgreedError& error) {
