@@ -17,7 +17,7 @@ namespace selfcal {
 namespace {
 
 constexpr int format_version = 1;     // of the layer files
-constexpr int algorithm_version = 5;  // raised when the same settings give other results
+constexpr int algorithm_version = 6;  // raised when the same settings give other results
 
 bool matches(const std::string& expression, const std::string& tensor_name) {
   return std::regex_search(module_of(tensor_name), std::regex(expression));

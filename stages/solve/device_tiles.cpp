@@ -97,12 +97,27 @@ void DeviceTiles::run(const Course& course, TileSolution& work) const {
   }
 }
 
+void DeviceTiles::find_scales_of_pruned(const Course& course, const at::Tensor& tiles,
+                                        TileSolution& work) const {
+  Course plain = course;
+  plain.grid.quantises = false;
+  plain.grid.weight = lanes::Format::float32;
+  TileSolution pruned = begin(plain, tiles.index_select(1, permutation_));
+  run(plain, pruned);
+  const at::Tensor kept_on = std::exchange(work.weight, pruned.weight.index_select(1, position_));
+  find_scales(course, work);
+  work.weight = kept_on;
+}
+
 TileSolution DeviceTiles::operator()(const at::Tensor& tiles) const {
   const Course course{grid_, settings_.sparsity.pattern, groups_, group_of_position_, upper_};
   const at::Tensor alive = live_.defined() ? tiles * live_ : tiles;
   // As published: the scale of a whole row sees dead columns, the scales of groups do not.
   TileSolution work = begin(course, settings_.group_size == -1 ? tiles : alive);
-  if (grid_.quantises && !groups_.dynamic) find_scales(course, work);
+  if (prunes_before_scales(settings_))
+    find_scales_of_pruned(course, alive, work);
+  else if (grid_.quantises && !groups_.dynamic)
+    find_scales(course, work);
   work.weight = alive.index_select(1, permutation_);
   run(course, work);
   for (at::Tensor* tensor : {&work.weight, &work.codes, &work.kept})

@@ -34,6 +34,8 @@ class DeviceTiles {
   by_row::Columns columns_of(const Course& course) const;
   /// Scales before the solve.
   void find_scales(const Course& course, TileSolution& work) const;
+  void find_scales_of_pruned(const Course& course, const at::Tensor& tiles,
+                             TileSolution& work) const;
   /// All blocks of work.weight, in place.
   void run(const Course& course, TileSolution& work) const;
   TileSolution begin(const Course& course, const at::Tensor& tiles) const;

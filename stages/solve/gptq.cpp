@@ -79,7 +79,8 @@ void GptqTiles::find_scales(TilesInWork& work, int64_t first, int64_t last) cons
 }
 
 /// `row`: of the step's first column in the block's errors.
-void GptqTiles::round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const {
+void GptqTiles::round_step(TilesInWork& work, const lanes::Grid& grid, const Step& step,
+                           int64_t row, int64_t tile) const {
   const int64_t columns = upper_.size(0), count = step.last - step.first;
   const float* upper = upper_.const_data_ptr<float>() + step.first * (columns + 1);
   const int32_t* group = groups_.of_position.data() + step.first;
@@ -87,10 +88,10 @@ void GptqTiles::round_step(TilesInWork& work, const Step& step, int64_t row, int
         *zero = work.zero_at(tile, 0), *codes = work.codes_at(tile, step.first),
         *errors = work.errors_at(tile, row);
   if (settings_.sparsity.any())
-    kernels_.prune_with_feedback(grid_, settings_.sparsity.pattern, weight, count, upper, columns,
+    kernels_.prune_with_feedback(grid, settings_.sparsity.pattern, weight, count, upper, columns,
                                  group, scale, zero, work.kept_at(tile, step.first), codes, errors);
   else
-    kernels_.round_with_feedback(grid_, weight, count, upper, columns, group, scale, zero, codes,
+    kernels_.round_with_feedback(grid, weight, count, upper, columns, group, scale, zero, codes,
                                  errors);
 }
 
@@ -102,15 +103,19 @@ void GptqTiles::score_block(const TilesInWork& work, int64_t block, int64_t tile
 }
 
 void GptqTiles::solve_block(TilesInWork& work, int64_t index) const {
+  solve_block(work, index, grid_);
+}
+
+void GptqTiles::solve_block(TilesInWork& work, int64_t index, const lanes::Grid& grid) const {
   const Block& block = blocks_[index];
-  const bool on_the_way = groups_.dynamic && grid_.quantises,
+  const bool on_the_way = groups_.dynamic && grid.quantises,
              published = settings_.group_parameters == GroupParameters::published;
   if (on_the_way && published) find_scales(work, block.first, block.last);
   int64_t rectangle = block.steps_before;
   for (const Step& step : block.steps) {
     if (on_the_way && !published) find_scales(work, step.first, step.first + 1);
     const int64_t row = step.first - block.first;
-    for (int64_t tile = 0; tile < work.tiles(); ++tile) round_step(work, step, row, tile);
+    for (int64_t tile = 0; tile < work.tiles(); ++tile) round_step(work, grid, step, row, tile);
     within_blocks_.subtract(rectangle++, work.tiles(), work.errors_at(0, row),
                             work.errors.stride(0), work.weight_at(0, step.last), work.tile_size());
   }
@@ -120,6 +125,19 @@ void GptqTiles::solve_block(TilesInWork& work, int64_t index) const {
                     work.weight_at(0, block.last), work.tile_size());
   };
   std::visit(subtract, beyond_blocks_);
+}
+
+/// See prunes_before_scales().
+void GptqTiles::find_scales_of_pruned(TilesInWork& work, const at::Tensor& tiles) const {
+  lanes::Grid plain = grid_;
+  plain.quantises = false;
+  plain.weight = lanes::Format::float32;
+  TilesInWork pruned = begin(tiles);
+  for (int64_t block = 0; block < blocks(); ++block) solve_block(pruned, block, plain);
+  pruned.weight = scatter_columns(pruned.weight, permutation_);
+  find_scales(pruned, 0, tiles.size(1));
+  work.scale = pruned.scale;
+  work.zero = pruned.zero;
 }
 
 TilesInWork GptqTiles::begin(const at::Tensor& tiles) const {
@@ -154,6 +172,7 @@ TileSolution GptqTiles::finish(const TilesInWork& work) const {
 
 TileSolution GptqTiles::operator()(const at::Tensor& tiles) const {
   TilesInWork work = begin(tiles);
+  if (prunes_before_scales(settings_)) find_scales_of_pruned(work, tiles);
   for (int64_t block = 0; block < blocks(); ++block) solve_block(work, block);
   return finish(work);
 }

@@ -80,7 +80,10 @@ class GptqTiles {
   AnyPanels panels_beyond_blocks(at::ScalarType weight_dtype,
                                  const kernels::Context& context) const;
   void find_scales(TilesInWork& work, int64_t first, int64_t last) const;
-  void round_step(TilesInWork& work, const Step& step, int64_t row, int64_t tile) const;
+  void find_scales_of_pruned(TilesInWork& work, const at::Tensor& tiles) const;
+  void solve_block(TilesInWork& work, int64_t block, const lanes::Grid& grid) const;
+  void round_step(TilesInWork& work, const lanes::Grid& grid, const Step& step, int64_t row,
+                  int64_t tile) const;
 
   const MethodSettings& settings_;
   lanes::Grid grid_;

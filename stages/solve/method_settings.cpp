@@ -83,27 +83,39 @@ std::optional<lanes::Pattern> parse_pattern(const std::string& text) {
 MethodSettings settle(MethodSettings settings) {
   if (settings.bits == 0) settings.bits = settings.prunes() ? unquantised_bits : 4;
   if (settings.static_groups == AutoFlag::automatic) {
-    // Weights that make good for pruned ones grow beyond a range that was set before.
+    // Weights that make good for pruned ones grow beyond a range that was set before, but where it
+    // is that of the pruned weights (prunes_before_scales).
     const bool grow = settings.name == MethodName::sparsegpt && settings.quantises() &&
-                      settings.act_order != ActOrder::static_order;
+                      settings.act_order != ActOrder::static_order &&
+                      settings.sparsity.pattern.of == 0;
     settings.static_groups = grow ? AutoFlag::no : AutoFlag::yes;
   }
+  const bool prunes_runs =
+      settings.name == MethodName::sparsegpt && settings.sparsity.pattern.of > 0;
   if (settings.act_order == ActOrder::automatic) {
-    const bool prunes_runs = settings.name == MethodName::sparsegpt && !settings.quantises() &&
-                             settings.sparsity.pattern.of > 0;
-    const bool orders = prunes_runs || (settings.name == MethodName::gptq &&
-                                        settings.static_groups == AutoFlag::yes);
+    const bool orders = (prunes_runs && !settings.quantises()) ||
+                        ((prunes_runs || settings.name == MethodName::gptq) &&
+                         settings.static_groups == AutoFlag::yes);
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
   if (settings.mse == AutoFlag::automatic) {
     constexpr int few_bits = 4;  // with more there is little to gain
-    const bool searches = settings.name == MethodName::gptq && settings.bits <= few_bits;
+    const bool searches = settings.bits <= few_bits &&
+                          (settings.name == MethodName::gptq || prunes_before_scales(settings));
     settings.mse = searches ? AutoFlag::yes : AutoFlag::no;
   }
   if (settings.error_measure == ErrorMeasure::automatic)
     settings.error_measure =
         settings.name == MethodName::wanda ? ErrorMeasure::norms : ErrorMeasure::hessian;
   return settings;
+}
+
+bool prunes_before_scales(const MethodSettings& settings) {
+  const bool of_positions = settings.act_order == ActOrder::dynamic_order;
+  return settings.name == MethodName::sparsegpt && settings.quantises() &&
+         settings.sparsity.pattern.of > 0 &&
+         settings.group_parameters == GroupParameters::current &&
+         (settings.group_size == -1 || (settings.static_groups == AutoFlag::yes && !of_positions));
 }
 
 void check_settings(const MethodSettings& settings) {

@@ -84,12 +84,17 @@ struct MethodSettings {
 };
 
 /// Fills what is left to the method: bits 0 become 4, or 16 for a pruner; static_groups automatic
-/// becomes no where SparseGPT quantises with the columns in their order, else yes; act_order
-/// automatic becomes static for GPTQ with static groups and for SparseGPT that only prunes an n:m
-/// pattern, else none; mse automatic becomes yes where GPTQ has 4 bits or fewer, else no;
-/// error_measure automatic becomes norms for Wanda, which solves with them, else hessian.
-/// Idempotent.
+/// becomes no where SparseGPT prunes a share and quantises with the columns in their order, else
+/// yes; act_order automatic becomes static for GPTQ and for SparseGPT of an n:m pattern, with
+/// static groups if they quantise, else none; mse automatic becomes yes with 4 bits or fewer for
+/// GPTQ and where a pattern is pruned before scales are found, else no; error_measure automatic
+/// becomes norms for Wanda, which solves with them, else hessian. Idempotent.
 MethodSettings settle(MethodSettings settings);
+
+/// Whether the scales of SparseGPT that also quantises are those of the weights that pruning the
+/// pattern alone would leave, found by a solve of its own: those that stay make good for those that
+/// go, and grow past the range that all had. As published scales are those of all weights.
+bool prunes_before_scales(const MethodSettings& settings);
 
 /// Whether the method feeds errors forward, and so needs a factor of the Hessian.
 constexpr bool compensates(MethodName name) {

@@ -40,7 +40,7 @@ def words_of(name, settings):
     else:
         words["sparsity"] = 0.5
     if words["method"] == "sparsegpt":
-        words["bits"] = settings["bits"]
+        words |= {"bits": settings["bits"], "group-params": "published"}
     return [word for key, value in words.items() for word in (f"--{key}", str(value).lower())]
 
 

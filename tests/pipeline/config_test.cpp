@@ -200,15 +200,16 @@ overrides: [{match: down_proj$, bits: 8}, {match: mlp, group_size: 64}, {match: 
   EXPECT_EQ(settings_for(config, "model.layers.0.mlp.up_proj")->group_size, 64);
 }
 
-TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptQuantises) {
+TEST(Config, ScalesAreFoundOnTheWayWhereSparseGptPrunesAShareAndQuantises) {
   const auto groups = [](const std::string& method) {
     return settings_for(parse("method: {" + method + "}\n"), "o_proj")->static_groups;
   };
   EXPECT_EQ(groups("name: gptq"), AutoFlag::yes);
   EXPECT_EQ(groups("name: gptq, static_groups: false"), AutoFlag::no);
   EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4"), AutoFlag::yes);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4"), AutoFlag::no);
-  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: dynamic"), AutoFlag::no);
+  EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4"), AutoFlag::yes);
+  EXPECT_EQ(groups("name: sparsegpt, sparsity: 0.5, bits: 4"), AutoFlag::no);
+  EXPECT_EQ(groups("name: sparsegpt, sparsity: 0.5, bits: 4, act_order: dynamic"), AutoFlag::no);
   EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, act_order: static"), AutoFlag::yes);
   EXPECT_EQ(groups("name: sparsegpt, pattern: 2:4, bits: 4, static_groups: true"), AutoFlag::yes);
   EXPECT_EQ(groups("name: wanda, pattern: 2:4, bits: 4"), AutoFlag::yes);
@@ -227,7 +228,9 @@ TEST(Config, ScalesAreSearchedWhereGptqHasFewBits) {
   EXPECT_EQ(search("bits: 5"), AutoFlag::no);
   EXPECT_EQ(search("bits: 3, mse: false"), AutoFlag::no);
   EXPECT_EQ(search("bits: 8, mse: true"), AutoFlag::yes);
-  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), AutoFlag::no);
+  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3"), AutoFlag::yes);
+  EXPECT_EQ(search("name: sparsegpt, pattern: 2:4, bits: 3, static_groups: false"), AutoFlag::no);
+  EXPECT_EQ(search("name: sparsegpt, sparsity: 0.5, bits: 3"), AutoFlag::no);
 }
 
 TEST(Config, LayersTakeTheirOwnMethodAndSparsity) {
@@ -240,7 +243,7 @@ overrides: [{match: q_proj, method: gptq}, {match: up_proj, bits: 4}, {match: do
   EXPECT_EQ(of("o_proj").name, MethodName::sparsegpt);
   EXPECT_EQ(of("o_proj").bits, 16);
   EXPECT_EQ(of("o_proj").act_order, ActOrder::static_order);
-  EXPECT_EQ(of("up_proj").act_order, ActOrder::none) << "quantised too";
+  EXPECT_EQ(of("up_proj").act_order, ActOrder::static_order) << "quantised too";
   EXPECT_EQ(of("down_proj").act_order, ActOrder::none) << "no pattern";
   EXPECT_EQ(of("o_proj").sparsity.pattern, (lanes::Pattern{2, 4}));
   EXPECT_EQ(of("q_proj").bits, 4);

@@ -69,6 +69,7 @@ MethodSettings pruning_settings(const std::string& name, const nlohmann::json& p
   settings.group_size = -1;
   settings.symmetric = false;
   settings.act_order = ActOrder::none;
+  settings.group_parameters = GroupParameters::published;
   return settings;
 }
 

@@ -133,7 +133,12 @@ ReferenceRows reference(const Problem& problem, const MethodSettings& settings) 
   const lanes::Pattern& pattern = settings.sparsity.pattern;
   Matrix w = rows_of(problem.weight.index_select(1, order).contiguous());
   Matrix lagging;  // without the updates of the running block
-  const Matrix dense = rows_of(problem.weight);
+  // What static scales are found from: all weights, or those that pruning alone would leave.
+  MethodSettings alone = settings;
+  alone.bits = unquantised_bits;
+  const Matrix ranged =
+      rows_of(prunes_before_scales(settings) ? reference(problem, alone).weight.to(at::kFloat)
+                                             : problem.weight);
   at::Tensor kept = at::ones({rows, columns}, at::kBool), codes = at::zeros({rows, columns}),
              stored = at::empty({rows, columns}, at::kDouble);
   std::vector<GroupScale> scales(rows);
@@ -149,11 +154,10 @@ ReferenceRows reference(const Problem& problem, const MethodSettings& settings) 
         choose_kept(w, u.diag(), j, std::min(j + settings.block_size, columns), settings.sparsity,
                     kept);
     }
-    // A group's scale is that of all its weights, of which some will go.
     for (int64_t row = 0; row < rows && settings.quantises(); ++row) {
       const bool published = settings.group_parameters == GroupParameters::published;
       if (!dynamic)
-        scales[row] = scale_of(by_position ? w[row] : dense[row],
+        scales[row] = scale_of(by_position ? w[row] : ranged[row],
                                (by_position ? j : column[j]) / size * size);
       else if (j % size == 0)
         scales[row] = scale_of(published ? lagging[row] : w[row], j);
