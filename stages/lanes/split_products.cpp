@@ -3,18 +3,18 @@
 // the two rests are added up in float32. What is left out, and the splitting itself, is about 2^-18
 // of each product, as whole numbers are off by 2^-16 of a row's largest.
 #include "stages/kernels/cpu/amx/tiles.hpp"
+#include "stages/kernels/cpu/vector/vector.hpp"
 #include "stages/lanes/lanes.hpp"
 
 namespace selfcal::lanes::amx {
 namespace {
 
 using namespace selfcal::amx;
+using kernels::SELFCAL_INSTRUCTIONS::Floats;
+using kernels::SELFCAL_INSTRUCTIONS::Words;
 
 constexpr int64_t columns_of_panel = 32, step = 32;  // numbers along the sum
 constexpr int64_t words_of_tile = tile_bytes / 4, words_of_step = 4 * words_of_tile;
-
-using Floats = float __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
 
 /// Pairs of numbers as pairs of their bfloat16 and of the rests'.
 struct Split {
@@ -34,12 +34,17 @@ Split split(Floats even, Floats odd) {
   return {odd_high | even_high >> 16, odd_low | even_low >> 16};
 }
 
+/// 16 pairs of 16 columns as [column][pair].
+void store_columns(Floats (&pairs)[tile_columns], int32_t* tile) {
+  kernels::SELFCAL_INSTRUCTIONS::transpose_square(pairs);
+  for (int64_t j = 0; j < tile_columns; ++j)
+    _mm512_storeu_si512(tile + j * tile_columns, __m512i(pairs[j]));
+}
+
 /// Panels: for each step a tile of 16 columns and another one, [column][pair], then those of the
 /// rests.
 void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                   const float* factors, int32_t* panels, float* steps) {
-  Words down;
-  for (int j = 0; j < tile_columns; ++j) down[j] = static_cast<uint32_t>(tile_columns * j);
   for (int64_t j = 0; j < columns; ++j) steps[j] = 1;
   for (int64_t panel = 0; panel < columns; panel += columns_of_panel)
     for (int64_t k = 0; k < depth; k += step, panels += words_of_step)
@@ -53,13 +58,15 @@ void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t co
           if (row >= depth) return Floats{};
           return Floats(_mm512_maskz_loadu_ps(here, matrix + row * stride + first)) * -factors[row];
         };
-        int32_t* tile = panels + half * words_of_tile;
+        Floats high[tile_columns], low[tile_columns];
         for (int64_t pair = 0; pair < step / 2; ++pair) {
           const Split numbers = split(read(k + 2 * pair), read(k + 2 * pair + 1));
-          _mm512_i32scatter_epi32(tile + pair, __m512i(down), __m512i(numbers.high), 4);
-          _mm512_i32scatter_epi32(tile + 2 * words_of_tile + pair, __m512i(down),
-                                  __m512i(numbers.low), 4);
+          high[pair] = Floats(numbers.high);
+          low[pair] = Floats(numbers.low);
         }
+        int32_t* const tile = panels + half * words_of_tile;
+        store_columns(high, tile);
+        store_columns(low, tile + 2 * words_of_tile);
       }
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "stages/generate/micro_batch.hpp"
 #include "stages/generate/ranking.hpp"
 #include "stages/generate/settings.hpp"
 #include "tests/storage/temporary_folder.hpp"
@@ -212,6 +213,24 @@ TEST(Temperature, RunsLinearlyThenStays) {
   EXPECT_EQ(settings.temperature_at(400), 1.0);
   settings.temperature_steps = 0;
   EXPECT_EQ(settings.temperature_at(0), 1.0);
+}
+
+TEST(MicroBatches, AsManySideBySideAsReadTheWeightsForFree) {
+  CalibrationSettings settings;
+  settings.sequences = 64;
+  settings.length = 512;
+  settings.micro_batch = 4;
+  ModelShape shape;
+  shape.key_value_heads = 2;
+  shape.head_dim = 64;
+  const double cache = 2.0 * 4 * 512 * 2 * 64;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), kernels::few_rows / 4);
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 3.5 * cache), 3);
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 0.5 * cache), 1);
+  settings.sequences = 7;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), 2);
+  settings.micro_batch = 40;
+  EXPECT_EQ(micro_batches_at_once(settings, shape, 100 * cache), 1);
 }
 
 }  // namespace
