@@ -166,7 +166,8 @@ class Methods(SelfcalCase):
                                ({"method__name": "sparsegpt", "method__pattern": "5:7", "method__act_order": "auto",
                                  "method__block_size": 7, "method__bits": 16}, "does not divide"),
                                ({"method__name": "sparsegpt", "method__pattern": "3:6", "method__act_order": "auto",
-                                 "method__block_size": 96}, "group_size is 16, expected a multiple of 6 (pattern is 3:6)"),
+                                 "method__static_groups": "false", "method__block_size": 96},
+                                "group_size is 16, expected a multiple of 6 (pattern is 3:6)"),
                                ({"export": "[awq]", "method__bits": 3}, "cannot hold the 3 bits"),
                                ({"export": "[compressed-tensors]", "method__act_order": "dynamic"},
                                 "compressed-tensors, which cannot hold method.act_order dynamic; gptq, gptq_v2 and dense")]:
