@@ -82,7 +82,8 @@ at::Tensor best_scale(const LayerWork& work, const Block& block, const AwqPair& 
                       const LeafStates* states, const BlockWeights& dense,
                       const TapStatistics& statistics) {
   const auto scope = work.timer.measure(Phase::solve);
-  const auto& [pair, settings] = found;
+  const auto& pair = found.pair;
+  const auto& settings = found.settings;
   std::vector<at::Tensor> consumers;
   for (const auto& name : pair.consumers) consumers.push_back(dense.at(name + ".weight"));
   const at::Tensor candidates = candidate_scales(consumers, statistics.magnitude, settings.front());

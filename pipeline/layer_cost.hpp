@@ -12,7 +12,8 @@ namespace selfcal {
 
 /// Of so many equal pieces, those of the busiest worker.
 inline double busiest(int64_t pieces, int64_t workers) {
-  return static_cast<double>((pieces + workers - 1) / std::max<int64_t>(1, workers));
+  const int64_t most = (pieces + workers - 1) / std::max<int64_t>(1, workers);
+  return static_cast<double>(most);
 }
 
 /// Of a job's layers on ranks of one speed. Borrows all that it is given.

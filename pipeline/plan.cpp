@@ -225,7 +225,8 @@ class Planner {
   /// Of the text that takes more room: the evaluation's, or the beginning of the calibration set.
   double scored_tokens(const Layout& layout, int rank) const {
     const auto mine = [&](int64_t leaves) {
-      return static_cast<double>((leaves + layout.ranks() - 1 - rank) / layout.ranks());
+      const int64_t of_rank = (leaves + layout.ranks() - 1 - rank) / layout.ranks();
+      return static_cast<double>(of_rank);
     };
     const EvaluateSettings& evaluate = config_.evaluate;
     double tokens = mine(evaluate.leaves) * static_cast<double>(evaluate.leaf_tokens);

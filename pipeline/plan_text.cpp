@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <ranges>
+#include <span>
 #include <tuple>
 
 #include "pipeline/host_solves.hpp"
@@ -23,7 +23,7 @@ std::string rejected_layouts(const Plan& plan) {
   std::vector<RejectedLayout> rejected = plan.rejected;
   std::ranges::stable_sort(rejected, {}, &RejectedLayout::seconds);
   std::string text;
-  for (const auto& other : rejected | std::views::take(most_lines))
+  for (const auto& other : std::span(rejected).first(std::min(most_lines, rejected.size())))
     text += fmt::format(
         "  not        {}: {}{}\n", other.layout,
         other.seconds > 0 ? duration_text(other.seconds) + ", " : "",

@@ -169,9 +169,9 @@ void sample_alone(const Session& session, const std::vector<int64_t>& batches,
   });
   if (!generator) return;
   const auto scope = session.timer.measure(Phase::sample);
-  const auto on_finished = [&](MicroBatch batch) {
+  const auto on_finished = [&](const MicroBatch& batch) {
     hooks.on_sampled(batch, *generator);
-    sampling.finished(std::move(batch));
+    sampling.finished(batch);
   };
   try {
     generator->sample(batches, on_finished, [&](int64_t tokens) {
@@ -196,7 +196,7 @@ void sample_as_replicas(const Session& session, int replica, const std::vector<i
   if (!part) return;
   const auto scope = session.timer.measure(Phase::sample);
   part->sample(
-      batches, [&](MicroBatch batch) { sampling.finished(std::move(batch)); },
+      batches, [&](const MicroBatch& batch) { sampling.finished(batch); },
       [&](int64_t tokens) { return sampling.poll(tokens); });
 }
 

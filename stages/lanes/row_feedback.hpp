@@ -22,7 +22,7 @@ constexpr Number score_of(Number weight, float pivot) {
 template <class Number, class Score>
 constexpr Number stays(const Pattern& pattern, int j, const Score& score) {
   const Number mine = score(j);
-  decltype((mine < mine) & 1) before{};  // an integer, or one a lane
+  decltype((mine < Number{}) & 1) before{};  // an integer, or one a lane
   for (int i = 0; i < j; ++i) before += (score(i) <= mine) & 1;
   for (int i = j + 1; i < pattern.of; ++i) before += (score(i) < mine) & 1;
   return before >= pattern.zeros ? all<Number>(1) : Number{};

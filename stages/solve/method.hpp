@@ -26,7 +26,7 @@ struct FactorSettings {
   double damping = 0;
   int64_t ordered_run = 0;  // columns that move together into falling order of their diagonal; 0:
                             // all stay
-  auto operator<=>(const FactorSettings&) const = default;
+  auto operator<=>(const FactorSettings&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 FactorSettings factor_settings(const MethodSettings& settings);
 
