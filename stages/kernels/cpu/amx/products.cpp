@@ -80,8 +80,8 @@ void pack_columns(const uint16_t* x, int64_t stride, int64_t rows, int64_t colum
   // Of a row's and the next one's 32 numbers, pairs of those of the first 16 columns, then of the
   // others.
   alignas(64) uint16_t first[32], second[32];
-  for (uint16_t i = 0; i < 16; ++i) {
-    first[2 * i] = i;
+  for (int64_t i = 0; i < 16; ++i) {
+    first[2 * i] = static_cast<uint16_t>(i);
     first[2 * i + 1] = static_cast<uint16_t>(32 + i);
     second[2 * i] = static_cast<uint16_t>(16 + i);
     second[2 * i + 1] = static_cast<uint16_t>(48 + i);
