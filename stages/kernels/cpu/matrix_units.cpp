@@ -15,6 +15,12 @@ extern const MatrixUnits units;
 
 namespace {
 
+/// What the files of `amx` are compiled for besides.
+bool has_wide_vectors() {
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
 bool processor_has_tiles() {
   constexpr unsigned bfloat16_and_tiles = 1u << 22 | 1u << 24;
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -33,9 +39,7 @@ bool system_lends_tiles() {
 
 const MatrixUnits* matrix_units() {
 #ifdef SELFCAL_X86
-  static const bool lent = __builtin_cpu_supports("x86-64-v4") &&
-                           __builtin_cpu_supports("avx512vnni") && processor_has_tiles() &&
-                           system_lends_tiles();
+  static const bool lent = has_wide_vectors() && processor_has_tiles() && system_lends_tiles();
   return lent ? &amx::units : nullptr;
 #else
   return nullptr;
