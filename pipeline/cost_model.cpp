@@ -56,13 +56,10 @@ class CostModel {
   void add_sampling() {
     const double batches = busiest(micro_batches(calibration_), layout_.replicas());
     const auto at_once =
-        layout_.depth() > 1 ? 1.0
-                            : std::min(batches, static_cast<double>(micro_batches_at_once(
-                                                    calibration_, model_.shape,
-                                                    static_cast<double>(model_.block_parameters))));
-    const double block = step_bytes(
-        static_cast<double>(model_.block_parameters), model_.shape, model_.element_bytes(),
-        static_cast<int64_t>(at_once) * calibration_.micro_batch, calibration_.length);
+        std::min<int64_t>(int64_t(batches), sampled_at_once(calibration_, model_, layout_.depth()));
+    const double block =
+        step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
+                   model_.element_bytes(), at_once * calibration_.micro_batch, calibration_.length);
     const auto first = decode_runs(model_, layout_.depth());
     double step = 0, slowest = 0;
     for (size_t run = 0; run + 1 < first.size(); ++run) {
@@ -74,7 +71,7 @@ class CostModel {
       slowest = std::max(slowest, seconds);
     }
     const double in_flight = std::min<double>(layout_.depth(), batches);
-    add(Phase::sample, std::ceil(batches / (in_flight * at_once)) *
+    add(Phase::sample, std::ceil(batches / (in_flight * static_cast<double>(at_once))) *
                            static_cast<double>(calibration_.length) *
                            std::max(step, in_flight * slowest));
   }

@@ -140,7 +140,7 @@ class Planner {
       option.fits = limit_ == 0 || option.memory() <= limit_;
       return option.fits;
     };
-    int64_t at_once = most_sampled_at_once(layout);
+    int64_t at_once = samples() ? sampled_at_once(config_.calibration, model_, layout.depth()) : 1;
     while (!fits(true, at_once) && at_once > 1) --at_once;
     if (!option.fits) fits(false, 1);
     option.typical_seconds =
@@ -159,12 +159,6 @@ class Planner {
         taken = option;
     }
     return taken;
-  }
-
-  int64_t most_sampled_at_once(const Layout& layout) const {
-    if (!samples() || layout.depth() > 1) return 1;
-    return micro_batches_at_once(config_.calibration, model_.shape,
-                                 static_cast<double>(model_.block_parameters));
   }
 
   RankPlan rank_plan(const Layout& layout, int rank, bool keeps_states, int64_t at_once) const {

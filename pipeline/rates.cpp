@@ -115,11 +115,11 @@ double measure_step(const kernels::Context& context, const Model& model,
                     const CalibrationSettings& calibration) {
   const auto& shape = model.shape();
   const Block& block = model.block(0);
-  double parameters = 0;
+  int64_t entries = 0;
   for (const auto& [name, sizes] : block.spec().parameters)
-    parameters += static_cast<double>(c10::multiply_integers(sizes));
-  const int64_t rows =
-      calibration.micro_batch * micro_batches_at_once(calibration, shape, parameters);
+    entries += c10::multiply_integers(sizes);
+  const auto parameters = static_cast<double>(entries);
+  const int64_t rows = calibration.micro_batch * micro_batches_at_once(calibration, shape, entries);
   const auto element = static_cast<double>(at::elementSize(shape.compute_dtype));
   if (parameters * element > largest_step) {
     const at::Tensor batch = values({rows, widest}, shape.compute_dtype),

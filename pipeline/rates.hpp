@@ -30,7 +30,7 @@ struct HardwareRates {
   const WidthRates& at(int64_t columns) const;
 };
 
-/// Bytes that a step of a micro-batch reads of a block: its weights, and half of a full cache.
+/// Bytes that a step of `rows` sequences reads of a block: its weights, and half of a full cache.
 double step_bytes(double block_parameters, const ModelShape& shape, double element_bytes,
                   int64_t rows, int64_t length);
 

@@ -27,6 +27,10 @@ std::vector<NamedLinear> all_linears(const Model& model);
 
 ModelSizes sizes_of(const Model& model);
 
+/// Micro-batches that a copy of the model on `depth` ranks samples in one step, where memory is not
+/// short: side by side on one rank, one after the other on several.
+int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model, int depth);
+
 /// First layers of the runs that a generator of `depth` ranks cuts a model into; the last entry is
 /// the number of layers.
 std::vector<int64_t> decode_runs(const ModelSizes& model, int depth);

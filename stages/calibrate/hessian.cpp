@@ -12,7 +12,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t fewest_observed = 64, most_observed = 1024;  // columns of a task of observe()
+constexpr int64_t observed_step = 64, most_observed = 1024;  // columns of a task of observe()
 constexpr int entry_bits = 45;            // of a leaf's largest entry, as an integer
 constexpr int32_t empty_column = -160;    // below the exponent of any float32 that is not zero
 constexpr int32_t largest_exponent = 63;  // products of larger columns could overflow float32
@@ -99,14 +99,15 @@ void HessianAccumulator::observe(const at::Tensor& x) {
   const kernels::Matrix leaf = kernels::matrix_of(x);
   // Long runs of a row are read faster than short ones; a column's sum does not depend on them.
   const int64_t threads = context_.threads ? context_.threads->size() : 1,
-                of_a_thread = kernels::ceil_divide(columns_, 64 * threads) * 64;
-  const int64_t at_once = std::clamp(of_a_thread, fewest_observed, most_observed);
-  kernels::for_ranges(context_, columns_, at_once, [&](int64_t first, int64_t count) {
-    double sums[most_observed];
-    kernels::vector_kernels().sum_squares(leaf, first, count, sums);
-    for (int64_t i = 0; i < count; ++i)
-      exponents_[first + i] = std::max(exponents_[first + i], norm_exponent(sums[i]));
-  });
+                of_a_thread =
+                    kernels::ceil_divide(columns_, observed_step * threads) * observed_step;
+  kernels::for_ranges(
+      context_, columns_, std::min(of_a_thread, most_observed), [&](int64_t first, int64_t count) {
+        double sums[most_observed];
+        kernels::vector_kernels().sum_squares(leaf, first, count, sums);
+        for (int64_t i = 0; i < count; ++i)
+          exponents_[first + i] = std::max(exponents_[first + i], norm_exponent(sums[i]));
+      });
 }
 
 void HessianAccumulator::add(const at::Tensor& x) {

@@ -36,12 +36,11 @@ int64_t micro_batches(const CalibrationSettings& settings) {
 }
 
 int64_t micro_batches_at_once(const CalibrationSettings& settings, const ModelShape& shape,
-                              double block_parameters) {
-  const auto cache = 2.0 * static_cast<double>(settings.micro_batch * settings.length *
-                                               shape.key_value_heads * shape.head_dim);
-  const auto by_memory = static_cast<int64_t>(block_parameters / cache);
-  return std::max<int64_t>(
-      1, std::min({kernels::few_rows / settings.micro_batch, by_memory, micro_batches(settings)}));
+                              int64_t block_parameters) {
+  const int64_t cache =
+      2 * settings.micro_batch * settings.length * shape.key_value_heads * shape.head_dim;
+  return std::max<int64_t>(1, std::min({kernels::few_rows / settings.micro_batch,
+                                        block_parameters / cache, micro_batches(settings)}));
 }
 
 TextRules::TextRules(CalibrationSettings the_settings, const ModelShape& shape)

@@ -22,7 +22,7 @@ int64_t micro_batches(const CalibrationSettings& settings);
 /// their rows: no more than the kernels of few rows take, while their caches are smaller than the
 /// weights; at least 1. `block_parameters`: of one block.
 int64_t micro_batches_at_once(const CalibrationSettings& settings, const ModelShape& shape,
-                              double block_parameters);
+                              int64_t block_parameters);
 
 /// What text may be written, and how.
 struct TextRules {

@@ -13,7 +13,7 @@ using namespace selfcal::amx;
 using kernels::SELFCAL_INSTRUCTIONS::Floats;
 using kernels::SELFCAL_INSTRUCTIONS::Words;
 
-constexpr int64_t columns_of_panel = 32, step = 32;  // numbers along the sum
+constexpr int64_t columns_of_panel = most_rows, step = 32;  // the last: numbers along the sum
 constexpr int64_t words_of_tile = tile_bytes / 4, words_of_step = 4 * words_of_tile;
 
 /// Pairs of numbers as pairs of their bfloat16 and of the rests'.
@@ -110,17 +110,7 @@ void subtract_short(const int32_t* panels, const float* /*column_steps*/, int64_
                     float* tile) {
   const int64_t steps = (depth + step - 1) / step;
   const int64_t panel_bytes = steps * words_of_step * static_cast<int64_t>(sizeof(int32_t));
-  settle_memory();
-  int64_t configured = 0;
-  for (int64_t column = 0; column < columns; column += columns_of_panel) {
-    const int64_t count = columns - column < columns_of_panel ? columns - column : columns_of_panel;
-    if (count != configured) {
-      const Configuration configuration(count);
-      _tile_loadconfig(&configuration);
-      configured = count;
-    }
-    const Sums sums{reinterpret_cast<char*>(tile + column * rows),
-                    static_cast<int64_t>(rows * sizeof(float)), count > tile_rows};
+  for_sums(columns, tile, rows, [&](int64_t, const Sums& sums) {
     // (Rectangles are read one after the other, so that the last panel is followed by the next's.)
     Ahead ahead(panels + steps * words_of_step, panel_bytes, 2 * steps);
     load_sums(sums);
@@ -137,8 +127,7 @@ void subtract_short(const int32_t* panels, const float* /*column_steps*/, int64_
       add_products(sums.lower_too);
     }
     store_sums(sums);
-  }
-  _tile_release();
+  });
 }
 
 }  // namespace

@@ -148,7 +148,7 @@ TilesInWork GptqTiles::begin(const at::Tensor& tiles) const {
   if (grid_.quantises) {
     work.scale = at::empty({count, groups_.count, lanes::rows}, at::kFloat);
     work.zero = at::empty_like(work.scale);
-    if (!groups_.dynamic) {
+    if (!groups_.dynamic && !prunes_before_scales(settings_)) {
       // As published: the scale of a whole row sees dead columns, the scales of groups do not.
       work.weight = settings_.group_size == -1 ? tiles : alive;
       find_scales(work, 0, columns);

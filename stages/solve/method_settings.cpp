@@ -93,9 +93,8 @@ MethodSettings settle(MethodSettings settings) {
   const bool prunes_runs =
       settings.name == MethodName::sparsegpt && settings.sparsity.pattern.of > 0;
   if (settings.act_order == ActOrder::automatic) {
-    const bool orders = (prunes_runs && !settings.quantises()) ||
-                        ((prunes_runs || settings.name == MethodName::gptq) &&
-                         settings.static_groups == AutoFlag::yes);
+    const bool orders = (prunes_runs || settings.name == MethodName::gptq) &&
+                        (settings.static_groups == AutoFlag::yes || !settings.quantises());
     settings.act_order = orders ? ActOrder::static_order : ActOrder::none;
   }
   if (settings.mse == AutoFlag::automatic) {

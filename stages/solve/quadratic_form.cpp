@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "stages/kernels/cpu/tiles.hpp"
+#include "stages/kernels/cpu/vector_kernels.hpp"
 
 namespace selfcal {
 namespace {
@@ -63,7 +64,8 @@ at::Tensor QuadraticForm::operator()(const at::Tensor& tiles) const {
       of_block += count * panels_->words(block);
     }
     // Twice, since blocks before stand for their mirror images too.
-    for (int64_t i = 0; i < count * product_size; ++i) product[i] *= 2;
+    kernels::vector_kernels().widen(product, kernels::Number::float32, count * product_size, 2,
+                                    product);
     panels_->shorten(column, width, count, here, tile_size, of_block);
     panels_->subtract(index++, count, of_block, product, product_size);
     for (int64_t i = 0; i < count; ++i)

@@ -28,7 +28,7 @@ void with_float(at::ScalarType dtype, const Body& body) {
   }
 }
 
-/// Calls store(row of the matrix, its numbers) for each row of the tiles.
+/// Calls store(first row, rows, their numbers, stride) for the rows of each tile.
 template <class Store>
 void for_rows(const at::Tensor& tiles, int64_t count, const Store& store) {
   const auto& vectors = kernels::vector_kernels();
@@ -40,8 +40,7 @@ void for_rows(const at::Tensor& tiles, int64_t count, const Store& store) {
   for (int64_t first = 0; first < count; first += lanes::rows, tile += columns * lanes::rows) {
     vectors.transpose({tile, kernels::Number::float32, columns, lanes::rows}, stride, 0,
                       lanes::rows, rows);
-    for (int64_t row = 0; row < std::min(lanes::rows, count - first); ++row)
-      store(first + row, rows + row * stride);
+    store(first, std::min(lanes::rows, count - first), rows, stride);
   }
 }
 
@@ -49,9 +48,10 @@ template <class Into>
 void store_rows(const at::Tensor& tiles, at::Tensor& matrix, int64_t first, int64_t count) {
   const int64_t columns = matrix.size(1);
   Into* const into = matrix.mutable_data_ptr<Into>() + first * columns;
-  for_rows(tiles, count, [&](int64_t row, const float* numbers) {
-    std::transform(numbers, numbers + columns, into + row * columns,
-                   [](float number) { return Into(number); });
+  for_rows(tiles, count, [&](int64_t row, int64_t rows, const float* numbers, int64_t stride) {
+    for (int64_t i = 0; i < rows; ++i, numbers += stride)
+      std::transform(numbers, numbers + columns, into + (row + i) * columns,
+                     [](float number) { return Into(number); });
   });
 }
 
@@ -59,9 +59,10 @@ void store_bfloat16_rows(const at::Tensor& tiles, at::Tensor& matrix, int64_t fi
                          int64_t count) {
   const int64_t columns = matrix.size(1);
   auto* const into = static_cast<uint16_t*>(matrix.mutable_data_ptr()) + first * columns;
-  for_rows(tiles, count, [&](int64_t row, const float* numbers) {
-    kernels::vector_kernels().narrow(numbers, nullptr, kernels::Number::float32, columns, 1,
-                                     into + row * columns, kernels::Number::bfloat16);
+  for_rows(tiles, count, [&](int64_t row, int64_t rows, const float* numbers, int64_t stride) {
+    kernels::vector_kernels().narrow_rows(rows, columns, numbers, stride, nullptr,
+                                          kernels::Number::float32, into + row * columns, columns,
+                                          kernels::Number::bfloat16);
   });
 }
 

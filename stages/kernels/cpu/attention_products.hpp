@@ -29,40 +29,40 @@ class Parts {
 /// In float32, by panels.
 class PanelAttention {
  public:
-  PanelAttention(int64_t rows, int64_t head_dim, Parts& parts);
+  /// Numbers that a row of outputs takes.
+  static int64_t padded(int64_t head_dim);
+  /// Scores are products with `rows` queries times `scale`.
+  PanelAttention(int64_t rows, int64_t head_dim, float scale, Parts& parts);
 
-  /// Query `row`, head_dim numbers from `from` on, is to be multiplied by `scale`.
-  void set_query(int64_t row, const void* from, Number number, float scale);
-  /// scores[row][j] = query . key j; keys: `count` rows, `columns` apart.
+  /// Query `row` is the head_dim numbers from `from` on.
+  void set_query(int64_t row, const void* from, Number number);
+  /// scores[row][j] = scale * query . key j; keys: `count` rows, `columns` apart.
   void score(const Matrix& keys, float* scores);
   /// outputs[row] (+)= sum_j scores[row][j] value j.
-  void read(const Matrix& values, const float* scores, bool accumulate);
-  float* output(int64_t row) { return outputs_ + row * padded_; }
-  int64_t padded() const { return padded_; }
+  void read(const Matrix& values, const float* scores, float* outputs, bool accumulate);
 
  private:
   const int64_t rows_, head_dim_, panel_, padded_;
-  float *queries_, *outputs_, *keys_, *values_;
+  const float scale_;
+  float *queries_, *keys_, *values_;
 };
 
-/// Of bfloat16 heads on matrix units. Weights are split into two bfloat16 each, so that 16 of their
-/// bits count.
+/// The same of bfloat16 heads on matrix units. Weights are split into two bfloat16 each, so that 16
+/// of their bits count.
 class UnitAttention {
  public:
-  UnitAttention(int64_t rows, int64_t head_dim, Parts& parts);
+  static int64_t padded(int64_t head_dim) { return padded_depth(head_dim); }
+  UnitAttention(int64_t rows, int64_t head_dim, float scale, Parts& parts);
 
-  void set_query(int64_t row, const void* from, Number number, float scale);
+  void set_query(int64_t row, const void* from, Number number);
   void score(const Matrix& keys, float* scores);
-  void read(const Matrix& values, const float* scores, bool accumulate);
-  float* output(int64_t row) { return outputs_ + row * padded_; }
-  int64_t padded() const { return padded_; }
+  void read(const Matrix& values, const float* scores, float* outputs, bool accumulate);
 
  private:
   const MatrixUnits& units_;
   const int64_t rows_, head_dim_, padded_;
-  float scale_ = 1;
-  float* outputs_;
-  uint16_t *queries_, *high_, *low_, *some_keys_;
+  const float scale_;
+  uint16_t *queries_, *high_, *low_;
   int32_t *keys_, *values_;
 };
 

@@ -33,36 +33,39 @@ template <class Products>
 class QueryTile {
  public:
   QueryTile(const Heads& heads, const AttentionLimits& limits, int64_t sequence,
-            int64_t key_value_head, int64_t first, int64_t count, Scratch& scratch)
+            int64_t key_value_head, int64_t first, int64_t count, float scale, Scratch& scratch)
       : heads_(heads),
         limits_(limits),
         sequence_(sequence),
         key_value_head_(key_value_head),
         first_(first),
         count_(count),
-        rows_(heads.group() * count) {
+        rows_(heads.group() * count),
+        padded_(Products::padded(heads.head_dim)),
+        scale_(scale) {
     Parts counted;
     lay_out(counted);
     Parts parts(scratch.floats(counted.taken()));
     lay_out(parts);
   }
 
-  void run(const Matrix& q, const Matrix& k, const Matrix& v, void* result, float scale) {
+  void run(const Matrix& q, const Matrix& k, const Matrix& v, void* result) {
     for (int64_t row = 0; row < rows_; ++row) {
-      products_->set_query(row, at_entry(q, query(row)), q.number, scale);
+      products_->set_query(row, at_entry(q, query(row)), q.number);
       largest_[row] = -std::numeric_limits<float>::infinity();
       total_[row] = 0;
     }
     const int64_t start = seen_from(first_) / key_block * key_block;
     for (int64_t key = start; key < first_ + count_; key += key_block) see(k, v, key, key > start);
     for (int64_t row = 0; row < rows_; ++row)
-      vector_kernels().narrow(products_->output(row), nullptr, Number::float32, heads_.head_dim,
+      vector_kernels().narrow(outputs_ + row * padded_, nullptr, Number::float32, heads_.head_dim,
                               1 / total_[row], at_entry(result, q.number, query(row)), q.number);
   }
 
  private:
   void lay_out(Parts& parts) {
-    products_.emplace(rows_, heads_.head_dim, parts);
+    products_.emplace(rows_, heads_.head_dim, scale_, parts);
+    outputs_ = parts.take(rows_ * padded_);
     scores_ = parts.take(rows_ * score_stride);
     largest_ = parts.take(rows_);
     total_ = parts.take(rows_);
@@ -89,7 +92,7 @@ class QueryTile {
       weigh(row, std::clamp<int64_t>(seen_from(token) - key, 0, keys),
             std::clamp<int64_t>(token + 1 - key, 0, keys), keys, have);
     }
-    products_->read({at_entry(v, place), v.number, keys, stride}, scores_, have);
+    products_->read({at_entry(v, place), v.number, keys, stride}, scores_, outputs_, have);
   }
 
   /// Scores of one row, of which the query sees [begin, end), become weights relative to the
@@ -107,18 +110,18 @@ class QueryTile {
     if (rescale) {
       // (Both are minus infinity while the query has seen no key.)
       correction = before == largest_[row] ? 1.0f : std::exp(before - largest_[row]);
-      float* output = products_->output(row);
-      if (correction != 1)
-        vectors.widen(output, Number::float32, products_->padded(), correction, output);
+      float* output = outputs_ + row * padded_;
+      if (correction != 1) vectors.widen(output, Number::float32, padded_, correction, output);
     }
     total_[row] = total_[row] * correction + sum;
   }
 
   const Heads& heads_;
   const AttentionLimits& limits_;
-  const int64_t sequence_, key_value_head_, first_, count_, rows_;
+  const int64_t sequence_, key_value_head_, first_, count_, rows_, padded_;
+  const float scale_;
   std::optional<Products> products_;
-  float *scores_, *largest_, *total_;
+  float *outputs_, *scores_, *largest_, *total_;
 };
 
 }  // namespace
@@ -143,8 +146,8 @@ at::Tensor cpu::causal_attention(const Context& context, const at::Tensor& q, co
       static thread_local Scratch scratch;
       QueryTile<Products>(heads, limits, tile % pairs / heads.key_value_heads,
                           tile % heads.key_value_heads, first, std::min(step, heads.tokens - first),
-                          scratch)
-          .run(queries, keys, values, to, static_cast<float>(scale));
+                          static_cast<float>(scale), scratch)
+          .run(queries, keys, values, to);
     });
   };
   if (matrix_units() && queries.number == Number::bfloat16)

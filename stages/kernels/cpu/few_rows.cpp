@@ -21,9 +21,7 @@ at::Tensor linear_few_rows(const Context& context, const at::Tensor& x, const at
   require(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
           "linear_few_rows: {} columns do not fit a weight of {} columns", x.size(-1),
           weight.size(-1));
-  const auto& vectors = vector_kernels();
   const int64_t n = x.size(0), columns = x.size(1);
-  const int64_t lanes = ceil_divide(n, vectors.width) * vectors.width;
   const Matrix x_rows = matrix_of(x), weight_rows = matrix_of(weight), bias_row = matrix_of(bias);
   auto result = at::empty({n, weight.size(0)}, result_dtype.value_or(x.scalar_type()));
   void* const data = result.mutable_data_ptr();
@@ -33,6 +31,8 @@ at::Tensor linear_few_rows(const Context& context, const at::Tensor& x, const at
     return result;
   }
 
+  const auto& vectors = vector_kernels();
+  const int64_t lanes = ceil_divide(n, vectors.width) * vectors.width;
   auto transposed = at::empty({columns + vectors.width, lanes}, at::kFloat);
   auto* const x_columns = transposed.mutable_data_ptr<float>();
   for_ranges(context, columns, transpose_tile, [&](int64_t first, int64_t count) {

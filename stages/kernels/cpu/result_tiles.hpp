@@ -23,6 +23,17 @@ struct Tile {
   int64_t row, rows, column, columns;
 };
 
+/// Writes a tile whose sums lie at sums[i * stride + j].
+inline void write_tile(const Operands& operands, const Tile& tile, const float* sums,
+                       int64_t stride) {
+  const Matrix& bias = operands.bias;
+  const int64_t columns = operands.weight.count;
+  vector_kernels().narrow_rows(
+      tile.rows, tile.columns, sums, stride, bias.data ? at_entry(bias, tile.column) : nullptr,
+      bias.number, at_entry(operands.y, operands.y_number, tile.row * columns + tile.column),
+      columns, operands.y_number);
+}
+
 /// Calls body(tile) for all tiles of columns [first, end), on the context's threads.
 template <class Body>
 void for_result(const Context& context, const Operands& operands, int64_t first, int64_t end,

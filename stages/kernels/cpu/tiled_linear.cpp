@@ -19,17 +19,6 @@ constexpr int64_t packed_weights = 1 << 23;  // entries that are packed at once
 constexpr int64_t library_columns = 256;
 constexpr int64_t cache_line = 16;  // float32 entries
 
-/// Writes a tile whose sums lie at sums[i * stride + j].
-void finish(const Operands& operands, const Tile& tile, const float* sums, int64_t stride) {
-  const Matrix& bias = operands.bias;
-  const void* shift = bias.data ? at_entry(bias, tile.column) : nullptr;
-  for (int64_t i = 0; i < tile.rows; ++i)
-    vector_kernels().narrow(sums + i * stride, shift, bias.number, tile.columns, 1,
-                            at_entry(operands.y, operands.y_number,
-                                     (tile.row + i) * operands.weight.count + tile.column),
-                            operands.y_number);
-}
-
 /// Columns of the result by our own inner product: their weights become panels once, rows of x are
 /// widened for each tile and run of inputs.
 class PanelProduct {
@@ -89,7 +78,7 @@ class PanelProduct {
                                panel(tile.column + j) + k * panel_columns_, sums + j, sum_stride,
                                k > 0);
     }
-    finish(operands_, tile, sums, sum_stride);
+    write_tile(operands_, tile, sums, sum_stride);
   }
 
   const Operands operands_;
@@ -112,7 +101,7 @@ void compute_by_library(const Context& context, const Operands& operands) {
                multiply_transposed(tile.rows, tile.columns, inputs, rows_of(operands.x, tile.row),
                                    rows_of(operands.weight, tile.column),
                                    Rows<float>{sums, library_columns});
-               finish(operands, tile, sums, library_columns);
+               write_tile(operands, tile, sums, library_columns);
              });
 }
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "stages/kernels/cpu/unit_panels.hpp"
+
 namespace selfcal::kernels {
 namespace {
 
@@ -43,10 +45,7 @@ class UnitRows {
     if (!copied_) return from;
     static thread_local Scratch scratch;
     auto* to = reinterpret_cast<uint16_t*>(scratch.floats(rows * stride_ / 2));
-    for (int64_t i = 0; i < rows; ++i) {
-      std::copy_n(from + i * matrix_.columns, count, to + i * stride_);
-      std::fill(to + i * stride_ + count, to + i * stride_ + padded_depth(count), uint16_t{0});
-    }
+    copy_padded(rows, count, from, matrix_.columns, to, stride_);
     return to;
   }
 
@@ -72,43 +71,16 @@ class Panels {
   /// Makes rows [first, first + count) of the matrix ours.
   void fill(const Context& context, const Matrix& matrix, int64_t first, int64_t count) const {
     for_ranges(context, count, panel_columns, [&](int64_t row, int64_t some) {
-      fill_panel(matrix, first + row, some, first_ + row * pairs_);
+      pack_panel(some, matrix.columns, numbers_of(matrix, first + row), matrix.columns,
+                 first_ + row * pairs_);
     });
   }
 
  private:
-  void fill_panel(const Matrix& matrix, int64_t row, int64_t count, int32_t* panel) const {
-    const uint16_t* rows = numbers_of(matrix, row);
-    int64_t stride = matrix.columns;
-    if (stride != 2 * pairs_) {
-      static thread_local Scratch scratch;
-      auto* padded = reinterpret_cast<uint16_t*>(scratch.floats(panel_columns * pairs_));
-      for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(rows + i * stride, stride, padded + i * 2 * pairs_);
-        std::fill(padded + i * 2 * pairs_ + stride, padded + (i + 1) * 2 * pairs_, uint16_t{0});
-      }
-      rows = padded;
-      stride = 2 * pairs_;
-    }
-    vector_kernels().pack_whole_panel(reinterpret_cast<const int16_t*>(rows), stride, count, pairs_,
-                                      panel);
-  }
-
   const int64_t pairs_;
   const at::Tensor numbers_;
   int32_t* const first_;
 };
-
-/// Writes sums [rows][columns] as numbers of the result, from (row, column) on.
-void write_block(const Operands& operands, int64_t row, int64_t rows, int64_t column,
-                 int64_t columns, const float* sums, int64_t stride) {
-  const Matrix& bias = operands.bias;
-  const int64_t result_columns = operands.weight.count;
-  vector_kernels().narrow_rows(
-      rows, columns, sums, stride, bias.data ? at_entry(bias, column) : nullptr, bias.number,
-      at_entry(operands.y, operands.y_number, row * result_columns + column), result_columns,
-      operands.y_number);
-}
 
 class UnitProduct {
  public:
@@ -152,8 +124,10 @@ class UnitProduct {
         for (int64_t k = first; k < last; k += run_)
           multiply(tile, rows + k - first, j, k, std::min(run_, last - k), to, stride);
         if (last == inputs_)
-          write_block(operands_, tile.row, tile.rows, tile.column + j,
-                      std::min(panel_columns, tile.columns - j), to, stride);
+          write_tile(
+              operands_,
+              {tile.row, tile.rows, tile.column + j, std::min(panel_columns, tile.columns - j)}, to,
+              stride);
       }
     }
   }
@@ -197,7 +171,7 @@ void multiply_few_by_units(const Context& context, const MatrixUnits& units,
                    panel_columns, false, nullptr);
     vector_kernels().transpose({sums, Number::float32, count, panel_columns}, weight_rows, 0, rows,
                                by_row);
-    write_block(operands, 0, rows, first, count, by_row, weight_rows);
+    write_tile(operands, {0, rows, first, count}, by_row, weight_rows);
   });
 }
 

@@ -40,22 +40,11 @@ void add_products(const Rows& a, const char* panel, int64_t steps, Ahead& ahead)
 void multiply(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
               const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
               const int32_t* following) {
-  constexpr int64_t most_rows = 2 * tile_rows;
   const int64_t steps = depth / MatrixUnits::step;
   Ahead ahead(following, steps * panel_step, steps * ((rows + most_rows - 1) / most_rows));
-  settle_memory();
-  int64_t configured = 0;
-  for (int64_t row = 0; row < rows; row += most_rows) {
-    const int64_t count = rows - row < most_rows ? rows - row : most_rows;
-    if (count != configured) {
-      const Configuration configuration(count);
-      _tile_loadconfig(&configuration);
-      configured = count;
-    }
+  for_sums(rows, c, c_stride, [&](int64_t row, const Sums& sums) {
     const Rows from{reinterpret_cast<const char*>(a + row * a_stride),
                     a_stride * static_cast<int64_t>(sizeof(uint16_t))};
-    const Sums sums{reinterpret_cast<char*>(c + row * c_stride),
-                    c_stride * static_cast<int64_t>(sizeof(float)), count > tile_rows};
     if (accumulate)
       load_sums(sums);
     else
@@ -65,8 +54,7 @@ void multiply(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
     else
       add_products<false>(from, reinterpret_cast<const char*>(panel), steps, ahead);
     store_sums(sums);
-  }
-  _tile_release();
+  });
 }
 
 /// The first `columns` of 32 numbers; zeros without a row.

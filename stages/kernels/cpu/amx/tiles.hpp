@@ -10,14 +10,14 @@
 namespace selfcal::amx {
 namespace {
 
-constexpr int64_t tile_rows = 16, tile_columns = 16, tile_bytes = 1024;
+constexpr int64_t tile_rows = 16, tile_columns = 16, tile_bytes = 1024, most_rows = 2 * tile_rows;
 
 struct alignas(64) Configuration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  /// For `count` rows of the first operand, at most 32.
+  /// For `count` rows of the first operand, at most most_rows.
   explicit Configuration(int64_t count) {
     const int64_t upper = count < tile_rows ? count : tile_rows, lower = count - upper;
     const int64_t of_tile[8] = {upper, upper, lower, lower, upper, lower, tile_rows, tile_rows};
@@ -61,6 +61,28 @@ inline void store_sums(const Sums& sums) {
   _tile_stored(3, sums.lower() + 64, sums.stride);
 }
 
+/// Tile loads do not tell the compiler that they read memory.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
+/// Calls body(first row, their sums) for runs of most_rows of the rows of c, `stride` floats apart,
+/// and for the rest, with the tiles configured for so many.
+template <class Body>
+inline void for_sums(int64_t rows, float* c, int64_t stride, const Body& body) {
+  settle_memory();
+  int64_t configured = 0;
+  for (int64_t row = 0; row < rows; row += most_rows) {
+    const int64_t count = rows - row < most_rows ? rows - row : most_rows;
+    if (count != configured) {
+      const Configuration configuration(count);
+      _tile_loadconfig(&configuration);
+      configured = count;
+    }
+    body(row, Sums{reinterpret_cast<char*>(c + row * stride),
+                   stride * static_cast<int64_t>(sizeof(float)), count > tile_rows});
+  }
+  _tile_release();
+}
+
 /// What is read later, fetched into the second-level cache a few lines at a time meanwhile: the
 /// units wait for memory more than they multiply.
 class Ahead {
@@ -82,9 +104,6 @@ class Ahead {
   const char* next_;
   int64_t left_, at_once_;
 };
-
-/// Tile loads do not tell the compiler that they read memory.
-inline void settle_memory() { asm volatile("" ::: "memory"); }
 
 }  // namespace
 }  // namespace selfcal::amx
