@@ -45,9 +45,10 @@ std::optional<std::string> Attendance::verdict(double now) const {
   }
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     const auto& last = ranks_[rank].last;
-    if (last && last->kind != Heartbeat::Kind::alive) continue;
-    const bool still = last && last->still > timeout_;
-    if (still && !last->waiting)
+    // Whoever has left came out of a wait that others may still be about to leave.
+    const bool has_left = last && last->kind == Heartbeat::Kind::leaving;
+    const bool still = last && (has_left ? now - ranks_[rank].at : last->still) > timeout_;
+    if (still && !has_left && !last->waiting)
       return fmt::format("{} has stood still in phase {} for {:.1f} s", name(rank), last->phase,
                          last->still);
     all_wait = all_wait && still;

@@ -22,7 +22,7 @@ class Attendance {
   /// A sentence that names the rank at fault:
   /// - a rank that was heard once is not heard any more (stopped, host lost, network cut);
   /// - a rank that does not wait passes no boundary and uses no processor;
-  /// - all ranks wait, none gets on: they wait for each other.
+  /// - all ranks wait, none gets on, and none has left just now: they wait for each other.
   /// A rank that was never heard (UDP is blocked) is not judged, nor is one that has left.
   std::optional<std::string> verdict(double now) const;
   /// The same for one rank's silence alone.

@@ -84,6 +84,18 @@ TEST(Attendance, WhoHasLeftOrWasNeverHeardIsNotJudged) {
   EXPECT_EQ(attendance.verdict(100), std::nullopt);
 }
 
+TEST(Attendance, ARankThatHasJustLeftLetsTheOthersGo) {
+  Attendance attendance = three_ranks();
+  everyone(attendance, 20, true, 15);
+  Heartbeat last = beat(2, false, 0);
+  last.kind = Heartbeat::Kind::leaving;
+  attendance.heard(last, 20);
+  EXPECT_EQ(attendance.verdict(21), std::nullopt);
+  attendance.heard(beat(0, true, 26), 31);
+  attendance.heard(beat(1, true, 26), 31);
+  EXPECT_TRUE(attendance.verdict(31));
+}
+
 TEST(Attendance, TheWatchersOwnPauseIsForgiven) {
   Attendance attendance = three_ranks();
   everyone(attendance, 1, false, 0);
