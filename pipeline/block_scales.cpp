@@ -188,11 +188,11 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
           measure_tap(work, states, tap, {.products = true, .magnitude = pairs.contains(index)}),
           &states);
     }
-    if (stage < last_stage) states.advance(stage);
+    if (stage < last_stage) states.advance();
   }
   ScaledBlock scaled = std::move(scales).result();
   if (measured == Measured::every) {
-    for (int stage = last_stage; stage < spec.stages; ++stage) states.advance(stage);
+    for (int stage = last_stage; stage < spec.stages; ++stage) states.advance();
     scaled.outputs = hidden;
     states.finish(scaled.outputs);
   }

@@ -43,8 +43,8 @@ void expect(const TapProblems& problems, BlockStatistics& statistics) {
 std::map<std::string, CompressedLinear> solve_problems(const LayerWork& work,
                                                        const TapProblems& problems,
                                                        BlockStatistics& statistics) {
-  return solve_together(work.team, problems, statistics.taps, statistics.factors, work.timer,
-                        work.context, [&work] { honour_stop(work); });
+  return solve_together({work.team, work.timer, work.pace, work.context}, problems, statistics.taps,
+                        statistics.factors, [&work] { honour_stop(work); });
 }
 
 BlockNeeds needs_of(const Model& model, const RunConfig& config, int64_t layer) {
@@ -117,7 +117,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
         });
       });
     }
-    if (states) states->advance(stage);
+    if (states) states->advance();
   }
   if (dense && scaled_with_statistics)
     hidden = scales.outputs;
@@ -160,7 +160,7 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
           !statistics.taps.contains(linear.tap))
         statistics.taps[linear.tap] = measure_tap(
             work, states, spec.taps.at(static_cast<size_t>(linear.tap)), needs.at(linear.tap));
-    states.advance(stage);
+    states.advance();
   }
   states.finish(hidden);
   return statistics;

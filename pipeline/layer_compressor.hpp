@@ -31,6 +31,7 @@ struct LayerWork {
   const Communicator& team;
   const SharedStop& stop;
   PhaseTimer& timer;
+  SolvePace& pace;
   kernels::Context context;
   int64_t tokens = 0;                 // of all leaves of all ranks
   std::span<const Leaf> leaves = {};  // this rank's

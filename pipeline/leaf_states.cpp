@@ -52,19 +52,6 @@ void LeafStates::look_at(size_t leaf, const std::function<void(const State&)>& v
     visit(computed_again(leaf));
 }
 
-void LeafStates::advance(int stage) {
-  agree(work_.team, work_.timer, [&] {
-    if (work_.memory == LeafMemory::recompute) return;
-    const auto scope = work_.timer.measure(Phase::forward);
-    const BlockWeights& current = weights_.current();
-    for (size_t leaf = 0; leaf < hidden_.size(); ++leaf) {
-      kept(leaf) = block_.advance(std::move(kept(leaf)), stage, current);
-      between_leaves();
-    }
-  });
-  ++stage_;
-}
-
 void LeafStates::finish(HiddenStates& leaves) {
   agree(work_.team, work_.timer, [&] {
     const auto scope = work_.timer.measure(Phase::forward);
@@ -77,12 +64,20 @@ void LeafStates::finish(HiddenStates& leaves) {
 }
 
 State& LeafStates::kept(size_t leaf) const {
-  while (states_.size() <= leaf) {
+  while (kept_.size() <= leaf) {
     const auto scope = work_.timer.measure(Phase::forward);
-    states_.push_back(block_.begin(hidden_[states_.size()].get(), weights_.current()));
+    kept_.push_back({block_.begin(hidden_[kept_.size()].get(), weights_.current())});
     between_leaves();
   }
-  return states_[leaf];
+  Kept& kept = kept_[leaf];
+  if (kept.stage < stage_) {
+    const auto scope = work_.timer.measure(Phase::forward);
+    const BlockWeights& current = weights_.current();
+    for (; kept.stage < stage_; ++kept.stage)
+      kept.state = block_.advance(std::move(kept.state), kept.stage, current);
+    between_leaves();
+  }
+  return kept.state;
 }
 
 void LeafStates::between_leaves() const {

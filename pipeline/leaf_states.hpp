@@ -23,7 +23,9 @@ class PlacedWeights {
 };
 
 /// Borrows everything it is given: leaves in the device's memory, weights in the host's. A leaf is
-/// begun when it is first looked at, so that those before it are worked on while it is on its way.
+/// taken through the block as far as it should be when it is looked at: those before it are worked
+/// on while it is on its way, and ranks do not wait for each other between a forward and what is
+/// measured on its outputs.
 class LeafStates {
  public:
   LeafStates(const LayerWork& work, const Block& block, const HiddenStates& hidden,
@@ -34,8 +36,9 @@ class LeafStates {
   void look_at(size_t leaf, const std::function<void(const State&)>& visit) const;
   /// Calls visit(tap) for every leaf, in order. The same.
   void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
-  /// Through the linear layers of `stage`, with the weights as they are now. Collective.
-  void advance(int stage);
+  /// Lets the states be behind the linear layers of one more stage. Independent; the weights of
+  /// that stage stay as they are now.
+  void advance() { ++stage_; }
   /// Replaces leaves, which may be the block's inputs, by its outputs, one after the other; the
   /// states are used up. Collective.
   void finish(HiddenStates& leaves);
@@ -49,8 +52,12 @@ class LeafStates {
   const Block& block_;
   const HiddenStates& hidden_;
   mutable PlacedWeights weights_;
-  mutable std::vector<State> states_;  // where they are kept, of the leaves that are begun
-  int stage_ = 0;                      // stages that the states have been through: then all are
+  struct Kept {
+    State state;
+    int stage = 0;  // it has been through so many
+  };
+  mutable std::vector<Kept> kept_;  // where they are, of the leaves that are begun
+  int stage_ = 0;                   // a state is through so many when it is looked at
 };
 
 /// Collective.

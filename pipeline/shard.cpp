@@ -210,6 +210,7 @@ class FlowRun {
             team_,
             session_.stop,
             session_.timer,
+            pace_,
             session_.context,
             job.calibration.tokens.numel(),
             owned_,
@@ -354,6 +355,7 @@ class FlowRun {
   ShardBefore& before_;
   NextShard& next_;
   int shard_;
+  SolvePace pace_;
   std::vector<Leaf> owned_;
   HiddenStates hidden_;
   FreedMemory freed_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <span>
@@ -17,6 +18,12 @@
 
 namespace selfcal {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 using Tensors = std::map<std::string, at::Tensor>;
 /// What ranks found of a layer's rows: by field and first row.
@@ -111,9 +118,12 @@ CompressedLinear assemble(const Parts& parts, const Factor& factor,
 /// A team at work on the groups of a block.
 class TeamSolve {
  public:
-  TeamSolve(const Communicator& team, std::map<int, SharedFactors>& shared, PhaseTimer& timer,
-            kernels::Context context)
-      : team_(team), shared_(shared), timer_(timer), context_(context) {}
+  TeamSolve(const SolvingTeam& team, std::map<int, SharedFactors>& shared)
+      : team_(team.ranks),
+        timer_(team.timer),
+        pace_(team.pace),
+        context_(team.context),
+        shared_(shared) {}
 
   /// The first of `groups`, with as many factors to find as there are ranks at most: one a rank
   /// needs no more memory than finding one does.
@@ -136,13 +146,20 @@ class TeamSolve {
         problems.emplace_back(&group, problem);
       }
     const auto runs = deal_rows(rows, loads);
+    double controls = 0;
     agree(team_, timer_, [&] {
       for (auto& group : round) find_factor(group);
       const auto scope = timer_.measure(Phase::solve);
+      const auto start = Clock::now();
       for (const auto& run : runs)
-        if (run.owner == team_.rank())
+        if (run.owner == team_.rank()) {
+          controls += static_cast<double>(run.rows) * rows[run.problem].row_cost;
           measure_controls(*problems[run.problem].first, *problems[run.problem].second, run);
+        }
+      pace_.note_controls(controls, seconds_since(start));
     });
+    // (A GPU is still at work when its calls return: nothing is learned there.)
+    if (!context_.device.uses_library()) pace_.share(team_);
   }
 
   /// The layers of a group that has begun. Collective.
@@ -190,10 +207,14 @@ class TeamSolve {
     int owner = team_.size();
     for (Group* group : lacking) {
       group->owner = --owner;
-      loads[static_cast<size_t>(owner)] =
-          std::pow(group->columns(), 3) / (deals_inverse(*group) ? 4 : 2);  // measured
+      loads[static_cast<size_t>(owner)] = factor_cost(*group) * pace_.controls_a_factor();
     }
     return loads;
+  }
+
+  /// About that of as many products of controls.
+  double factor_cost(const Group& group) const {
+    return std::pow(group.columns(), 3) / (deals_inverse(group) ? 4 : 2);
   }
 
   /// In the same units: both controls of a row are x H x^T.
@@ -210,11 +231,13 @@ class TeamSolve {
 
   void find_factor(Group& group) const {
     if (group.wanted.inverts && group.owner != team_.rank()) return;
+    const auto start = Clock::now();
     if (group.wanted.inverts && deals_inverse(group)) {
       const auto scope = timer_.measure(Phase::factorise);
       group.lower = begin_inverse(group.hessian, group.settings(), context_);
     }
     if (!group.lower) find_whole(group);
+    if (group.wanted.inverts) pace_.note_factors(factor_cost(group), seconds_since(start));
   }
 
   void find_whole(Group& group) const {
@@ -299,9 +322,10 @@ class TeamSolve {
   }
 
   const Communicator& team_;
-  std::map<int, SharedFactors>& shared_;
   PhaseTimer& timer_;
+  SolvePace& pace_;
   kernels::Context context_;
+  std::map<int, SharedFactors>& shared_;
   Tensors mine_;                        // as "field/first row/layer"
   std::map<std::string, Parts> parts_;  // by layer
 };
@@ -323,11 +347,11 @@ std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems) 
 }
 
 std::map<std::string, CompressedLinear> solve_together(
-    const Communicator& team, const TapProblems& problems,
+    const SolvingTeam& team, const TapProblems& problems,
     const std::map<int, TapStatistics>& statistics, std::map<int, SharedFactors>& shared,
-    PhaseTimer& timer, kernels::Context context, const std::function<void()>& between) {
+    const std::function<void()>& between) {
   std::vector<Group> groups = groups_of(problems, statistics);
-  TeamSolve solve(team, shared, timer, context);
+  TeamSolve solve(team, shared);
   std::map<std::string, CompressedLinear> results;
   for (std::span<Group> left = groups; !left.empty();) {
     const auto round = solve.next_round(left);

@@ -10,6 +10,7 @@
 
 #include "comm/communicator.hpp"
 #include "pipeline/phase_timer.hpp"
+#include "pipeline/solve_pace.hpp"
 #include "pipeline/tap_statistics.hpp"
 
 namespace selfcal {
@@ -42,13 +43,21 @@ class SharedFactors {
   std::map<FactorSettings, Kept> kept_;
 };
 
+/// Who solves, and with what; borrowed.
+struct SolvingTeam {
+  const Communicator& ranks;
+  PhaseTimer& timer;
+  SolvePace& pace;
+  kernels::Context context;
+};
+
 /// The layers to solve, by the input that they read.
 using TapProblems = std::map<int, std::vector<LinearProblem>>;
 
 /// Settings of the factors that the problems of one Hessian need.
 std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems);
 
-/// Collective over `team`; every rank gives the same problems and statistics of their inputs, and
+/// Collective over the team; every rank gives the same problems and statistics of their inputs, and
 /// gets the same result. Factors are found at the same time, one a rank (the last ranks first), as
 /// many as there are ranks; meanwhile the controls of all rows are measured, by each rank as many
 /// as its factor leaves it time for. Then, group after group, a factor goes to all ranks and the
@@ -56,8 +65,8 @@ std::set<FactorSettings> factors_of(const std::vector<LinearProblem>& problems);
 /// tiles. `shared`: by input, the same on every rank; each of factors_of() is then one use.
 /// `between` is called after each group.
 std::map<std::string, CompressedLinear> solve_together(
-    const Communicator& team, const TapProblems& problems,
+    const SolvingTeam& team, const TapProblems& problems,
     const std::map<int, TapStatistics>& statistics, std::map<int, SharedFactors>& shared,
-    PhaseTimer& timer, kernels::Context context, const std::function<void()>& between);
+    const std::function<void()>& between);
 
 }  // namespace selfcal

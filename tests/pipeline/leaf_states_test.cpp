@@ -37,6 +37,7 @@ class ComingLeaves : public testing::TestWithParam<std::tuple<Propagation, bool,
             world,
             stop,
             timer,
+            pace,
             {&pool, {}},
             leaf_count * rows * length * world.size(),
             {},
@@ -76,6 +77,7 @@ class ComingLeaves : public testing::TestWithParam<std::tuple<Propagation, bool,
   std::unique_ptr<Model> model =
       open_model(fs::path(SELFCAL_TEST_DATA) / "models" / "llama3", "auto", {&pool, {}});
   RunConfig config;
+  SolvePace pace;
   PhaseTimer timer{
       [this](Phase phase) { events.emplace_back(phase_names[static_cast<size_t>(phase)]); }};
   const Communicator world = Communicator::world();

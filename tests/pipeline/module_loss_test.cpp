@@ -38,10 +38,10 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
       mine.emplace_back(hidden[static_cast<size_t>(i)]);
     }
     const SharedStop stop(team, StopSignal());
-    const LayerWork work{*model, config, team, stop, timer, {&pool, {}}, leaf_count * rows * length,
+    const LayerWork work{*model, config, team, stop, timer, pace, {&pool, {}}, leaf_count * rows * length,
                          leaves, memory};
     LeafStates states(work, block, mine, weights);
-    for (int stage = 0; stage < stage_of(pair); ++stage) states.advance(stage);
+    for (int stage = 0; stage < stage_of(pair); ++stage) states.advance();
     const std::vector<MethodSettings> all(pair.consumers.size(), settings);
     return ModuleLoss(work, block, states, weights, pair, all)(scales, step);
   }
@@ -79,6 +79,7 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
   const BlockWeights weights = model->read_block(0);
   RunConfig config;
   PhaseTimer timer;
+  SolvePace pace;
   const Communicator world = Communicator::world();
   MethodSettings settings;
   std::vector<at::Tensor> hidden;

@@ -44,7 +44,7 @@ class SequentialModes : public testing::TestWithParam<const char*> {
     }
     const SharedStop stop(team, StopSignal());
     const LayerWork work{
-        *model, config,          team, stop, timer, {&pool, {}}, leaf_count * rows * length,
+        *model, config, team, stop, timer, pace, {&pool, {}}, leaf_count * rows * length,
         leaves, LeafMemory::keep};
     Outcome outcome;
     for (int64_t layer = 0; layer < model->shape().layers; ++layer) {
@@ -109,6 +109,7 @@ class SequentialModes : public testing::TestWithParam<const char*> {
       open_model(fs::path(SELFCAL_TEST_DATA) / "models" / GetParam(), "float32", {&pool, {}});
   RunConfig config;
   PhaseTimer timer;
+  SolvePace pace;
   const Communicator world = Communicator::world();
   std::vector<at::Tensor> embedded;
 };

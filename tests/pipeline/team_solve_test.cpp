@@ -64,7 +64,7 @@ class TeamSolves : public testing::Test {
   }
 
   std::map<std::string, CompressedLinear> solve(const Communicator& team) {
-    return solve_together(team, problems, statistics, shared, timer, {&pool, {}},
+    return solve_together({team, timer, pace, {&pool, {}}}, problems, statistics, shared,
                           [&] { ++groups; });
   }
 
@@ -97,6 +97,7 @@ class TeamSolves : public testing::Test {
   std::map<int, TapStatistics> statistics;
   std::map<int, SharedFactors> shared;
   PhaseTimer timer;
+  SolvePace pace;
   double seconds_before = 0;
   int groups = 0;
 };
