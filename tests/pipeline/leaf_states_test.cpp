@@ -32,16 +32,11 @@ class ComingLeaves : public testing::TestWithParam<std::tuple<Propagation, bool,
   static void SetUpTestSuite() { kernels::use_one_library_thread(); }
 
   LayerWork work() {
-    return {*model,
-            config,
-            world,
-            stop,
-            timer,
-            pace,
-            {&pool, {}},
-            leaf_count * rows * length * world.size(),
-            {},
-            std::get<LeafMemory>(GetParam())};
+    return {*model,      config,
+            world,       stop,
+            timer,       pace,
+            {&pool, {}}, leaf_count * rows * length * world.size(),
+            {},          std::get<LeafMemory>(GetParam())};
   }
 
   /// Leaves that note when they come, among the phases that the rank goes through.

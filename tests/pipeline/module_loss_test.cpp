@@ -38,7 +38,8 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
       mine.emplace_back(hidden[static_cast<size_t>(i)]);
     }
     const SharedStop stop(team, StopSignal());
-    const LayerWork work{*model, config, team, stop, timer, pace, {&pool, {}}, leaf_count * rows * length,
+    const LayerWork work{*model, config, team,        stop,
+                         timer,  pace,   {&pool, {}}, leaf_count * rows * length,
                          leaves, memory};
     LeafStates states(work, block, mine, weights);
     for (int stage = 0; stage < stage_of(pair); ++stage) states.advance();

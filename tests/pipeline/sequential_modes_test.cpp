@@ -44,7 +44,7 @@ class SequentialModes : public testing::TestWithParam<const char*> {
     }
     const SharedStop stop(team, StopSignal());
     const LayerWork work{
-        *model, config, team, stop, timer, pace, {&pool, {}}, leaf_count * rows * length,
+        *model, config,          team, stop, timer, pace, {&pool, {}}, leaf_count * rows * length,
         leaves, LeafMemory::keep};
     Outcome outcome;
     for (int64_t layer = 0; layer < model->shape().layers; ++layer) {
