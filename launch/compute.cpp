@@ -3,6 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
+#include <span>
 #include <vector>
 
 #include "base/freed_memory.hpp"
@@ -34,10 +36,14 @@ std::vector<cpu_set_t> affinities(const Communicator& world) {
 
 CoresOfNode cores_of_node(const Communicator& world) {
   const cpu_set_t mine = affinity();
+  const auto all = affinities(world);
+  std::array<int32_t, 1> ranks{static_cast<int32_t>(all.size())};
+  world.all_reduce(std::span(ranks), ReduceOp::max);
   CoresOfNode cores;
+  cores.ranks = ranks[0];
   cpu_set_t together;
   CPU_ZERO(&together);
-  for (const cpu_set_t& other : affinities(world)) {
+  for (const cpu_set_t& other : all) {
     cores.sharing_ranks += CPU_EQUAL(&mine, &other) ? 1 : 0;
     CPU_OR(&together, &together, &other);
   }

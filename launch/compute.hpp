@@ -9,6 +9,7 @@
 namespace selfcal {
 
 struct CoresOfNode {
+  int ranks = 0;          // of the node with the most of them
   int sharing_ranks = 0;  // that may use the very same cores as this one, itself included
   int of_all_ranks = 0;   // cores that any of them may use
 };

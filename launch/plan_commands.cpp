@@ -56,16 +56,27 @@ std::unique_ptr<Model> open_for_plan(const RunConfig& config, kernels::Context c
                : open_model(config.model, config.dtype, context);
 }
 
-/// Ranks of the run that share a machine like this one.
-int ranks_together(const PlanOptions& options) {
+/// Ranks of the run that share a machine like this one: as many as were started on a node, where
+/// there are several nodes.
+int ranks_together(const PlanOptions& options, const Launched& launched) {
   if (options.ranks_a_node > 0) return options.ranks_a_node;
-  return options.scaling ? 1 : options.ranks;
+  if (options.scaling) return 1;
+  const bool several_nodes = launched.ranks && launched.cores.ranks < launched.ranks->size();
+  return several_nodes ? launched.cores.ranks : options.ranks;
+}
+
+/// Those of them that share the cores of one. (Ranks that were started and bound have their own.)
+int ranks_on_the_same_cores(const PlanOptions& options, const Launched& launched) {
+  const int together = ranks_together(options, launched);
+  return launched.ranks
+             ? std::max(1, together * launched.cores.sharing_ranks / launched.cores.ranks)
+             : together;
 }
 
 Machine machine_of(const PlanOptions& options, const Launched& launched, const RunConfig& config,
                    const Model& model, kernels::Context context) {
   if (!options.device.empty()) return device_machine(options.device, model.shape().compute_dtype);
-  Machine machine = this_machine(ranks_together(options));
+  Machine machine = this_machine(ranks_together(options, launched));
   // (A rank that is bound to its cores sees no others.)
   machine.cores = std::max(machine.cores, launched.cores.of_all_ranks);
   if (config.device != DeviceChoice::cpu) machine.device_memory = gpu_memory();
@@ -99,8 +110,7 @@ std::string scaling_of(const PlanOptions& options, const RunConfig& config, cons
 std::string text_of_plan(const PlanOptions& options, const Launched& launched) {
   const auto all_given = load_jobs(options.config, options.settings);
   // As many threads as a rank of the run has: two threads are not twice as fast as one.
-  const Compute compute(all_given.front().threads,
-                        std::max(launched.cores.sharing_ranks, ranks_together(options)));
+  const Compute compute(all_given.front().threads, ranks_on_the_same_cores(options, launched));
   std::map<std::pair<fs::path, std::string>, std::unique_ptr<Model>> models;
   std::map<std::tuple<const Model*, int64_t, int64_t, int64_t, MethodName>, Machine> machines;
   std::vector<JobToPlan> jobs;
@@ -154,7 +164,8 @@ void add_plan(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 20));
   command
       ->add_option("--ranks-per-node", options->ranks_a_node,
-                   "ranks that share a machine like this one (default: all)")
+                   "ranks that share a machine like this one (default: as it was started on several "
+                   "nodes, else all)")
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("--device", options->device,
                       "one a rank, at the published peaks of its data sheet: h100, h200 or a100");

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Ranks on three hosts (network namespaces joined by a bridge): the same hashes as on one, over the network; a link that is
 cut ends the job with a clear error. Exit code 77, with the reason, where namespaces are not allowed."""
+import json
 import sys
 import time
 import unittest
@@ -31,6 +32,17 @@ class SeveralHosts(SelfcalCase):
                 self.assertEqual(self.hashes(f"{propagation}-three"), self.hashes(f"{propagation}-one"))
                 for name in hosts.names:
                     self.assertGreater(hosts.bytes_received(name), 50_000, f"{name}: hardly any traffic on its link")
+
+    def test_a_plan_counts_the_ranks_of_each_host(self):
+        with VirtualHosts(3) as hosts:
+            code, out, err = Job(hosts.mpirun(3, BINARY, "plan", "config.yaml", "--json"), self.folder).result(limit=60)
+            self.assertEqual(code, 0, err)
+            planned = json.loads(out)["rates"]["threads"]
+            code, _, err = self.on_hosts(hosts, "planned").result(limit=60)
+            self.assertEqual(code, 0, err)
+        report = json.loads((self.folder / "planned/jobs/default/report.json").read_text())
+        for rank in report["ranks"]:
+            self.assertEqual(planned, rank["threads"])
 
     def test_cut_link(self):
         for cut in ("h3", "h2"):
