@@ -35,10 +35,10 @@ class SeveralHosts(SelfcalCase):
 
     def test_a_plan_counts_the_ranks_of_each_host(self):
         with VirtualHosts(3) as hosts:
-            code, out, err = Job(hosts.mpirun(3, BINARY, "plan", "config.yaml", "--json"), self.folder).result(limit=60)
+            code, out, err = Job(hosts.mpirun(3, BINARY, "plan", "config.yaml", "--json", "--set", "threads=auto"), self.folder).result(limit=60)
             self.assertEqual(code, 0, err)
             planned = json.loads(out)["rates"]["threads"]
-            code, _, err = self.on_hosts(hosts, "planned").result(limit=60)
+            code, _, err = self.on_hosts(hosts, "planned", threads="auto").result(limit=60)
             self.assertEqual(code, 0, err)
         report = json.loads((self.folder / "planned/jobs/default/report.json").read_text())
         for rank in report["ranks"]:
