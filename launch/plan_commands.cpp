@@ -163,9 +163,10 @@ void add_plan(CLI::App& app) {
                    "the network between them too)")
       ->check(CLI::Range(1, 1 << 20));
   command
-      ->add_option("--ranks-per-node", options->ranks_a_node,
-                   "ranks that share a machine like this one (default: as it was started on several "
-                   "nodes, else all)")
+      ->add_option(
+          "--ranks-per-node", options->ranks_a_node,
+          "ranks that share a machine like this one (default: as it was started on several "
+          "nodes, else all)")
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("--device", options->device,
                       "one a rank, at the published peaks of its data sheet: h100, h200 or a100");

@@ -51,12 +51,12 @@ class CostModel {
     std::ranges::transform(seconds_, more, seconds_.begin(), std::plus<>{});
   }
 
-  /// A step reads all weights and the cache so far, for some micro-batches. With several ranks
-  /// a copy, as many micro-batches are on their way, and the slowest rank sets the pace.
+  /// A step reads all weights and the cache so far, for some micro-batches. With several ranks a
+  /// copy, as many steps are on their way, and the slowest rank sets the pace.
   void add_sampling() {
     const double batches = busiest(micro_batches(calibration_), layout_.replicas());
-    const auto at_once =
-        std::min<int64_t>(int64_t(batches), sampled_at_once(calibration_, model_, layout_.depth()));
+    const int64_t at_once =
+        batches_of_step(int64_t(batches), sampled_at_once(calibration_, model_), layout_.depth());
     const double block =
         step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
                    model_.element_bytes(), at_once * calibration_.micro_batch, calibration_.length);
@@ -70,9 +70,9 @@ class CostModel {
       step += seconds;
       slowest = std::max(slowest, seconds);
     }
-    const double in_flight = std::min<double>(layout_.depth(), batches);
-    add(Phase::sample, std::ceil(batches / (in_flight * static_cast<double>(at_once))) *
-                           static_cast<double>(calibration_.length) *
+    const double steps = std::ceil(batches / static_cast<double>(at_once)),
+                 in_flight = std::min<double>(layout_.depth(), steps);
+    add(Phase::sample, std::ceil(steps / in_flight) * static_cast<double>(calibration_.length) *
                            std::max(step, in_flight * slowest));
   }
 

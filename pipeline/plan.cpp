@@ -140,7 +140,7 @@ class Planner {
       option.fits = limit_ == 0 || option.memory() <= limit_;
       return option.fits;
     };
-    int64_t at_once = samples() ? sampled_at_once(config_.calibration, model_, layout.depth()) : 1;
+    int64_t at_once = samples() ? sampled_at_once(config_.calibration, model_) : 1;
     while (!fits(true, at_once) && at_once > 1) --at_once;
     if (!option.fits) fits(false, 1);
     option.typical_seconds =
@@ -193,8 +193,9 @@ class Planner {
     const auto uses_of = [&](const MemoryModel& memory) {
       std::vector<MemoryUse> uses;
       if (plan.micro_batches > 0) {
-        uses.push_back(memory.sampling(place % layout.depth(), layout.depth(),
-                                       std::min(at_once, plan.micro_batches)));
+        uses.push_back(
+            memory.sampling(place % layout.depth(), layout.depth(),
+                            batches_of_step(plan.micro_batches, at_once, layout.depth())));
         memory.add_edges(uses.back(), sampling);
       } else if (sampling.forwarded > 0) {
         uses.push_back(memory.embedding(0));

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <deque>
-#include <memory>
 #include <numeric>
 
 #include "pipeline/sizes.hpp"
 #include "pipeline/tensor_message.hpp"
+#include "stages/generate/side_by_side.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
 
 namespace selfcal {
 namespace {
@@ -110,19 +111,21 @@ const Step& receive(const Communicator& ranks, SlotChannel& channel, int64_t slo
 }  // namespace
 
 Replica::Replica(Communicator ranks, const Model& model, const CalibrationSettings& settings,
-                 kernels::Context context, PhaseTimer& timer)
+                 kernels::Context context, PhaseTimer& timer, int64_t at_once)
     : ranks_(std::move(ranks)),
       model_(model),
       rules_(settings, model.shape()),
+      at_once_(at_once),
+      rows_(at_once * settings.micro_batch),
       context_(context),
       timer_(timer),
-      decoder_(model, settings.micro_batch, settings.length, run_of_rank(model, ranks_),
-               ranks_.size()) {}
+      decoder_(model, rows_, settings.length, run_of_rank(model, ranks_), ranks_.size()) {}
 
 void Replica::sample(const std::vector<int64_t>& batches,
                      const std::function<void(MicroBatch)>& on_finished,
                      const std::function<bool(int64_t)>& poll) {
-  const auto slots = std::min<int64_t>(ranks_.size(), static_cast<int64_t>(batches.size()));
+  const auto steps = kernels::ceil_divide(std::ssize(batches), at_once_);
+  const auto slots = std::min<int64_t>(ranks_.size(), steps);
   if (decoder_.ends())
     write(batches, slots, on_finished, poll);
   else
@@ -130,11 +133,10 @@ void Replica::sample(const std::vector<int64_t>& batches,
 }
 
 void Replica::pass_on(int64_t slots, const std::function<bool(int64_t)>& poll) {
-  const int64_t rows = rules_.settings.micro_batch;
   const bool first = decoder_.begins();
   const int next = ranks_.rank() + 1, last = ranks_.size() - 1;
-  const Step hidden_like = hidden_step(rows, model_.shape());
-  SlotChannel in(ranks_, slots, first ? tokens_step(rows) : hidden_like,
+  const Step hidden_like = hidden_step(rows_, model_.shape());
+  SlotChannel in(ranks_, slots, first ? tokens_step(rows_) : hidden_like,
                  first ? last : ranks_.rank() - 1);
   SlotChannel out(ranks_, slots, hidden_like, next);
   auto turn = all_slots(slots);
@@ -144,7 +146,7 @@ void Replica::pass_on(int64_t slots, const std::function<bool(int64_t)>& poll) {
     turn.pop_front();
     const Step& step = receive(ranks_, in, slot, timer_, [&] { poll(0); });
     if (step.ends()) {
-      if (next != last) out.send(slot, last_step(rows));  // the last rank knows
+      if (next != last) out.send(slot, last_step(rows_));  // the last rank knows
       continue;
     }
     const at::Tensor hidden = first ? decoder_.embed({step.values, step.positions}) : step.values;
@@ -155,35 +157,29 @@ void Replica::pass_on(int64_t slots, const std::function<bool(int64_t)>& poll) {
   out.finish();
 }
 
-void Replica::write(const std::vector<int64_t>& batches, int64_t slots,
+void Replica::write(std::span<const int64_t> waiting, int64_t slots,
                     const std::function<void(MicroBatch)>& on_finished,
                     const std::function<bool(int64_t)>& poll) {
-  const int64_t rows = rules_.settings.micro_batch;
-  SlotChannel in(ranks_, slots, hidden_step(rows, model_.shape()), ranks_.rank() - 1);
-  SlotChannel out(ranks_, slots, tokens_step(rows), 0);
-  std::vector<std::unique_ptr<MicroBatchWriter>> writers(static_cast<size_t>(slots));
-  size_t begun = 0;
+  SlotChannel in(ranks_, slots, hidden_step(rows_, model_.shape()), ranks_.rank() - 1);
+  SlotChannel out(ranks_, slots, tokens_step(rows_), 0);
+  std::vector<SideBySide> batches;
+  for (int64_t slot = 0; slot < slots; ++slot) batches.emplace_back(rules_, at_once_);
   bool stopping = false;
 
   const auto poll_all = [&] {
     int64_t written = 0;
-    for (const auto& writer : writers) written += writer ? writer->written() : 0;
+    for (const auto& of_slot : batches) written += of_slot.written();
     stopping = poll(written) || stopping;
   };
   // Asks for the next step of a slot; true if there is one.
   const auto go_on = [&](int64_t slot) {
-    auto& writer = writers[static_cast<size_t>(slot)];
-    if (writer && writer->complete()) {
-      on_finished(writer->finish());
-      writer.reset();
-    }
-    if (!writer && begun < batches.size() && !stopping)
-      writer = std::make_unique<MicroBatchWriter>(rules_, batches[begun++]);
-    if (stopping || !writer) {
-      out.send(slot, last_step(rows));
+    SideBySide& mine = batches[static_cast<size_t>(slot)];
+    if (!stopping) waiting = waiting.subspan(mine.begin(waiting));
+    if (stopping || mine.empty()) {
+      out.send(slot, last_step(rows_));
       return false;
     }
-    const StepInput input = writer->input();
+    const StepInput& input = mine.input();
     in.post(slot);
     out.send(slot, {input.positions, input.tokens});
     return true;
@@ -196,8 +192,8 @@ void Replica::write(const std::vector<int64_t>& batches, int64_t slots,
     const int64_t slot = turn.front();
     turn.pop_front();
     const Step& step = receive(ranks_, in, slot, timer_, poll_all);
-    writers[static_cast<size_t>(slot)]->advance(
-        context_, decoder_.logits(decoder_.step(step.values, step.positions, slot)));
+    batches[static_cast<size_t>(slot)].advance(
+        context_, decoder_.logits(decoder_.step(step.values, step.positions, slot)), on_finished);
     if (go_on(slot)) turn.push_back(slot);
   }
   out.finish();

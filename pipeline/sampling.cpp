@@ -165,7 +165,7 @@ void sample_alone(const Session& session, const std::vector<int64_t>& batches,
     if (!batches.empty())
       generator = std::make_unique<Generator>(
           session.model, session.config.calibration, session.context,
-          std::min(session.sampled_at_once, static_cast<int64_t>(batches.size())));
+          batches_of_step(std::ssize(batches), session.sampled_at_once, 1));
   });
   if (!generator) return;
   const auto scope = session.timer.measure(Phase::sample);
@@ -190,8 +190,9 @@ void sample_as_replicas(const Session& session, int replica, const std::vector<i
   agree(session.world, [&] {
     const auto scope = session.timer.measure(Phase::read);
     if (!batches.empty())
-      part = std::make_unique<Replica>(ranks, session.model, session.config.calibration,
-                                       session.context, session.timer);
+      part = std::make_unique<Replica>(
+          ranks, session.model, session.config.calibration, session.context, session.timer,
+          batches_of_step(std::ssize(batches), session.sampled_at_once, ranks.size()));
   });
   if (!part) return;
   const auto scope = session.timer.measure(Phase::sample);

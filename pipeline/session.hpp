@@ -26,7 +26,7 @@ struct Session {
   Progress& progress;
   LeafMemory leaf_memory;
   int64_t jobs = 1;             // of the run
-  int64_t sampled_at_once = 1;  // micro-batches that a rank alone samples side by side
+  int64_t sampled_at_once = 1;  // micro-batches that share a step
   uint64_t planned_memory = 0;  // bytes of this rank, by the plan
 };
 

@@ -33,9 +33,8 @@ ModelSizes sizes_of(const Model& model) {
   return sizes;
 }
 
-int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model,
-                        int depth) {
-  return depth > 1 ? 1 : micro_batches_at_once(calibration, model.shape, model.block_parameters);
+int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model) {
+  return micro_batches_at_once(calibration, model.shape, model.block_parameters);
 }
 
 std::vector<int64_t> decode_runs(const ModelSizes& model, int depth) {

@@ -27,9 +27,8 @@ std::vector<NamedLinear> all_linears(const Model& model);
 
 ModelSizes sizes_of(const Model& model);
 
-/// Micro-batches that a copy of the model on `depth` ranks samples in one step, where memory is not
-/// short: side by side on one rank, one after the other on several.
-int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model, int depth);
+/// micro_batches_at_once() of the model: what is sampled in one step where memory is not short.
+int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model);
 
 /// First layers of the runs that a generator of `depth` ranks cuts a model into; the last entry is
 /// the number of layers.

@@ -1,6 +1,8 @@
 // A micro-batch of self-calibration sequences while it is written, apart from who computes its
 // logits.
 #pragma once
+#include <algorithm>
+
 #include "stages/generate/sampler.hpp"
 #include "stages/generate/sequence.hpp"
 
@@ -23,6 +25,12 @@ int64_t micro_batches(const CalibrationSettings& settings);
 /// weights; at least 1. `block_parameters`: of one block.
 int64_t micro_batches_at_once(const CalibrationSettings& settings, const ModelShape& shape,
                               int64_t block_parameters);
+
+/// How many of `batches` share a step where up to `at_once` may, and `depth` steps are in flight:
+/// no more than leave each of those some.
+inline int64_t batches_of_step(int64_t batches, int64_t at_once, int64_t depth) {
+  return std::clamp<int64_t>((batches + depth - 1) / depth, 1, at_once);
+}
 
 /// What text may be written, and how.
 struct TextRules {
