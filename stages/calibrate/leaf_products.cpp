@@ -36,7 +36,8 @@ int64_t strips_of(int64_t columns) { return kernels::ceil_divide(columns, lanes:
 
 ProductCode product_code(at::ScalarType dtype) {
   if (dtype != at::kBFloat16) return ProductCode::lanes;
-  return kernels::matrix_units() ? ProductCode::units : ProductCode::whole;
+  const auto* units = kernels::matrix_units();
+  return units && units->has_tiles ? ProductCode::units : ProductCode::whole;
 }
 
 LeafProducts::LeafProducts(const at::Tensor& x, ProductCode code, const kernels::Context& context)

@@ -40,7 +40,7 @@ struct Available {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    if (kernels::matrix_units()) {
+    if (const auto* units = kernels::matrix_units(); units && units->has_tiles) {
       with_units = amx::with_split_products(x86_64_v4_vnni::kernels);
       list[count++] = &with_units;
     }

@@ -1,5 +1,7 @@
 #include "stages/kernels/cpu/matrix_units.hpp"
 
+#include <array>
+
 #ifdef SELFCAL_X86
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -12,10 +14,13 @@ namespace selfcal::kernels {
 namespace amx {
 extern const MatrixUnits units;
 }
+namespace bfloat16_pairs {
+extern const MatrixUnits units;
+}
 
 namespace {
 
-/// What the files of `amx` are compiled for besides.
+/// What the files of `amx` and `bfloat16_pairs` are compiled for besides.
 bool has_wide_vectors() {
   return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -37,13 +42,28 @@ bool system_lends_tiles() {
 }  // namespace
 #endif
 
-const MatrixUnits* matrix_units() {
+namespace {
+
+struct Supported {
+  std::array<const MatrixUnits*, 3> list{};  // null after the last
+
+  Supported() {
 #ifdef SELFCAL_X86
-  static const bool lent = has_wide_vectors() && processor_has_tiles() && system_lends_tiles();
-  return lent ? &amx::units : nullptr;
-#else
-  return nullptr;
+    size_t count = 0;
+    if (!has_wide_vectors()) return;
+    if (processor_has_tiles() && system_lends_tiles()) list[count++] = &amx::units;
+    if (__builtin_cpu_supports("avx512bf16")) list[count++] = &bfloat16_pairs::units;
 #endif
+  }
+};
+
+}  // namespace
+
+const MatrixUnits* supported_units(int rank) {
+  static const Supported supported;
+  return supported.list.at(static_cast<size_t>(rank));
 }
+
+const MatrixUnits* matrix_units() { return supported_units(0); }
 
 }  // namespace selfcal::kernels

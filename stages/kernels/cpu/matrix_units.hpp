@@ -1,5 +1,5 @@
-// The processor's units for products of whole tiles of bfloat16: plain pointers in, plain pointers
-// out.
+// What a processor has for products of bfloat16, units for whole tiles or vector instructions for
+// pairs: plain pointers in, plain pointers out.
 #pragma once
 #include <cstdint>
 
@@ -7,6 +7,9 @@ namespace selfcal::kernels {
 
 struct MatrixUnits {
   const char* name;  // part of the numeric kind
+  /// Of tiles (AMX), faster at everything; else of vectors (AVX512-BF16), no faster at statistics
+  /// and solves than whole numbers are.
+  bool has_tiles;
 
   /// Numbers along the sum that are multiplied at once: what depths are padded to, by zeros.
   static constexpr int64_t step = 32;
@@ -15,13 +18,18 @@ struct MatrixUnits {
   static constexpr int64_t panel_columns = 32;
 
   /// c[rows][panel_columns] = a[rows][depth] panel, added to what c holds if `accumulate`. Strides
-  /// count numbers. Products are exact and summed in float32 (subnormal numbers count as zero): the
-  /// two numbers of a pair apart over each `step`, then these two sums, then the steps in order,
-  /// whatever the number of rows and whether the depth is cut by `accumulate`. `following`: the
-  /// panel that is multiplied next, null if there is none.
+  /// count numbers. Products are exact and summed in float32 (subnormal numbers count as zero), in
+  /// an order that does not depend on the number of rows or on whether the depth is cut by
+  /// `accumulate`. Tiles: the two numbers of a pair apart over each `step`, then these two sums,
+  /// then the steps in order; vectors: pair after pair. `following`: the panel that is multiplied
+  /// next, null if there is none.
   void (*multiply)(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
                    const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
                    const int32_t* following);
+  /// The same where only the first half of the columns counts; the others may be anything.
+  void (*multiply_half)(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
+                        const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
+                        const int32_t* following);
 
   /// A panel of `columns` of x [rows, ...], at most panel_columns, whose sum runs along the rows;
   /// zeros past the last column and up to the next multiple of `step` rows.
@@ -31,6 +39,8 @@ struct MatrixUnits {
 
 /// Those of this processor; null where it has none, or the system does not lend them.
 const MatrixUnits* matrix_units();
+/// All that this processor has, best first: number `rank`, null past the last (for tests).
+const MatrixUnits* supported_units(int rank);
 
 /// `depth` padded to whole steps.
 constexpr int64_t padded_depth(int64_t depth) {

@@ -165,10 +165,11 @@ void multiply_few_by_units(const Context& context, const MatrixUnits& units,
   const int64_t inputs = operands.x.columns, rows = operands.x.count;
   const Panels x(rows, inputs);
   x.fill({}, operands.x, 0, rows);
+  const auto multiply = rows <= panel_columns / 2 ? units.multiply_half : units.multiply;
   for_ranges(context, operands.weight.count, weight_rows, [&](int64_t first, int64_t count) {
     alignas(64) float sums[weight_rows * panel_columns], by_row[panel_columns * weight_rows];
-    units.multiply(count, inputs, numbers_of(operands.weight, first), inputs, x.from(0, 0), sums,
-                   panel_columns, false, nullptr);
+    multiply(count, inputs, numbers_of(operands.weight, first), inputs, x.from(0, 0), sums,
+             panel_columns, false, nullptr);
     vector_kernels().transpose({sums, Number::float32, count, panel_columns}, weight_rows, 0, rows,
                                by_row);
     write_tile(operands, {0, rows, first, count}, by_row, weight_rows);

@@ -82,7 +82,7 @@ void multiply(const Panel<rows>& panel, const float* x, int64_t lanes, int64_t c
   for (; k < both; k += width) {
     if (k % (cache_line / sizeof(Stored)) == 0) {
 #pragma GCC unroll 24
-      for (int r = 0; r < rows; ++r) __builtin_prefetch(later.row[r] + k);
+      for (int r = 0; r < rows; ++r) __builtin_prefetch(later.row[r] + k, 0, 2);
     }
     multiply_columns<true>(panel, k, x + k * lanes, lanes, next, next_panel, total);
   }
