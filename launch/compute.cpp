@@ -21,6 +21,7 @@ cpu_set_t affinity() {
 
 /// Of all ranks on this node. Collective.
 std::vector<cpu_set_t> affinities(const Communicator& world) {
+  if (world.size() == 1) return {affinity()};
   MPI_Comm node = MPI_COMM_NULL;
   MPI_Comm_split_type(world.mpi(), MPI_COMM_TYPE_SHARED, world.rank(), MPI_INFO_NULL, &node);
   int ranks = 1;

@@ -43,8 +43,9 @@ void run_on_ranks(
     const std::function<void(const std::vector<RunConfig>&, const RunEnvironment&)>& run) {
   std::optional<ExitCode> failure;
   {
-    MpiSession session;
-    const Communicator world = Communicator::world();
+    std::optional<MpiSession> session;
+    if (!is_alone()) session.emplace();
+    const Communicator world = session ? Communicator::world() : Communicator::local();
     log::set_speaking(world.rank() == 0);
     try {
       std::vector<RunConfig> jobs;

@@ -12,6 +12,10 @@ int counted_ranks();
 /// rank of one that numbers ranks but does not count them. Needs no MPI.
 int launched_ranks();
 
+/// Whether this is certainly the only rank: it can do without MPI, which takes a quarter of a second
+/// to start.
+inline bool is_alone() { return launched_ranks() == 1 && counted_ranks() <= 1; }
+
 /// MPI_Init_thread (funneled) and MPI_Finalize as one object. A launcher that started more ranks
 /// than MPI sees (srun with the wrong --mpi=) is ExitCode::usage.
 class MpiSession {
