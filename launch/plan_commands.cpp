@@ -139,7 +139,7 @@ void plan_alone(PlanOptions options) {
 
 /// Alone, or under mpirun or srun, where rank 0 speaks.
 void plan(PlanOptions options) {
-  if (launched_ranks() == 1) return plan_alone(std::move(options));
+  if (is_alone()) return plan_alone(std::move(options));
   MpiSession session;
   const Communicator world = Communicator::world();
   if (world.size() == 1) return plan_alone(std::move(options));

@@ -111,22 +111,26 @@ int counted_ranks() {
   return most;
 }
 
+namespace {
+
+/// The fewest ranks that there can be, as far as this one is told; 1 without a launcher; 0 for the
+/// first rank of one that numbers ranks but does not count them.
 int launched_ranks() {
   const int counted = counted_ranks(), rank = number_in("PMIX_RANK", -1);
   if (rank > 0) return std::max(counted, rank + 1);
   return counted == 0 && rank < 0 ? 1 : counted;
 }
 
-namespace {
-
-/// A step of several ranks that Slurm tells MPI nothing of (--mpi=none). Open MPI would end the
-/// program from within MPI_Init, with a page of its own.
-bool is_kept_from_mpi() {
-  if (number_in("SLURM_STEP_NUM_TASKS", 0) <= 1) return false;
-  return std::ranges::none_of(
+/// Whether a launcher has left word for an MPI.
+bool is_told_of_others() {
+  return std::ranges::any_of(
       std::array{"PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_FD", "OMPI_COMM_WORLD_SIZE"},
       [](const char* name) { return std::getenv(name) != nullptr; });
 }
+
+/// A step of several ranks that Slurm tells MPI nothing of (--mpi=none). Open MPI would end the
+/// program from within MPI_Init, with a page of its own.
+bool is_kept_from_mpi() { return number_in("SLURM_STEP_NUM_TASKS", 0) > 1 && !is_told_of_others(); }
 
 [[noreturn]] void fail_alone(int launched, int counted) {
   fail(ExitCode::usage,
@@ -136,6 +140,11 @@ bool is_kept_from_mpi() {
 }
 
 }  // namespace
+
+bool is_alone() {
+  const int counted = counted_ranks();
+  return counted == 0 ? !is_told_of_others() : counted == 1 && launched_ranks() == 1;
+}
 
 MpiSession::MpiSession() {
   // Asked first: an MPI that is alone writes what a launcher would into the environment.

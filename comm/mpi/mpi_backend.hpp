@@ -8,13 +8,9 @@ namespace selfcal {
 /// step of one rank); 0 without one, and with one that does not say. Needs no MPI.
 int counted_ranks();
 
-/// The fewest that there can be, as far as this rank is told; 1 without a launcher; 0 for the first
-/// rank of one that numbers ranks but does not count them. Needs no MPI.
-int launched_ranks();
-
-/// Whether this is certainly the only rank: it can do without MPI, which takes a quarter of a second
-/// to start.
-inline bool is_alone() { return launched_ranks() == 1 && counted_ranks() <= 1; }
+/// Whether this is certainly the only rank: it can do without MPI, which takes a quarter of a
+/// second to start. Needs no MPI.
+bool is_alone();
 
 /// MPI_Init_thread (funneled) and MPI_Finalize as one object. A launcher that started more ranks
 /// than MPI sees (srun with the wrong --mpi=) is ExitCode::usage.

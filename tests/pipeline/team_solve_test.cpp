@@ -46,6 +46,22 @@ TEST(DealRows, WhoHasMoreToDoBesideGetsLess) {
   for (const auto& run : deal_rows(matrices, {0, 0, 2000})) EXPECT_LT(run.owner, 2);
 }
 
+TEST(SolvePace, IsThatOfAllRanksAndKeepsToBounds) {
+  const Communicator world = Communicator::world();
+  if (world.size() == 1) GTEST_SKIP() << "nobody to deal with";
+  SolvePace pace;
+  EXPECT_EQ(pace.controls_a_factor(), 1);
+  if (world.rank() == 0) pace.note_factors(100, 0.004);
+  pace.share(world);
+  EXPECT_EQ(pace.controls_a_factor(), 1) << "no controls yet";
+  if (world.rank() == 1) pace.note_controls(1000, 0.010);
+  pace.share(world);
+  EXPECT_NEAR(pace.controls_a_factor(), 4, 1e-9);
+  pace.note_controls(1000, 10);
+  pace.share(world);
+  EXPECT_EQ(pace.controls_a_factor(), 1.0 / 8);
+}
+
 /// Layers that read three inputs, one of them twice with other settings.
 class TeamSolves : public testing::Test {
  protected:
