@@ -1,6 +1,5 @@
 #include "comm/shared_stop.hpp"
 
-#include <utility>
 #include <vector>
 
 #include "comm/agreement.hpp"
@@ -38,7 +37,7 @@ struct SharedStop::State {
 };
 
 SharedStop::SharedStop(const Communicator& world, StopSignal signal)
-    : state_(new State{world.split(0), world.activity(), std::move(signal)}) {
+    : state_(new State{world.split(0), world.activity(), signal}) {
   if (world.size() > 1) state_->activity.while_waiting([this] { state_->look(); });
 }
 

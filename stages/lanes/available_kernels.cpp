@@ -1,6 +1,9 @@
 // Which of the compiled instruction sets this CPU has.
 #include <array>
 
+#ifdef SELFCAL_HAS_x86_64_v3
+#include "stages/kernels/cpu/instruction_sets.hpp"
+#endif
 #include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/lanes/lanes.hpp"
 
@@ -35,18 +38,13 @@ struct Available {
   Available& operator=(const Available&) = delete;
   Available() {
 #ifdef SELFCAL_HAS_x86_64_v3
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
     if (const auto* units = kernels::matrix_units(); units && units->has_tiles) {
       with_units = amx::with_split_products(x86_64_v4_vnni::kernels);
       list[count++] = &with_units;
     }
-    if (v4 && __builtin_cpu_supports("avx512vnni")) list[count++] = &x86_64_v4_vnni::kernels;
-    if (v4) list[count++] = &x86_64_v4::kernels;
-    if (v3) list[count++] = &x86_64_v3::kernels;
+    if (kernels::has_vnni()) list[count++] = &x86_64_v4_vnni::kernels;
+    if (kernels::has_avx512()) list[count++] = &x86_64_v4::kernels;
+    if (kernels::has_avx2()) list[count++] = &x86_64_v3::kernels;
 #endif
     list[count++] = &baseline::kernels;
   }

@@ -6,6 +6,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "stages/kernels/cpu/instruction_sets.hpp"
 #endif
 
 namespace selfcal::kernels {
@@ -19,12 +21,6 @@ extern const MatrixUnits units;
 }
 
 namespace {
-
-/// What the files of `amx` and `bfloat16_pairs` are compiled for besides.
-bool has_wide_vectors() {
-  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-}
 
 bool processor_has_tiles() {
   constexpr unsigned bfloat16_and_tiles = 1u << 22 | 1u << 24;
@@ -50,7 +46,7 @@ struct Supported {
   Supported() {
 #ifdef SELFCAL_X86
     size_t count = 0;
-    if (!has_wide_vectors()) return;
+    if (!has_vnni()) return;
     if (processor_has_tiles() && system_lends_tiles()) list[count++] = &amx::units;
     if (__builtin_cpu_supports("avx512bf16")) list[count++] = &bfloat16_pairs::units;
 #endif

@@ -1,5 +1,9 @@
 #include "stages/kernels/cpu/vector_kernels.hpp"
 
+#ifdef SELFCAL_X86
+#include "stages/kernels/cpu/instruction_sets.hpp"
+#endif
+
 namespace selfcal::kernels {
 
 namespace baseline {
@@ -23,10 +27,9 @@ const VectorKernels* supported_kernels(int rank) {
   const VectorKernels* found[4] = {};
   int count = 0;
 #ifdef SELFCAL_X86
-  if (__builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni"))
-    found[count++] = &avx512vnni::kernels;
-  if (__builtin_cpu_supports("x86-64-v4")) found[count++] = &avx512::kernels;
-  if (__builtin_cpu_supports("x86-64-v3")) found[count++] = &avx2::kernels;
+  if (has_vnni()) found[count++] = &avx512vnni::kernels;
+  if (has_avx512()) found[count++] = &avx512::kernels;
+  if (has_avx2()) found[count++] = &avx2::kernels;
 #endif
   found[count++] = &baseline::kernels;
   return rank < count ? found[rank] : nullptr;

@@ -11,8 +11,9 @@ namespace {
 constexpr int64_t queries_together = 256;
 
 /// softmax of the scores where `seen`, times the values.
-/// scores: [sequences, kv_heads, rows, keys], seen: broadcast to it, values: [.., keys, head_dim].
-at::Tensor mix(at::Tensor scores, const at::Tensor& seen, const at::Tensor& values,
+/// scores: [sequences, kv_heads, rows, keys], overwritten; seen: broadcast to it; values: [..,
+/// keys, head_dim].
+at::Tensor mix(const at::Tensor& scores, const at::Tensor& seen, const at::Tensor& values,
                const AttentionLimits& limits) {
   if (limits.soft_cap > 0) scores.div_(limits.soft_cap).tanh_().mul_(limits.soft_cap);
   scores.masked_fill_(~seen, -std::numeric_limits<float>::infinity());
