@@ -84,8 +84,7 @@ Space select_rows(const DatasetHandle& dataset, const std::vector<int64_t>& shap
 }
 
 PropertyList creation_of(const std::vector<int64_t>& shape, at::ScalarType dtype, Layout layout) {
-  PropertyList creation(H5Pcreate(H5P_DATASET_CREATE));
-  H5Pset_obj_track_times(creation.id(), false);
+  PropertyList creation = timeless(H5P_DATASET_CREATE);
   H5Pset_fill_time(creation.id(), H5D_FILL_TIME_NEVER);
   const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
   if (layout.deflate == 0 || shape.empty() || empty) {
@@ -147,8 +146,9 @@ std::vector<std::string> Group::datasets() const { return members(H5I_DATASET); 
 Group Group::create_group(const std::string& name) const {
   if (name.empty() || name == "." || name.find('/') != std::string::npos)
     fail(ExitCode::data, "{}: '{}' cannot name a group", place(), printable(name));
+  const PropertyList creation = timeless(H5P_GROUP_CREATE);
   GroupHandle made(
-      checked(H5Gcreate2(group_.id(), name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+      checked(H5Gcreate2(group_.id(), name.c_str(), H5P_DEFAULT, creation.id(), H5P_DEFAULT),
               place(name), "cannot create", ExitCode::io));
   return {origin_, std::move(made), path_ + name + "/"};
 }

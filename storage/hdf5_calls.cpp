@@ -27,6 +27,12 @@ bool is_system_error(const std::string& reason) {
 
 }  // namespace
 
+PropertyList timeless(hid_t kind) {
+  PropertyList creation(H5Pcreate(kind));
+  H5Pset_obj_track_times(creation.id(), false);
+  return creation;
+}
+
 void fail_with_reason(const std::string& place, const char* action, ExitCode code) {
   const std::string reason = reason_of_failure();
   fail(is_system_error(reason) ? ExitCode::io : code, "{}: {}: {}", place, action, reason);

@@ -24,4 +24,8 @@ Result checked(Result result, const std::string& place, const char* action,
   return result;
 }
 
+/// How an object is made, `kind` H5P_FILE_CREATE, H5P_GROUP_CREATE or H5P_DATASET_CREATE: without
+/// the times that HDF5 would keep with it.
+PropertyList timeless(hid_t kind);
+
 }  // namespace selfcal::hdf5

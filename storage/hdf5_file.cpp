@@ -52,8 +52,7 @@ Group File::root_of(std::shared_ptr<const Group::Origin> origin) {
 }
 
 std::shared_ptr<Group::Origin> File::create(const fs::path& path, const PropertyList& access) {
-  PropertyList creation(H5Pcreate(H5P_FILE_CREATE));
-  H5Pset_obj_track_times(creation.id(), false);
+  const PropertyList creation = timeless(H5P_FILE_CREATE);
   auto origin = std::make_shared<Group::Origin>();
   origin->path = path.string();
   origin->file =
