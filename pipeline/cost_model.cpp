@@ -56,7 +56,9 @@ class CostModel {
   void add_sampling() {
     const double batches = busiest(micro_batches(calibration_), layout_.replicas());
     const int64_t at_once =
-        batches_of_step(int64_t(batches), sampled_at_once(calibration_, model_), layout_.depth());
+        batches_of_step(int64_t(batches),
+                        micro_batches_at_once(calibration_, model_.shape, model_.block_parameters),
+                        layout_.depth());
     const double block =
         step_bytes(static_cast<double>(model_.block_parameters), model_.shape,
                    model_.element_bytes(), at_once * calibration_.micro_batch, calibration_.length);

@@ -44,6 +44,10 @@ class LeafStates {
   void finish(HiddenStates& leaves);
 
  private:
+  struct Kept {
+    State state;
+    int stage = 0;  // it has been through so many
+  };
   State& kept(size_t leaf) const;
   State computed_again(size_t leaf) const;
   void between_leaves() const;
@@ -52,10 +56,6 @@ class LeafStates {
   const Block& block_;
   const HiddenStates& hidden_;
   mutable PlacedWeights weights_;
-  struct Kept {
-    State state;
-    int stage = 0;  // it has been through so many
-  };
   mutable std::vector<Kept> kept_;  // where they are, of the leaves that are begun
   int stage_ = 0;                   // a state is through so many when it is looked at
 };

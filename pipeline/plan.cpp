@@ -140,7 +140,9 @@ class Planner {
       option.fits = limit_ == 0 || option.memory() <= limit_;
       return option.fits;
     };
-    int64_t at_once = samples() ? sampled_at_once(config_.calibration, model_) : 1;
+    int64_t at_once = samples() ? micro_batches_at_once(config_.calibration, model_.shape,
+                                                        model_.block_parameters)
+                                : 1;
     while (!fits(true, at_once) && at_once > 1) --at_once;
     if (!option.fits) fits(false, 1);
     option.typical_seconds =

@@ -18,7 +18,7 @@ class Replica {
   /// `ranks`: two or more; `model` and the pool of `context` outlive it. Independent. The text is
   /// that of a Generator, and so is `at_once`.
   Replica(Communicator ranks, const Model& model, const CalibrationSettings& settings,
-          kernels::Context context, PhaseTimer& timer, int64_t at_once = 1);
+          kernels::Context context, PhaseTimer& timer, int64_t at_once);
 
   /// Collective over the replica: samples the micro-batches in this order. `on_finished` is called
   /// on the last rank, which chooses the tokens. `poll(tokens in flight)` is called on each rank

@@ -3,7 +3,6 @@
 #include <c10/util/accumulate.h>
 
 #include "pipeline/layout.hpp"
-#include "stages/generate/micro_batch.hpp"
 
 namespace selfcal {
 
@@ -31,10 +30,6 @@ ModelSizes sizes_of(const Model& model) {
   for (const auto& [name, shape] : model.outer_parameters())
     sizes.outer_parameters += c10::multiply_integers(shape);
   return sizes;
-}
-
-int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model) {
-  return micro_batches_at_once(calibration, model.shape, model.block_parameters);
 }
 
 std::vector<int64_t> decode_runs(const ModelSizes& model, int depth) {

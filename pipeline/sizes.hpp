@@ -27,9 +27,6 @@ std::vector<NamedLinear> all_linears(const Model& model);
 
 ModelSizes sizes_of(const Model& model);
 
-/// micro_batches_at_once() of the model: what is sampled in one step where memory is not short.
-int64_t sampled_at_once(const CalibrationSettings& calibration, const ModelSizes& model);
-
 /// First layers of the runs that a generator of `depth` ranks cuts a model into; the last entry is
 /// the number of layers.
 std::vector<int64_t> decode_runs(const ModelSizes& model, int depth);

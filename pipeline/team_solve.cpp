@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <span>
@@ -18,12 +17,6 @@
 
 namespace selfcal {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 using Tensors = std::map<std::string, at::Tensor>;
 /// What ranks found of a layer's rows: by field and first row.
@@ -146,20 +139,18 @@ class TeamSolve {
         problems.emplace_back(&group, problem);
       }
     const auto runs = deal_rows(rows, loads);
-    double controls = 0;
+    const PhaseSeconds before = timer_.seconds();
+    double factors = 0, controls = 0;
     agree(team_, timer_, [&] {
-      for (auto& group : round) find_factor(group);
+      for (auto& group : round) factors += find_factor(group);
       const auto scope = timer_.measure(Phase::solve);
-      const auto start = Clock::now();
       for (const auto& run : runs)
         if (run.owner == team_.rank()) {
-          controls += static_cast<double>(run.rows) * rows[run.problem].row_cost;
           measure_controls(*problems[run.problem].first, *problems[run.problem].second, run);
+          controls += static_cast<double>(run.rows) * rows[run.problem].row_cost;
         }
-      pace_.note_controls(controls, seconds_since(start));
     });
-    // (A GPU is still at work when its calls return: nothing is learned there.)
-    if (!context_.device.uses_library()) pace_.share(team_);
+    learn_pace(factors, controls, before);
   }
 
   /// The layers of a group that has begun. Collective.
@@ -229,15 +220,28 @@ class TeamSolve {
            !context_.device.uses_library();
   }
 
-  void find_factor(Group& group) const {
-    if (group.wanted.inverts && group.owner != team_.rank()) return;
-    const auto start = Clock::now();
+  /// Where it is this rank's to find; returns what it cost.
+  double find_factor(Group& group) const {
+    if (group.wanted.inverts && group.owner != team_.rank()) return 0;
     if (group.wanted.inverts && deals_inverse(group)) {
       const auto scope = timer_.measure(Phase::factorise);
       group.lower = begin_inverse(group.hessian, group.settings(), context_);
     }
     if (!group.lower) find_whole(group);
-    if (group.wanted.inverts) pace_.note_factors(factor_cost(group), seconds_since(start));
+    return group.wanted.inverts ? factor_cost(group) : 0;
+  }
+
+  /// Of work that has taken the seconds since `before`. Collective.
+  void learn_pace(double factors, double controls, const PhaseSeconds& before) const {
+    // A GPU is still at work when its calls return: nothing is learned there.
+    if (context_.device.uses_library()) return;
+    const PhaseSeconds now = timer_.seconds();
+    const auto spent = [&](Phase phase) {
+      return now[static_cast<size_t>(phase)] - before[static_cast<size_t>(phase)];
+    };
+    pace_.note_factors(factors, spent(Phase::factorise));
+    pace_.note_controls(controls, spent(Phase::solve));
+    pace_.share(team_);
   }
 
   void find_whole(Group& group) const {

@@ -151,19 +151,18 @@ std::vector<Run> runs_of_groups(const CompressedLinear& linear, int64_t columns,
   return runs;
 }
 
-constexpr int64_t values_at_once = 16;
-
-/// Up to values_at_once - 1 codes more are read and values written, which the next run corrects.
 void dequantise_run(const uint8_t* codes, int64_t count, int32_t zero, float scale, float* values) {
-  // Copies that nothing else can be seen to change: the loop becomes vector code.
-  std::array<uint8_t, values_at_once> some_codes;
-  std::array<float, values_at_once> some_values;
-  for (int64_t first = 0; first < count; first += values_at_once) {
-    std::memcpy(some_codes.data(), codes + first, sizeof some_codes);
-    for (size_t i = 0; i < some_codes.size(); ++i)
-      some_values[i] = static_cast<float>(some_codes[i] - zero) * scale;
-    std::memcpy(values + first, some_values.data(), sizeof some_values);
+  // In copies that nothing else can be seen to change: the loop becomes vector code.
+  std::array<uint8_t, 16> some_codes;
+  std::array<float, 16> some_values;
+  constexpr int64_t at_once = some_codes.size();
+  const auto value_of = [&](uint8_t code) { return static_cast<float>(code - zero) * scale; };
+  for (; count >= at_once; count -= at_once, codes += at_once, values += at_once) {
+    std::memcpy(some_codes.data(), codes, sizeof some_codes);
+    for (size_t i = 0; i < some_codes.size(); ++i) some_values[i] = value_of(some_codes[i]);
+    std::memcpy(values, some_values.data(), sizeof some_values);
   }
+  for (int64_t i = 0; i < count; ++i) values[i] = value_of(codes[i]);
 }
 
 }  // namespace
@@ -230,23 +229,21 @@ at::Tensor dequantise(const CompressedLinear& linear, int64_t columns, at::Scala
   const at::Tensor zero = zero_points(linear).contiguous();
   at::Tensor weight = at::empty({rows, columns}, dtype);
   constexpr int64_t rows_at_once = 64;  // rounded to dtype by one call
-  const int64_t most = std::min(rows, rows_at_once);
-  at::Tensor values = at::empty({most * columns + values_at_once}, at::kFloat);
-  std::vector<uint8_t> codes(static_cast<size_t>(columns + values_at_once));
+  at::Tensor some = at::empty({std::min(rows, rows_at_once), columns}, at::kFloat);
+  std::vector<uint8_t> codes(static_cast<size_t>(columns));
   const auto unpack = packing_of(bits).unpack;
   for (int64_t first = 0; first < rows; first += rows_at_once) {
     const int64_t count = std::min(rows_at_once, rows - first);
-    auto* into = values.mutable_data_ptr<float>();
-    for (int64_t row = first; row < first + count; ++row, into += columns) {
+    auto* values = some.mutable_data_ptr<float>();
+    for (int64_t row = first; row < first + count; ++row, values += columns) {
       unpack(packed.const_data_ptr<uint8_t>() + row * row_bytes, columns, codes.data());
       const float* scales = scale.const_data_ptr<float>() + row * groups;
       const uint8_t* zeros = zero.const_data_ptr<uint8_t>() + row * groups;
       for (const auto& [begin, end, group] : runs)
         dequantise_run(codes.data() + begin, end - begin, zeros[group], scales[group],
-                       into + begin);
+                       values + begin);
     }
-    weight.narrow(0, first, count)
-        .copy_(values.narrow(0, 0, count * columns).view({count, columns}));
+    weight.narrow(0, first, count).copy_(some.narrow(0, 0, count));
   }
   return weight;
 }

@@ -1,9 +1,7 @@
 // Which of the compiled instruction sets this CPU has.
 #include <array>
 
-#ifdef SELFCAL_HAS_x86_64_v3
 #include "stages/kernels/cpu/instruction_sets.hpp"
-#endif
 #include "stages/kernels/cpu/matrix_units.hpp"
 #include "stages/lanes/lanes.hpp"
 

@@ -6,9 +6,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #include "stages/kernels/cpu/instruction_sets.hpp"
-#endif
 
 namespace selfcal::kernels {
 

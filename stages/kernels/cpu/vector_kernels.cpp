@@ -1,8 +1,6 @@
 #include "stages/kernels/cpu/vector_kernels.hpp"
 
-#ifdef SELFCAL_X86
 #include "stages/kernels/cpu/instruction_sets.hpp"
-#endif
 
 namespace selfcal::kernels {
 

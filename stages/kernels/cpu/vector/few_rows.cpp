@@ -13,6 +13,7 @@ constexpr int64_t longest_panel = 256;               // input columns
 constexpr int accumulators = width == 16 ? 24 : 12;  // of 32 or 16 registers
 constexpr int most_vectors = 4;
 constexpr int cache_line = 64;
+constexpr int second_level = 2;  // of the caches: panels leave no room in the first
 
 /// Some rows of the weight matrix and some of their columns, as float32; zeros fill the last
 /// vector.
@@ -82,7 +83,7 @@ void multiply(const Panel<rows>& panel, const float* x, int64_t lanes, int64_t c
   for (; k < both; k += width) {
     if (k % (cache_line / sizeof(Stored)) == 0) {
 #pragma GCC unroll 24
-      for (int r = 0; r < rows; ++r) __builtin_prefetch(later.row[r] + k, 0, 2);
+      for (int r = 0; r < rows; ++r) __builtin_prefetch(later.row[r] + k, 0, second_level);
     }
     multiply_columns<true>(panel, k, x + k * lanes, lanes, next, next_panel, total);
   }
