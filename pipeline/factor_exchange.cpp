@@ -5,8 +5,7 @@
 #include "pipeline/tensor_exchange.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
-#include "stages/kernels/cpu/tiles.hpp"
-#include "stages/solve/dealt_inverse.hpp"
+#include "stages/solve/dealt_factor.hpp"
 
 namespace selfcal {
 namespace {
@@ -40,17 +39,6 @@ Tensors share(const Communicator& team, const Tensors& tensors, int owner) {
   return unpack_tensors(message);
 }
 
-/// The owner's L, on all ranks.
-LowerFactor share_lower(const Communicator& team, const std::optional<LowerFactor>& found,
-                        int owner, const Tensors& small) {
-  const auto columns = small.at("permutation").numel();
-  at::Tensor packed =
-      found ? pack_lower(found->lower) : at::empty({columns * (columns + 1) / 2}, at::kFloat);
-  team.broadcast(bytes_of(packed), owner);
-  if (found) return *found;
-  return {from_small_parts(small), unpack_lower(packed, columns)};
-}
-
 }  // namespace
 
 Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Device memory,
@@ -67,30 +55,29 @@ Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Dev
   return factor;
 }
 
-std::optional<Factor> invert_together(const Communicator& team, std::optional<LowerFactor> found,
-                                      int owner, PhaseTimer& timer,
-                                      const kernels::Context& context) {
-  Tensors small;
-  if (found) small = small_parts(found->factor);
-  small = share(team, small, owner);
-  if (small.empty()) return std::nullopt;
-  LowerFactor lower = share_lower(team, found, owner, small);
-  found.reset();
-  at::Tensor part;
+std::optional<Factor> factorise_together(const Communicator& team, const at::Tensor& hessian,
+                                         const MethodSettings& settings, PhaseTimer& timer,
+                                         const kernels::Context& context) {
+  const FactorTeam ranks{team.rank(), team.size(), [&](std::span<std::byte> data, int root) {
+                           const auto scope = timer.measure(Phase::gather);
+                           team.broadcast(data, root);
+                         }};
+  std::optional<DealtFactor> dealt;
+  std::vector<std::span<std::byte>> parts;
   agree(team, timer, [&] {
     const auto scope = timer.measure(Phase::factorise);
-    part = invert_part(lower, team.rank(), team.size(), context);
+    dealt.emplace(hessian, settings, ranks, context);
   });
-  lower.lower.reset();
-
-  const auto messages = team.all_gather(bytes_of(part));
-  std::vector<std::span<const float>> parts;
-  for (const auto& message : messages)
-    parts.emplace_back(reinterpret_cast<const float*>(message.data()),
-                       message.size() / sizeof(float));
-  lower.factor.upper = join_parts(parts, lower.factor.permutation.numel(), context);
-  if (!kernels::all_finite(context, lower.factor.upper)) return std::nullopt;
-  return lower.factor;
+  {
+    const auto scope = timer.measure(Phase::factorise);
+    if (!dealt->factorise()) return std::nullopt;
+  }
+  agree(team, timer, [&] {
+    const auto scope = timer.measure(Phase::factorise);
+    parts = dealt->invert();
+  });
+  team.all_gather(parts);
+  return dealt->join();
 }
 
 }  // namespace selfcal

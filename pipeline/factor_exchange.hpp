@@ -1,4 +1,4 @@
-// Factors from the rank that has found them, or their first half, to its team.
+// Factors from the rank that has found them to its team, and those that a team finds together.
 #pragma once
 #include <optional>
 
@@ -8,19 +8,19 @@
 
 namespace selfcal {
 
-/// Columns from which on the inverse is dealt: one of so many takes a core 20 ms, its messages and
-/// waits a few. Where the tensor library factorises it never is.
-inline constexpr int64_t narrowest_dealt_inverse = 1024;
+/// Columns from which on a team finds a factor together; where the tensor library factorises it
+/// never does.
+inline constexpr int64_t narrowest_dealt_factor = 1024;
 
 /// Collective: the owner's factor, whole, on all ranks, in `memory`.
 Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Device memory,
                      const kernels::Device& device);
 
-/// Collective: the owner's L goes to all ranks, each inverts some strips of it, and all get the
-/// factor, with the bits that one rank comes to, in the host's memory. As many bytes on their way
-/// as the whole factor has. Nothing where the owner gives nothing, or the inverse is not finite.
-std::optional<Factor> invert_together(const Communicator& team, std::optional<LowerFactor> found,
-                                      int owner, PhaseTimer& timer,
-                                      const kernels::Context& context);
+/// Collective: the factor of a Hessian that all ranks have, found together, with the bits that one
+/// rank comes to, in the host's memory. As many bytes on their way as the whole factor has. Nothing,
+/// on all ranks, where that takes more than one attempt.
+std::optional<Factor> factorise_together(const Communicator& team, const at::Tensor& hessian,
+                                         const MethodSettings& settings, PhaseTimer& timer,
+                                         const kernels::Context& context);
 
 }  // namespace selfcal

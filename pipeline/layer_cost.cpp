@@ -4,6 +4,8 @@
 
 #include "pipeline/factor_exchange.hpp"
 #include "pipeline/leaves.hpp"
+#include "stages/kernels/cpu/tiles.hpp"
+#include "stages/solve/cholesky.hpp"
 #include "stages/solve/device_tiles.hpp"
 
 namespace selfcal {
@@ -19,6 +21,17 @@ double bytes_of(const Linear& linear, const MethodSettings& method) {
                                              3.0 * static_cast<double>(groups));
 }
 
+/// Of what a worker alone takes for a Cholesky factor of so many rows of tiles, when they are dealt
+/// over `workers`: step j takes j products a row from the rows that are left.
+double part_of_factor(int64_t rows, int64_t workers) {
+  double longest = 0, all = 0;
+  for (int64_t j = 1; j < rows; ++j) {
+    longest += static_cast<double>(j) * busiest(rows - j, workers);
+    all += static_cast<double>(j * (rows - j));
+  }
+  return all > 0 ? longest / all : 1;
+}
+
 }  // namespace
 
 LayerCost::LayerCost(const RunConfig& config, const ModelSizes& model, const Machine& machine,
@@ -27,6 +40,7 @@ LayerCost::LayerCost(const RunConfig& config, const ModelSizes& model, const Mac
       model_(model),
       machine_(machine),
       measured_(settle(config.method)),
+      threads_(threads),
       share_(machine.share(threads)),
       element_(model.element_bytes()),
       tokens_(static_cast<double>(config.calibration.sequences * config.calibration.length)),
@@ -57,14 +71,18 @@ PhaseSeconds LayerCost::of(const BlockSettings& settings, int64_t members) const
     const auto found = static_cast<double>(work.factors.size());
     const double factor =
         found * squared * static_cast<double>(columns) / (rates.factorise * share_);
-    // One rank's, but for an inverse that is dealt; the others measure controls meanwhile, which
-    // are half of what a solve takes.
-    const bool dealt = members > 1 && machine_.device.empty() && columns >= narrowest_dealt_inverse;
-    const double alone = dealt ? factor / 2 : factor;
-    add(Phase::factorise, alone + (factor - alone) / static_cast<double>(members));
-    add(Phase::solve,
-        -std::min(solve_seconds(settings, tap, members) / 2,
-                  alone * static_cast<double>(members - 1) / static_cast<double>(members)));
+    const double part = 1 / static_cast<double>(members);
+    if (members > 1 && machine_.device.empty() && columns >= narrowest_dealt_factor) {
+      // Tiles of rows for the threads of all ranks, then strips of the inverse.
+      const int64_t rows = kernels::ceil_divide(columns, Cholesky<float>::tile);
+      add(Phase::factorise,
+          factor / 2 * (threads_ * part_of_factor(rows, members * threads_) + part));
+      add(Phase::gather, found * 2 * static_cast<double>(rows) * steps * machine_.latency);
+    } else {
+      // One rank's; the others measure controls meanwhile, which are half of what a solve takes.
+      add(Phase::factorise, factor);
+      add(Phase::solve, -std::min(solve_seconds(settings, tap, members) / 2, factor * (1 - part)));
+    }
     if (!work.takes_products || members == 1) continue;
     add(Phase::reduce, 6 * steps * machine_.latency);
     add(Phase::gather, found * (4 * squared / machine_.network + 6 * steps * machine_.latency));

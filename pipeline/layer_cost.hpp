@@ -64,6 +64,7 @@ class LayerCost {
   const ModelSizes& model_;
   const Machine& machine_;
   MethodSettings measured_;  // what the rates are of
+  int64_t threads_;
   double share_, element_, tokens_;
   int64_t leaves_;
 };

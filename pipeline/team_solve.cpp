@@ -28,9 +28,8 @@ struct Group {
   FactorSettings wanted;
   std::vector<const LinearProblem*> problems;
   at::Tensor hessian;  // or its diagonal
-  int owner = -1;      // the rank that finds the factor, if it is not there yet
+  int owner = -1;      // the rank that finds the factor, where one does and it is not there yet
   Factor factor = {};
-  std::optional<LowerFactor> lower = {};  // instead, where all ranks find the rest
 
   const MethodSettings& settings() const { return problems.front()->settings; }
   double columns() const { return static_cast<double>(hessian.size(0)); }
@@ -123,7 +122,7 @@ class TeamSolve {
   std::span<Group> next_round(std::span<Group> groups) const {
     size_t count = 0;
     for (int factors = 0; count < groups.size(); ++count)
-      if (lacks_factor(groups[count]) && ++factors > team_.size()) break;
+      if (needs_owner(groups[count]) && ++factors > team_.size()) break;
     return groups.first(count);
   }
 
@@ -187,12 +186,19 @@ class TeamSolve {
     return group.wanted.inverts && (shared == shared_.end() || !shared->second.has(group.wanted));
   }
 
+  /// Whether one rank finds it, beside the controls of the others: all of them find a wide one.
+  bool needs_owner(const Group& group) const { return lacks_factor(group) && !is_dealt(group); }
+  bool is_dealt(const Group& group) const {
+    return team_.size() > 1 && group.columns() >= narrowest_dealt_factor &&
+           !context_.device.uses_library();
+  }
+
   /// The widest to the last rank, and so on: the first rank reads and writes as well. What each
   /// rank then has to do, in units of a product of a row's control.
   std::vector<double> assign_factors(std::span<Group> round) const {
     std::vector<Group*> lacking;
     for (auto& group : round)
-      if (lacks_factor(group)) lacking.push_back(&group);
+      if (needs_owner(group)) lacking.push_back(&group);
     std::ranges::stable_sort(lacking, std::greater(), &Group::columns);
     std::vector<double> loads(static_cast<size_t>(team_.size()), 0.0);
     int owner = team_.size();
@@ -204,9 +210,7 @@ class TeamSolve {
   }
 
   /// About that of as many products of controls.
-  double factor_cost(const Group& group) const {
-    return std::pow(group.columns(), 3) / (deals_inverse(group) ? 4 : 2);
-  }
+  static double factor_cost(const Group& group) { return std::pow(group.columns(), 3) / 2; }
 
   /// In the same units: both controls of a row are x H x^T.
   RowsToDeal rows_of(const LinearProblem& problem, size_t index) const {
@@ -214,20 +218,10 @@ class TeamSolve {
             std::pow(static_cast<double>(problem.weight.size(1)), 2)};
   }
 
-  /// Whether all ranks invert what one has factorised: half of the work, and no more bytes.
-  bool deals_inverse(const Group& group) const {
-    return team_.size() > 1 && group.columns() >= narrowest_dealt_inverse &&
-           !context_.device.uses_library();
-  }
-
   /// Where it is this rank's to find; returns what it cost.
   double find_factor(Group& group) const {
     if (group.wanted.inverts && group.owner != team_.rank()) return 0;
-    if (group.wanted.inverts && deals_inverse(group)) {
-      const auto scope = timer_.measure(Phase::factorise);
-      group.lower = begin_inverse(group.hessian, group.settings(), context_);
-    }
-    if (!group.lower) find_whole(group);
+    find_whole(group);
     return group.wanted.inverts ? factor_cost(group) : 0;
   }
 
@@ -249,17 +243,16 @@ class TeamSolve {
     group.factor = make_method(group.settings(), context_)->factorise(group.hessian);
   }
 
-  /// What the owner has found, on all ranks. Collective.
+  /// What the owner has found, or all find, on all ranks. Collective.
   Factor share_factor(Group& group) const {
     const auto scope = timer_.measure(Phase::gather);
-    if (deals_inverse(group)) {
-      auto whole = invert_together(team_, std::exchange(group.lower, std::nullopt), group.owner,
-                                   timer_, context_);
-      if (whole) return *whole;
-      // One attempt was not enough: the owner has made the others, or makes them all.
-      agree(team_, timer_, [&] {
-        if (group.owner == team_.rank() && !group.factor.upper.defined()) find_whole(group);
-      });
+    if (is_dealt(group)) {
+      if (auto found =
+              factorise_together(team_, group.hessian, group.settings(), timer_, context_))
+        return *std::move(found);
+      // One attempt was not enough: one rank makes the others.
+      group.owner = team_.size() - 1;
+      agree(team_, timer_, [&] { find_factor(group); });
     }
     return spread_factor(team_, std::move(group.factor), group.owner, memory_of(group),
                          context_.device);

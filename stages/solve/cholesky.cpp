@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "stages/kernels/cpu/tiles.hpp"
 #include "stages/solve/blas.hpp"
@@ -43,33 +44,56 @@ void invert_lower(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t
 }  // namespace
 
 template <class T>
-Cholesky<T>::Cholesky(T* lower, int64_t n, const kernels::Context& context, Found)
-    : matrix_(lower),
+Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context, FactorTeam team)
+    : matrix_(matrix),
       n_(n),
       context_(context),
-      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {}
-
-template <class T>
-Cholesky<T> Cholesky<T>::of(T* lower, int64_t n, const kernels::Context& context) {
-  Cholesky found(lower, n, context, Found{});
-  kernels::for_ranges(context, n, tile, [&](int64_t j, int64_t) { found.invert_diagonal(j); });
-  found.succeeded_ = true;
-  return found;
-}
-
-template <class T>
-Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context)
-    : Cholesky(matrix, n, context, Found{}) {
-  std::vector<T> diagonal(n);
-  for (int64_t k = 0; k < n; ++k) diagonal[k] = matrix[k * (n + 1)];
+      team_(std::move(team)),
+      diagonal_(n),
+      inverses_(kernels::ceil_divide(n, tile) * tile * tile),
+      row_(team_.size > 1 ? tile * n : 0) {
+  for_own_tiles(0, [&](int64_t i) {
+    for (int64_t k = i; k < i + size_at(i); ++k) diagonal_[k] = matrix[k * (n + 1)];
+  });
   for (int64_t j = 0; j < n; j += tile) {
-    const int64_t tiles = kernels::ceil_divide(n - j, tile);
-    kernels::for_tiles(context, tiles, [&](int64_t i) { subtract_earlier(j + i * tile, j); });
-    if (!factorise_diagonal(j, diagonal)) return;
-    kernels::for_tiles(context, tiles - 1,
-                       [&](int64_t i) { divide_by_diagonal(j + (i + 1) * tile, j); });
+    share_row(j);
+    for_own_tiles(j, [&](int64_t i) { subtract_earlier(i, j); });
+    if (owner_of(j) == team_.rank) factorise_diagonal(j);
+    share_inverse(j);
+    if (*inverse_at(j) == 0) return;  // no inverse has a zero on its diagonal
+    for_own_tiles(j + tile, [&](int64_t i) { divide_by_diagonal(i, j); });
   }
   succeeded_ = true;
+}
+
+/// Calls body(i) for the rows of tiles from `first` on that are this rank's, on the threads.
+template <class T>
+void Cholesky<T>::for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const {
+  const int64_t step = team_.size * tile,
+                own = first + (team_.rank - owner_of(first) + team_.size) % team_.size * tile;
+  if (own < n_)
+    kernels::for_tiles(context_, kernels::ceil_divide(n_ - own, step),
+                       [&](int64_t i) { body(own + i * step); });
+}
+
+/// L[j, :j] from its rank to all.
+template <class T>
+void Cholesky<T>::share_row(int64_t j) {
+  if (team_.size == 1 || j == 0) return;
+  const std::span<T> packed(row_.data(), size_at(j) * j);
+  const bool owns = owner_of(j) == team_.rank;
+  for (int64_t row = 0; owns && row < size_at(j); ++row)
+    std::copy_n(matrix_ + (j + row) * n_, j, packed.data() + row * j);
+  team_.broadcast(std::as_writable_bytes(packed), owner_of(j));
+  for (int64_t row = 0; !owns && row < size_at(j); ++row)
+    std::copy_n(packed.data() + row * j, j, matrix_ + (j + row) * n_);
+}
+
+/// L[j, j]^-1, or the zeros of a failure.
+template <class T>
+void Cholesky<T>::share_inverse(int64_t j) {
+  if (team_.size > 1)
+    team_.broadcast(std::as_writable_bytes(std::span(inverse_at(j), tile * tile)), owner_of(j));
 }
 
 /// A[i, j] -= L[i, :j] L[j, :j]^T: what the columns before j take off a tile.
@@ -80,21 +104,16 @@ void Cholesky<T>::subtract_earlier(int64_t i, int64_t j) {
                                matrix_ + j * n_, n_, 1, matrix_ + i * n_ + j, n_);
 }
 
+/// And inverts it, if it is positive definite.
 template <class T>
-bool Cholesky<T>::factorise_diagonal(int64_t j, const std::vector<T>& diagonal) {
+void Cholesky<T>::factorise_diagonal(int64_t j) {
   T* corner = matrix_ + j * (n_ + 1);
-  if (!blas::factorise<T>(size_at(j), corner, n_)) return false;
+  if (!blas::factorise<T>(size_at(j), corner, n_)) return;
   for (int64_t k = 0; k < size_at(j); ++k) {
     const T pivot = corner[k * (n_ + 1)];
-    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[j + k])) return false;
+    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal_[j + k])) return;
   }
-  invert_diagonal(j);
-  return true;
-}
-
-template <class T>
-void Cholesky<T>::invert_diagonal(int64_t j) {
-  invert_lower(matrix_ + j * (n_ + 1), n_, size_at(j), inverse_at(j), tile);
+  invert_lower(corner, n_, size_at(j), inverse_at(j), tile);
 }
 
 /// L[i, j] = A[i, j] L[j, j]^-T.

@@ -1,25 +1,39 @@
 // Cholesky factor and triangular inverse by fixed tiles: library calls on one thread, the pool over
-// the tiles, so that the bits do not depend on the number of threads.
+// the tiles, and ranks over rows of tiles, so that the bits do not depend on the number of either.
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "stages/kernels/ops.hpp"
 
 namespace selfcal {
 
+/// The ranks that factorise one matrix. Each works on every `size`-th row of tiles, which costs all
+/// about the same: the further down, the longer. By default one rank does it all.
+struct FactorTeam {
+  int rank = 0, size = 1;
+  int owner_of(int64_t row) const { return static_cast<int>(row % size); }
+  bool owns(int64_t row) const { return owner_of(row) == rank; }
+  /// Collective: root's bytes to all.
+  std::function<void(std::span<std::byte> data, int root)> broadcast = {};
+};
+
 /// A = L L^T, row-major [n, n], with the inverses of L's diagonal tiles. T: float or double.
 template <class T>
 class Cholesky {
  public:
+  static constexpr int64_t tile = 128;  // rows and columns
   static constexpr int64_t strip = 64;  // columns of the inverse in one task
 
-  /// Factorises in place; only the lower triangle of `matrix` is read and written.
-  Cholesky(T* matrix, int64_t n, const kernels::Context& context);
-  /// From an L that such a factorisation has left.
-  static Cholesky of(T* lower, int64_t n, const kernels::Context& context);
+  /// Factorises in place; only the lower triangle of `matrix` is read and written, of a team's this
+  /// rank's rows: those of the others come to every rank, all but their tiles on the diagonal.
+  /// Collective over the team.
+  Cholesky(T* matrix, int64_t n, const kernels::Context& context, FactorTeam team = {});
 
-  /// False where A is not positive definite, or so nearly not that a pivot lost all its digits.
+  /// False where A is not positive definite, or so nearly not that a pivot lost all its digits; on
+  /// all ranks of a team.
   bool succeeded() const { return succeeded_; }
 
   /// U = J L^-1 J, J the reversal: upper, float32 [n, n], zeros below the diagonal. With A = J B J:
@@ -30,24 +44,26 @@ class Cholesky {
   void invert_strip(int64_t first, int64_t count, float* rows, int64_t stride) const;
 
  private:
-  struct Found {};
-  Cholesky(T* lower, int64_t n, const kernels::Context& context, Found);
-
-  static constexpr int64_t tile = 128;
   int64_t size_at(int64_t first) const { return first + tile < n_ ? tile : n_ - first; }
   T* inverse_at(int64_t first) { return inverses_.data() + first * tile; }
   const T* inverse_at(int64_t first) const { return inverses_.data() + first * tile; }
 
+  int owner_of(int64_t i) const { return team_.owner_of(i / tile); }
+  void for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const;
+  void share_row(int64_t j);
+  void share_inverse(int64_t j);
   void subtract_earlier(int64_t i, int64_t j);
-  bool factorise_diagonal(int64_t j, const std::vector<T>& diagonal);
-  void invert_diagonal(int64_t j);
+  void factorise_diagonal(int64_t j);
   void divide_by_diagonal(int64_t i, int64_t j);
   std::vector<T> inverse_strip(int64_t top, int64_t first, int64_t count) const;
 
   T* matrix_;
   int64_t n_;
   kernels::Context context_;
+  FactorTeam team_;
+  std::vector<T> diagonal_;  // of A
   std::vector<T> inverses_;  // of the diagonal tiles, [tiles][128][128]
+  std::vector<T> row_;       // of tiles, on its way
   bool succeeded_ = false;
 };
 

@@ -10,7 +10,6 @@
 
 #include "base/error.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
-#include "stages/solve/cholesky.hpp"
 
 namespace selfcal {
 namespace {
@@ -79,17 +78,20 @@ double unit_of(const Diagonal& diagonal) {
   return std::ldexp(1.0, -2 * (std::ilogb(diagonal.live_mean) >> 1));
 }
 
-/// The damped Hessian in reversed order of the permutation, scaled: its lower triangle.
+/// The damped Hessian in reversed order of the permutation, scaled: of its lower triangle the rows
+/// of tiles that are this rank's.
 template <class T>
 at::Tensor damped_matrix(const at::Tensor& hessian, const Diagonal& diagonal, double damping,
-                         const at::Tensor& permutation, const kernels::Context& context) {
+                         const at::Tensor& permutation, const kernels::Context& context,
+                         const FactorTeam& team = {}) {
   const int64_t n = hessian.size(0);
   const double scale = unit_of(diagonal), added = damping * diagonal.live_mean;
   at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
   T* a = matrix.mutable_data_ptr<T>();
   const float* h = hessian.const_data_ptr<float>();
   const int64_t* column = permutation.const_data_ptr<int64_t>();
-  kernels::for_ranges(context, n, 64, [&](int64_t first, int64_t count) {
+  kernels::for_ranges(context, n, Cholesky<T>::tile, [&](int64_t first, int64_t count) {
+    if (!team.owns(first / Cholesky<T>::tile)) return;
     for (int64_t i = first; i < first + count; ++i) {
       const float* row = h + column[n - 1 - i] * n;
       for (int64_t j = 0; j <= i; ++j) a[i * n + j] = T(row[column[n - 1 - j]] * scale);
@@ -172,18 +174,16 @@ at::Tensor checked(const at::Tensor& given, const kernels::Context& context) {
 
 }  // namespace
 
-std::optional<LowerFactor> begin_inverse(const at::Tensor& given, const MethodSettings& settings,
-                                         const kernels::Context& context) {
+DampedHessian damp(const at::Tensor& given, const MethodSettings& settings, const FactorTeam& team,
+                   const kernels::Context& context) {
   const FactorSettings wanted = factor_settings(settings);
   const at::Tensor hessian = checked(given, context);
   const Diagonal diagonal = diagonal_of(hessian);
-  LowerFactor found{begin_factor(hessian, diagonal, wanted.ordered_run), {}};
-  found.factor.damping = wanted.damping;
-  found.lower =
-      damped_matrix<float>(hessian, diagonal, wanted.damping, found.factor.permutation, context);
-  const Cholesky<float> cholesky(found.lower.mutable_data_ptr<float>(), hessian.size(0), context);
-  if (!cholesky.succeeded()) return std::nullopt;
-  return found;
+  Factor factor = begin_factor(hessian, diagonal, wanted.ordered_run);
+  factor.damping = wanted.damping;
+  at::Tensor matrix = damped_matrix<float>(hessian, diagonal, wanted.damping, factor.permutation,
+                                           context, team);
+  return {std::move(factor), std::move(matrix)};
 }
 
 Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,

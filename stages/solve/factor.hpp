@@ -1,8 +1,7 @@
 // The factor that GPTQ and its relatives read: U upper with U^T U = (c (H + damping))^-1, c a power
 // of four.
 #pragma once
-#include <optional>
-
+#include "stages/solve/cholesky.hpp"
 #include "stages/solve/method.hpp"
 
 namespace selfcal {
@@ -21,18 +20,16 @@ Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settin
 Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t ordered_run,
                          const kernels::Context& context);
 
-/// What is left to do when the damped Hessian, in reversed order of the permutation and scaled, is
-/// L L^T.
-struct LowerFactor {
-  Factor factor;     // all but its `upper`
-  at::Tensor lower;  // float32 [columns, columns]; only L's triangle is read
+/// What is left to factorise of a Hessian.
+struct DampedHessian {
+  Factor factor;      // all but its `upper`
+  at::Tensor matrix;  // in reversed order of the permutation, scaled: float32 [columns, columns]
 };
 
-/// As factorise_inverse() begins on the host's threads; nothing where that takes more than one
-/// attempt in float32, which is then for factorise_inverse(). Independent; not finite:
-/// ExitCode::data.
-std::optional<LowerFactor> begin_inverse(const at::Tensor& hessian, const MethodSettings& settings,
-                                         const kernels::Context& context);
+/// As factorise_inverse() begins on the host's threads; of the matrix only this rank's rows of
+/// tiles, up to the diagonal. Independent; not finite: ExitCode::data.
+DampedHessian damp(const at::Tensor& hessian, const MethodSettings& settings,
+                   const FactorTeam& team, const kernels::Context& context);
 
 /// For methods without one: the columns in order, `upper` empty. hessian: or its diagonal. Entries
 /// that are not finite, or negative ones on the diagonal: ExitCode::data.

@@ -2,11 +2,14 @@
 // it had to do.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <barrier>
 #include <cmath>
+#include <thread>
 
 #include "base/gpu_module.hpp"
 #include "stages/lanes/lanes.hpp"
-#include "stages/solve/dealt_inverse.hpp"
+#include "stages/solve/dealt_factor.hpp"
 #include "stages/solve/factor.hpp"
 #include "stages/solve/tiles.hpp"
 #include "tests/stages/solve_support.hpp"
@@ -69,41 +72,82 @@ TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
   }
 }
 
-/// Found by many: with one strip, with a last one that is narrow, with fewer strips than parts.
-TEST(DealtInverse, HasTheBitsOfTheWhole) {
+/// Ranks of a team as threads.
+class TeamOfThreads {
+ public:
+  explicit TeamOfThreads(int ranks) : ranks_(ranks), meeting_(ranks) {}
+
+  /// Runs body(team, rank's context) on every rank.
+  void run(const std::function<void(const FactorTeam&, const kernels::Context&)>& body) {
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < ranks_; ++rank)
+      threads.emplace_back([&, rank] {
+        Threads own(1 + rank % 2);
+        body({rank, ranks_,
+              [&, rank](std::span<std::byte> data, int root) { broadcast(data, root, rank); }},
+             own.context());
+      });
+  }
+
+ private:
+  void broadcast(std::span<std::byte> data, int root, int rank) {
+    if (rank == root) from_ = data;
+    meeting_.arrive_and_wait();
+    if (rank != root) std::ranges::copy(from_, data.begin());
+    meeting_.arrive_and_wait();
+  }
+
+  int ranks_;
+  std::barrier<> meeting_;
+  std::span<std::byte> from_;
+};
+
+/// Found by many: with one tile and strip, with last ones that are narrow, with fewer than ranks.
+TEST(DealtFactor, HasTheBitsOfTheWhole) {
   for (const int64_t columns : {7, 64, 130, 500, 704}) {
     const at::Tensor hessian = random_problem(7, 1, columns).hessian;
     MethodSettings settings;
     settings.damping = 0.02;
     Threads threads(2);
     const Factor whole = factorise_inverse(hessian, settings, threads.context());
-    const auto begun = begin_inverse(hessian, settings, threads.context());
-    ASSERT_TRUE(begun);
-    EXPECT_TRUE(begun->factor.permutation.equal(whole.permutation));
-    EXPECT_TRUE(begun->factor.dead.equal(whole.dead));
-    EXPECT_EQ(begun->factor.damping, whole.damping);
-    const LowerFactor arrived{begun->factor, unpack_lower(pack_lower(begun->lower), columns)};
-    for (const int parts : {1, 2, 3, 16}) {
-      std::vector<at::Tensor> found;
-      std::vector<std::span<const float>> spans;
-      for (int part = 0; part < parts; ++part) {
-        Threads some(1 + part % 2);
-        found.push_back(invert_part(arrived, part, parts, some.context()));
-        spans.emplace_back(found.back().const_data_ptr<float>(), size_t(found.back().numel()));
+    for (const int ranks : {1, 2, 3, 16}) {
+      std::vector<std::optional<Factor>> joined(static_cast<size_t>(ranks));
+      std::vector<std::span<std::byte>> found(joined.size());
+      std::barrier meeting(ranks);
+      TeamOfThreads(ranks).run([&](const FactorTeam& team, const kernels::Context& context) {
+        const auto rank = static_cast<size_t>(team.rank);
+        DealtFactor part(hessian, settings, team, context);
+        EXPECT_TRUE(part.factorise());
+        const auto parts = part.invert();
+        found[rank] = parts[rank];
+        meeting.arrive_and_wait();
+        for (size_t other = 0; other < parts.size(); ++other)
+          if (other != rank) std::ranges::copy(found[other], parts[other].begin());
+        meeting.arrive_and_wait();  // theirs are gone when they have joined
+        joined[rank] = part.join();
+      });
+      for (const auto& factor : joined) {
+        ASSERT_TRUE(factor);
+        EXPECT_TRUE(same_bits(factor->upper, whole.upper)) << columns << " columns, " << ranks;
+        EXPECT_TRUE(factor->permutation.equal(whole.permutation));
+        EXPECT_TRUE(factor->dead.equal(whole.dead));
+        EXPECT_EQ(factor->damping, whole.damping);
       }
-      EXPECT_TRUE(same_bits(join_parts(spans, columns, threads.context()), whole.upper))
-          << columns << " columns, " << parts << " parts";
     }
   }
 }
 
-TEST(DealtInverse, IsNotBegunWhereOneAttemptIsNotEnough) {
-  at::Tensor hessian = at::eye(50) + 0.0f;
-  hessian[0][1] = hessian[1][0] = 1.1f;
+TEST(DealtFactor, GivesUpOnAllRanksWhereOneAttemptIsNotEnough) {
+  at::Tensor hessian = at::eye(300) + 0.0f;
+  hessian[150][151] = hessian[151][150] = 1.1f;  // found by the second of the ranks
+  std::atomic<int> gave_up = 0;
+  TeamOfThreads(3).run([&](const FactorTeam& team, const kernels::Context& context) {
+    gave_up += !DealtFactor(hessian, {}, team, context).factorise();
+  });
+  EXPECT_EQ(gave_up, 3);
   Threads threads(1);
-  EXPECT_FALSE(begin_inverse(hessian, {}, threads.context()));
   expect_failure(ExitCode::data, "not finite",
-                 [&] { begin_inverse(hessian * INFINITY, {}, threads.context()); });
+                 [&] { DealtFactor(hessian * INFINITY, {}, {}, threads.context()); });
 }
 
 TEST_P(FactorBy, OrdersByDiagonalWithTiesByColumn) {
