@@ -17,8 +17,8 @@ Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Dev
                      const kernels::Device& device);
 
 /// Collective: the factor of a Hessian that all ranks have, found together, with the bits that one
-/// rank comes to, in the host's memory. As many bytes on their way as the whole factor has. Nothing,
-/// on all ranks, where that takes more than one attempt.
+/// rank comes to, in the host's memory. As many bytes on their way as the whole factor has.
+/// Nothing, on all ranks, where that takes more than one attempt.
 std::optional<Factor> factorise_together(const Communicator& team, const at::Tensor& hessian,
                                          const MethodSettings& settings, PhaseTimer& timer,
                                          const kernels::Context& context);

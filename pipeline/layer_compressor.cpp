@@ -88,7 +88,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   const bool replace_at_once = !dense && work.config.true_sequential;
   const ScaledBlock scales = scale_block(work, layer, weights, hidden,
                                          replace_at_once ? Measured::scaled : Measured::every);
-  const BlockWeights scaled = weights;
+  BlockWeights scaled = weights;
   const BlockNeeds needs = needs_of(work.model, work.config, layer);
   // Layers of several stages may read one tap.
   BlockStatistics statistics{statistics_behind(scales), {}};
@@ -101,6 +101,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
   if (!scaled_with_statistics) states.emplace(work, block, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
+    if (stage + 1 == spec.stages && work.before_last_stage) work.before_last_stage();
     const TapProblems problems = problems_of(work, layer, stage, scaled);
     for (const auto& [tap, group] : problems)
       if (!statistics.taps.contains(tap))
@@ -109,6 +110,7 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
     if (replace_at_once) {
       for (auto& [name, linear] : solve_problems(work, problems, statistics)) {
         weights.at(name.substr(prefix.size())) = linear.weight;
+        scaled.erase(name.substr(prefix.size()));  // the block is not kept twice
         compressed.linears.emplace(name, std::move(linear));
       }
       std::erase_if(statistics.taps, [&](const auto& item) {

@@ -36,9 +36,10 @@ struct LayerWork {
   int64_t tokens = 0;                 // of all leaves of all ranks
   std::span<const Leaf> leaves = {};  // this rank's
   LeafMemory memory = LeafMemory::keep;
-  std::function<void()> between_stages = {};    // what must not wait for a block's end; collective
-  std::function<void()> between_leaves = {};    // on this rank alone: of a forward
-  std::span<const double> block_sparsity = {};  // by layer, where it is weighed by outliers
+  std::function<void()> between_stages = {};     // what must not wait for a block's end; collective
+  std::function<void()> between_leaves = {};     // on this rank alone: of a forward
+  std::function<void()> before_last_stage = {};  // the same, of a block: its widest input is next
+  std::span<const double> block_sparsity = {};   // by layer, where it is weighed by outliers
 };
 
 struct CompressedBlock {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
 
 #include "base/freed_memory.hpp"
@@ -64,25 +65,59 @@ class HostMemory : public MemoryModel {
   std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
                                      bool keeps_states) const override {
     const double states = keeps_states ? parts_.states(sequences) : 0.0;
+    const bool by_stages = parts_.replaces_by_stages();
     std::vector<MemoryItem> always{
         {"program and libraries", program_bytes},
-        // The dense weights, the compressed ones that replace them, and the next layer's, which are
-        // read or received meanwhile.
-        {"weights of a block, and of the next", whole_bytes(3 * parts_.block())},
+        // The next block is read or received meanwhile.
+        {"weights of a block, and of the next", whole_bytes((by_stages ? 2 : 3) * parts_.block())},
+        {"codes or masks of the block", whole_bytes(parts_.codes())},
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
         {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
          whole_bytes(states), true}};
     const auto add = [&](const char* what, double bytes) {
       if (bytes > 0) always.push_back({what, whole_bytes(bytes)});
     };
-    if (leads) add("the layer that is being written", parts_.written_layer());
     add("Hessians of the block's other inputs", parts_.kept_hessians());
     add("Hessians behind a job's own scales", parts_.scaled_hessians());
     add("factors that jobs share", parts_.shared_factors());
     add("a module that scales are tried on", parts_.tried_module());
-    const double square = 4 * std::pow(static_cast<double>(parts_.widest_tap()), 2);
+    // Leaves leave gaps that leaves of another width do not fit, and so do a layer read and one
+    // written, in the memory of the threads that do it. What is kept is then mostly less than may
+    // be.
+    const double freed = parts_.hidden(sequences) + states +
+                         (leads ? 2 * (parts_.block() + parts_.written_layer()) : 0.0);
+    constexpr double usual_share = 0.75;  // measured
+    add("freed memory that is kept", std::min(freed, usual_share * FreedMemory::most_kept));
+
+    // The layer before is written until the last stage, which has the widest input, begins.
+    std::vector<MemoryUse> moments = at_width(parts_.widest_tap(), sequences);
+    if (leads) {
+      const MemoryItem written{"the layer that is being written",
+                               whole_bytes(parts_.written_layer())};
+      auto earlier =
+          by_stages ? at_width(parts_.widest_tap_before_last_stage(), sequences) : moments;
+      for (auto& moment : earlier) {
+        moment.items.insert(moment.items.begin(), written);
+        if (by_stages) moment.when += " before the last stage";
+      }
+      if (by_stages)
+        std::ranges::move(earlier, std::back_inserter(moments));
+      else
+        moments = std::move(earlier);
+    }
+    for (auto& moment : moments)
+      moment.items.insert(moment.items.begin(), always.begin(), always.end());
+    return moments;
+  }
+
+ private:
+  /// What an input so wide takes.
+  std::vector<MemoryUse> at_width(int64_t columns, int64_t sequences) const {
+    const double square = 4 * std::pow(static_cast<double>(columns), 2);
+    // Panels of the factor, and of the Hessian that errors are measured with.
+    const double panels = square * (model_.element_bytes() < 4 ? 0.5 : 0.75);
     const MemoryItem hessian{"Hessian: float32", whole_bytes(square)};
-    std::vector<MemoryUse> moments{
+    return {
         {"measures",
          {{"one leaf on its way", whole_bytes(sequences == 0 ? 0 : parts_.passing_leaf())},
           {"Hessian: sums as integers, upper half", whole_bytes(square)},
@@ -90,22 +125,10 @@ class HostMemory : public MemoryModel {
         {"factorises", {hessian, {"factor, and room to find it", whole_bytes(2 * square)}}},
         {"solves",
          {hessian,
-          {"factor, and its panels", whole_bytes(2 * square)},
+          {"factor, and panels", whole_bytes(square + panels)},
           {"solved rows", whole_bytes(parts_.largest_problem() * (model_.element_bytes() + 1))}}}};
-    // Leaves leave gaps that leaves of another width do not fit, and so do a layer read and one
-    // written, in the memory of the threads that do it. What is kept is then mostly less than may
-    // be.
-    const double freed =
-        parts_.hidden(sequences) + states + (leads ? 2 * parts_.written_layer() : 0.0);
-    constexpr double usual_share = 0.75;  // measured
-    always.push_back({"freed memory that is kept",
-                      whole_bytes(std::min(freed, usual_share * FreedMemory::most_kept))});
-    for (auto& moment : moments)
-      moment.items.insert(moment.items.begin(), always.begin(), always.end());
-    return moments;
   }
 
- private:
   const ModelSizes& model_;
   MemoryParts parts_;
 };
@@ -164,12 +187,17 @@ double MemoryParts::caches(int run, int depth, int64_t at_once) const {
          model_.element_bytes();
 }
 
-/// A file is built in memory, and copied to be written.
+/// A file is built in memory, and copied to be written; weights that have codes are dropped before.
 double MemoryParts::written_layer() const {
+  const double stored = settle(config_.method).quantises()
+                            ? codes()
+                            : model_.linear_weights() * model_.element_bytes();
+  return 3 * stored + largest_problem() * model_.element_bytes();
+}
+
+double MemoryParts::codes() const {
   const MethodSettings method = settle(config_.method);
-  const double bits = method.quantises() ? method.bits : 8 * model_.element_bytes();
-  return block() + 3 * model_.linear_weights() * bits / 8 +
-         largest_problem() * model_.element_bytes();
+  return model_.linear_weights() * (method.quantises() ? method.bits : 1) / 8;
 }
 
 double MemoryParts::logits(int64_t at_once) const {
@@ -228,10 +256,25 @@ double MemoryParts::leaves_in_flight(int64_t sequences) const {
   return hidden(std::min(sequences, at_most));
 }
 
-int64_t MemoryParts::widest_tap() const {
+int64_t MemoryParts::widest_tap_of(const std::function<bool(const Linear&)>& counts) const {
   int64_t widest = 0;
-  for (const auto& tap : model_.block.taps) widest = std::max(widest, tap.columns);
+  for (const auto& linear : model_.block.linears)
+    if (counts(linear)) widest = std::max(widest, linear.columns);
   return widest;
+}
+
+int64_t MemoryParts::widest_tap() const {
+  return widest_tap_of([](const Linear&) { return true; });
+}
+
+int64_t MemoryParts::widest_tap_before_last_stage() const {
+  return widest_tap_of(
+      [&](const Linear& linear) { return linear.stage + 1 < model_.block.stages; });
+}
+
+bool MemoryParts::replaces_by_stages() const {
+  return !uses_awq() && sharing_ == 1 && config_.propagation == Propagation::sequential &&
+         config_.true_sequential;
 }
 
 double MemoryParts::largest_problem() const {

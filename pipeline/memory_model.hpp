@@ -1,5 +1,6 @@
 // What a rank holds at one time, item by item, by formula.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -73,6 +74,7 @@ struct MemoryParts {
   double outer() const;                  // embeddings and head
   double block() const;
   double written_layer() const;  // the one before, on its way to its file
+  double codes() const;          // or masks, of a compressed block
   double hidden(int64_t sequences) const;
   double hidden_of(double tokens) const;
   double states(int64_t sequences) const;  // the inputs of a stage, kept
@@ -80,6 +82,9 @@ struct MemoryParts {
   double leaves_in_flight(int64_t sequences) const;  // of so many that are sent
   double leaf_tokens() const;
   int64_t widest_tap() const;
+  int64_t widest_tap_before_last_stage() const;
+  /// Whether a block's compressed weights replace its dense ones stage by stage.
+  bool replaces_by_stages() const;
   double largest_problem() const;  // weights
   double kept_hessians() const;    // those that wait while the widest is in work
   /// Of the inputs that AWQ scales, beside those that jobs share.
@@ -92,6 +97,7 @@ struct MemoryParts {
   MemoryUse scoring(MemoryItem program, double tokens) const;
 
  private:
+  int64_t widest_tap_of(const std::function<bool(const Linear&)>& counts) const;
   bool uses_awq() const;
 
   const RunConfig& config_;

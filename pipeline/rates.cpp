@@ -21,7 +21,7 @@
 namespace selfcal {
 namespace {
 
-constexpr int64_t widest = 4096;      // a wider product is hardly faster
+constexpr int64_t widest = 4096;        // a wider product is hardly faster
 constexpr double largest_block = 1e11;  // flop of a leaf: larger ones are all products
 constexpr int64_t most_leaves = 4;
 constexpr double step_weights = 1 << 26;  // bytes far larger than the caches

@@ -217,6 +217,7 @@ class FlowRun {
             session_.leaf_memory,
             [this] { serve(); },
             [this] { freed_.bound(); },
+            [this] { await_writing(); },
             job.block_sparsity};
   }
 
@@ -292,32 +293,35 @@ class FlowRun {
 
   void commit(Job& job, int64_t layer, CompressedBlock block,
               const std::map<std::string, std::string>& sources, const PhaseSeconds& before) {
-    const auto record = std::make_shared<LayerRecord>();
-    record->layer = layer;
-    record->job_id = job.id;
-    record->source_hashes = sources;
-    record->linears = std::move(block.linears);
-    record->changed = std::move(block.changed);
+    LayerRecord record{layer, job.id, std::move(block.linears), std::move(block.changed), sources};
     finish_writing();
     if (job.failure) return;
+    std::string chain(hash_digits, '0');
     {
       const auto scope = session_.timer.measure(Phase::write);
-      std::string chain(hash_digits, '0');
       agree(team_, session_.timer, [&] {
-        if (!leads()) return;
-        chain = chain_hash(job.id, sequential() ? chain_ : "", record->content_hash());
-        const fs::path path = session_.directory.job(job.name()).layer(layer);
-        written_ = std::async(std::launch::async, [record, path, chain] {
-          kernels::use_one_library_thread();
-          write_layer(path, *record, chain);
-        });
+        if (leads()) chain = chain_hash(job.id, sequential() ? chain_ : "", record.content_hash());
       });
-      writing_ = &job;
       team_.broadcast(std::as_writable_bytes(std::span(chain)), 0);
       if (sequential()) chain_ = chain;
     }
     time_.charge(job);
-    report(job, layer, *record, false, before);
+    report(job, layer, record, false, before);
+    writing_ = &job;
+    if (!leads()) return;
+    written_ =
+        std::async(std::launch::async, [path = session_.directory.job(job.name()).layer(layer),
+                                        chain, record = std::move(record)]() mutable {
+          kernels::use_one_library_thread();
+          write_layer(path, std::move(record), chain);
+        });
+  }
+
+  /// The layer before is not in memory while the widest statistics of this one are.
+  void await_writing() {
+    if (!written_.valid()) return;
+    const auto scope = session_.timer.measure(Phase::write);
+    written_.wait();
   }
 
   /// Waits for the layer that is being written while others are compressed: one at a time, and

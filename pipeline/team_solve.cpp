@@ -247,8 +247,7 @@ class TeamSolve {
   Factor share_factor(Group& group) const {
     const auto scope = timer_.measure(Phase::gather);
     if (is_dealt(group)) {
-      if (auto found =
-              factorise_together(team_, group.hessian, group.settings(), timer_, context_))
+      if (auto found = factorise_together(team_, group.hessian, group.settings(), timer_, context_))
         return *std::move(found);
       // One attempt was not enough: one rank makes the others.
       group.owner = team_.size() - 1;

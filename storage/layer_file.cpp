@@ -41,6 +41,11 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
          (x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0);
 }
 
+/// For a weight that is to be rebuilt from its codes: its dtype and shape.
+at::Tensor stand_in(at::ScalarType dtype, at::IntArrayRef shape) {
+  return at::zeros({1, 1}, dtype).expand(shape);
+}
+
 void check_before_writing(const std::string& name, const CompressedLinear& linear) {
   if (!linear.weight.defined() || linear.weight.dim() != 2)
     fail(ExitCode::internal, "{}: a linear layer needs its weight", name);
@@ -98,9 +103,7 @@ CompressedLinear read_linear(const hdf5::Group& group) {
   const std::vector<int64_t> shape{group.integer("rows"), group.integer("columns")};
   if (shape[0] < 0 || shape[1] < 0)
     fail(ExitCode::data, "{}: shape {}", group.place(), shape_text(shape));
-  // Stands in for the weight, with its dtype and shape, until the content hash is known to be
-  // right.
-  if (linear.codes.defined()) linear.weight = at::zeros({1, 1}, *dtype).expand(shape);
+  if (linear.codes.defined()) linear.weight = stand_in(*dtype, shape);
   if (!linear.weight.defined() || linear.weight.scalar_type() != *dtype ||
       linear.weight.sizes() != at::IntArrayRef(shape))
     fail(ExitCode::data, "{}: no weight of {} {}", group.place(), dtype_name(*dtype),
@@ -155,8 +158,12 @@ std::string LayerRecord::content_hash() const {
   return hasher.digest();
 }
 
-void write_layer(const fs::path& path, const LayerRecord& record, const std::string& chain) {
-  for (const auto& [name, linear] : record.linears) check_before_writing(name, linear);
+void write_layer(const fs::path& path, LayerRecord record, const std::string& chain) {
+  for (auto& [name, linear] : record.linears) {
+    check_before_writing(name, linear);
+    if (linear.codes.defined())
+      linear.weight = stand_in(linear.weight.scalar_type(), linear.weight.sizes());
+  }
   hdf5::File::write(path, bytes_of(record), [&](const hdf5::Group& file) {
     file.set("kind", "layer");
     file.set("schema", schema);

@@ -62,10 +62,10 @@ struct LayerHeader {
   std::string job_id, content_hash, chain;
 };
 
-/// A quantised layer's weight must be what dequantise() gives, bit for bit; else
-/// ExitCode::internal. Writes atomically: temporary file, fsync, rename, fsync of the folder. HDF5
-/// failures and full disks: ExitCode::io.
-void write_layer(const fs::path& path, const LayerRecord& record, const std::string& chain);
+/// A quantised layer's weight must be what dequantise() gives, bit for bit, else
+/// ExitCode::internal; its memory is free then. Writes atomically: temporary file, fsync, rename,
+/// fsync of the folder. HDF5 failures and full disks: ExitCode::io.
+void write_layer(const fs::path& path, LayerRecord record, const std::string& chain);
 LayerHeader read_layer_header(const fs::path& path);
 /// Reads everything and recomputes the content hash without rebuilding weights: what resuming and
 /// verifying need.

@@ -41,9 +41,7 @@ int64_t floats_of(const std::vector<Strip>& strips, int64_t columns) {
 
 DealtFactor::DealtFactor(const at::Tensor& hessian, const MethodSettings& settings, FactorTeam team,
                          const kernels::Context& context)
-    : team_(std::move(team)),
-      context_(context),
-      damped_(damp(hessian, settings, team_, context)) {}
+    : team_(std::move(team)), context_(context), damped_(damp(hessian, settings, team_, context)) {}
 
 bool DealtFactor::factorise() {
   cholesky_.emplace(damped_.matrix.mutable_data_ptr<float>(), columns(), context_, team_);

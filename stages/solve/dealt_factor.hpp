@@ -21,8 +21,8 @@ class DealtFactor {
   /// float32, which is then for factorise_inverse(). Collective over the team.
   bool factorise();
 
-  /// Strips of U, one after the other, each down to the diagonal, by rank: this rank's are found, the
-  /// others have room. Then the Cholesky factor is gone. Independent.
+  /// Strips of U, one after the other, each down to the diagonal, by rank: this rank's are found,
+  /// the others have room. Then the Cholesky factor is gone. Independent.
   std::vector<std::span<std::byte>> invert();
 
   /// The factor from all ranks' strips; nothing where it is not finite. Independent.

@@ -181,8 +181,8 @@ DampedHessian damp(const at::Tensor& given, const MethodSettings& settings, cons
   const Diagonal diagonal = diagonal_of(hessian);
   Factor factor = begin_factor(hessian, diagonal, wanted.ordered_run);
   factor.damping = wanted.damping;
-  at::Tensor matrix = damped_matrix<float>(hessian, diagonal, wanted.damping, factor.permutation,
-                                           context, team);
+  at::Tensor matrix =
+      damped_matrix<float>(hessian, diagonal, wanted.damping, factor.permutation, context, team);
   return {std::move(factor), std::move(matrix)};
 }
 

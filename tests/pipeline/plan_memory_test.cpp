@@ -13,13 +13,13 @@ namespace {
 TEST(PlanMemoryTest, MemoryOfTheDemoIsThatOfItsParts) {
   const Plan plan = plan_of(1);
   const auto& rank = plan.ranks[0];
-  ASSERT_EQ(rank.uses.size(), 5u);
+  ASSERT_EQ(rank.uses.size(), 8u);
   const uint64_t weights =
       2ull * (30 * demo_model().block_parameters + demo_model().outer_parameters);
   EXPECT_EQ(rank.uses[0].items[1].bytes, weights);
   EXPECT_EQ(rank.uses[0].items[2].what, "keys and values of 4 micro-batches");
   EXPECT_EQ(rank.uses[0].items[2].bytes, 4 * (2ull * 2 * 30 * 4 * 512 * 3 * 64));
-  EXPECT_EQ(rank.uses[2].items[2].bytes, 2ull * 16 * 512 * 576) << "hidden states of all leaves";
+  EXPECT_EQ(rank.uses[2].items[3].bytes, 2ull * 16 * 512 * 576) << "hidden states of all leaves";
   EXPECT_LT(rank.memory, uint64_t{1} << 30) << "the demo fits in 1 GiB a rank";
   EXPECT_EQ(rank.memory, rank.uses[0].total());
 }
@@ -143,6 +143,19 @@ TEST(PlanMemoryTest, ActivationsFallAsOneOverTheTeam) {
       demo_config(), demo_model());
   EXPECT_NE(text.find("  1/team\n"), std::string::npos) << text;
   EXPECT_NE(text.find("of it falls as 1/team, the rest does not"), std::string::npos) << text;
+}
+
+/// A layer is in its file before the last stage of the next one, whose input is the widest.
+TEST(PlanMemoryTest, ALayerIsWrittenBesideNarrowInputs) {
+  const auto uses = plan_of(1).ranks[0].uses;
+  const std::string written = "the layer that is being written", hessian = "Hessian: float32";
+  EXPECT_GT(item(uses, "solves before the last stage", written), 0u);
+  EXPECT_EQ(item(uses, "solves before the last stage", hessian), 4ull * 576 * 576);
+  EXPECT_EQ(item(uses, "solves", hessian), 4ull * 1536 * 1536);
+  for (const auto& use : uses)
+    for (const auto& found : use.items) EXPECT_FALSE(use.when == "solves" && found.what == written);
+  // Where no weights are replaced before all are solved, at any time.
+  EXPECT_GT(item(plan_of(1, {"method.propagation=dense"}).ranks[0].uses, "solves", written), 0u);
 }
 
 TEST(PlanMemoryTest, WhatWaitsAtTheEdgesOfShardsIsCounted) {
