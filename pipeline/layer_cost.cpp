@@ -73,10 +73,12 @@ PhaseSeconds LayerCost::of(const BlockSettings& settings, int64_t members) const
         found * squared * static_cast<double>(columns) / (rates.factorise * share_);
     const double part = 1 / static_cast<double>(members);
     if (members > 1 && machine_.device.empty() && columns >= narrowest_dealt_factor) {
-      // Tiles of rows for the threads of all ranks, then strips of the inverse.
+      // Tiles of rows for the threads of all ranks, then strips of the inverse; each rank goes over
+      // the whole matrix as well.
       const int64_t rows = kernels::ceil_divide(columns, Cholesky<float>::tile);
       add(Phase::factorise,
           factor / 2 * (threads_ * part_of_factor(rows, members * threads_) + part));
+      if (rates.sums > 0) add(Phase::factorise, found * squared / (rates.sums * share_));
       add(Phase::gather, found * 2 * static_cast<double>(rows) * steps * machine_.latency);
     } else {
       // One rank's; the others measure controls meanwhile, which are half of what a solve takes.

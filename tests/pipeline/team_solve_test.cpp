@@ -141,7 +141,7 @@ TEST_F(TeamSolves, OneFactorIsNotForTheRankThatReadsAndWrites) {
   EXPECT_EQ(finders(), last);
 }
 
-TEST_F(TeamSolves, TheInverseOfAWideFactorIsDealtToAllRanks) {
+TEST_F(TeamSolves, AWideFactorIsDealtToAllRanks) {
   add(0, "down", 40, 1100);
   const auto expected = solve(Communicator::local());
   finders();
@@ -149,7 +149,7 @@ TEST_F(TeamSolves, TheInverseOfAWideFactorIsDealtToAllRanks) {
   EXPECT_EQ(finders(), std::vector<bool>(static_cast<size_t>(world.size()), true));
 }
 
-TEST_F(TeamSolves, AWideFactorThatTakesMoreDampingComesFromItsOwner) {
+TEST_F(TeamSolves, AWideFactorThatTakesMoreDampingComesFromOneRank) {
   add(0, "down", 40, 1100);
   statistics[0].hessian[0][1] = statistics[0].hessian[1][0] =
       1.1 * statistics[0].hessian.diagonal().max().item<float>();

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <barrier>
 #include <cmath>
-#include <thread>
 
 #include "base/gpu_module.hpp"
 #include "stages/lanes/lanes.hpp"
@@ -13,6 +12,7 @@
 #include "stages/solve/factor.hpp"
 #include "stages/solve/tiles.hpp"
 #include "tests/stages/solve_support.hpp"
+#include "tests/stages/team_of_threads.hpp"
 
 namespace selfcal {
 namespace {
@@ -72,36 +72,6 @@ TEST(Factor, IsTheSameOnAnyNumberOfThreads) {
   }
 }
 
-/// Ranks of a team as threads.
-class TeamOfThreads {
- public:
-  explicit TeamOfThreads(int ranks) : ranks_(ranks), meeting_(ranks) {}
-
-  /// Runs body(team, rank's context) on every rank.
-  void run(const std::function<void(const FactorTeam&, const kernels::Context&)>& body) {
-    std::vector<std::jthread> threads;
-    for (int rank = 0; rank < ranks_; ++rank)
-      threads.emplace_back([&, rank] {
-        Threads own(1 + rank % 2);
-        body({rank, ranks_,
-              [&, rank](std::span<std::byte> data, int root) { broadcast(data, root, rank); }},
-             own.context());
-      });
-  }
-
- private:
-  void broadcast(std::span<std::byte> data, int root, int rank) {
-    if (rank == root) from_ = data;
-    meeting_.arrive_and_wait();
-    if (rank != root) std::ranges::copy(from_, data.begin());
-    meeting_.arrive_and_wait();
-  }
-
-  int ranks_;
-  std::barrier<> meeting_;
-  std::span<std::byte> from_;
-};
-
 /// Found by many: with one tile and strip, with last ones that are narrow, with fewer than ranks.
 TEST(DealtFactor, HasTheBitsOfTheWhole) {
   for (const int64_t columns : {7, 64, 130, 500, 704}) {
@@ -114,9 +84,10 @@ TEST(DealtFactor, HasTheBitsOfTheWhole) {
       std::vector<std::optional<Factor>> joined(static_cast<size_t>(ranks));
       std::vector<std::span<std::byte>> found(joined.size());
       std::barrier meeting(ranks);
-      TeamOfThreads(ranks).run([&](const FactorTeam& team, const kernels::Context& context) {
+      TeamOfThreads(ranks).run([&](const FactorTeam& team) {
+        Threads own(1 + team.rank % 2);
         const auto rank = static_cast<size_t>(team.rank);
-        DealtFactor part(hessian, settings, team, context);
+        DealtFactor part(hessian, settings, team, own.context());
         EXPECT_TRUE(part.factorise());
         const auto parts = part.invert();
         found[rank] = parts[rank];
@@ -141,8 +112,9 @@ TEST(DealtFactor, GivesUpOnAllRanksWhereOneAttemptIsNotEnough) {
   at::Tensor hessian = at::eye(300) + 0.0f;
   hessian[150][151] = hessian[151][150] = 1.1f;  // found by the second of the ranks
   std::atomic<int> gave_up = 0;
-  TeamOfThreads(3).run([&](const FactorTeam& team, const kernels::Context& context) {
-    gave_up += !DealtFactor(hessian, {}, team, context).factorise();
+  TeamOfThreads(3).run([&](const FactorTeam& team) {
+    Threads own(1);
+    gave_up += !DealtFactor(hessian, {}, team, own.context()).factorise();
   });
   EXPECT_EQ(gave_up, 3);
   Threads threads(1);
