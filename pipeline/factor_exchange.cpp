@@ -77,6 +77,7 @@ std::optional<Factor> factorise_together(const Communicator& team, const at::Ten
     parts = dealt->invert();
   });
   team.all_gather(parts);
+  const auto scope = timer.measure(Phase::factorise);
   return dealt->join();
 }
 

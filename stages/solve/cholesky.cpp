@@ -159,10 +159,12 @@ void Cholesky<T>::invert_strip(int64_t first, int64_t count, float* rows, int64_
 
 template <class T>
 void Cholesky<T>::invert_reversed(float* upper) const {
+  // Its pages are taken one after the other before strips are written across them.
   kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
-    float* rows = upper + n_ - first - count;
-    invert_strip(first, count, rows, n_);
-    for (int64_t row = n_ - first; row < n_; ++row) std::fill_n(rows + row * n_, count, 0.0f);
+    std::fill_n(upper + first * n_, count * n_, 0.0f);
+  });
+  kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
+    invert_strip(first, count, upper + n_ - first - count, n_);
   });
 }
 

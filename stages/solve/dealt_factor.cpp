@@ -12,6 +12,7 @@ namespace selfcal {
 namespace {
 
 constexpr int64_t strip = Cholesky<float>::strip;
+constexpr int64_t rows_joined = 64;  // at a time
 
 /// Columns from the right, and where their floats start among all ranks'.
 struct Strip {
@@ -73,18 +74,19 @@ std::optional<Factor> DealtFactor::join() {
   const int64_t n = columns();
   at::Tensor upper = at::empty({n, n}, at::kFloat);
   auto* into = upper.mutable_data_ptr<float>();
-  for (const auto& strips : deal_strips(n, team_.size))
-    kernels::for_tiles(context_, std::ssize(strips), [&](int64_t index) {
-      const auto& [first, count, at] = strips[static_cast<size_t>(index)];
-      const float* from = strips_.const_data_ptr<float>() + at;
-      for (int64_t row = 0; row < n; ++row) {
-        float* there = into + row * n + n - first - count;
-        if (row < n - first)
-          std::copy_n(from + row * count, count, there);
-        else
-          std::fill_n(there, count, 0.0f);
-      }
-    });
+  const auto dealt = deal_strips(n, team_.size);
+  // By rows, so that the matrix's pages are taken one after the other.
+  kernels::for_ranges(context_, n, rows_joined, [&](int64_t begin, int64_t rows) {
+    for (const auto& strips : dealt)
+      for (const auto& [first, count, at] : strips)
+        for (int64_t row = begin; row < begin + rows; ++row) {
+          float* there = into + row * n + n - first - count;
+          if (row < n - first)
+            std::copy_n(strips_.const_data_ptr<float>() + at + row * count, count, there);
+          else
+            std::fill_n(there, count, 0.0f);
+        }
+  });
   strips_.reset();
   if (!kernels::all_finite(context_, upper)) return std::nullopt;
   damped_.factor.upper = std::move(upper);

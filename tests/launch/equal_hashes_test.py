@@ -89,6 +89,9 @@ OTHER_JOBS = {
         ["1 + 2 shards"]),
     # More than two blocks of columns: the errors of a bfloat16 model go from block to block in whole numbers.
     "gptq, wide": ({"model__path": "wide", "method__group_size": 32}, ["2 shared, 2 threads", "1 + team 2", "2 shards x team 2"]),
+    # So wide that a team finds the factor together.
+    "gptq, a dealt factor": ({"model__path": "wider", "method__group_size": 32},
+                             ["1 rank, 3 threads", "2 shared, 2 threads", "1 + team 3", "2 shards x team 2", "4 shared"]),
     "sparsegpt by threshold, wide": (
         {**PRUNER, "model__path": "wide", "method__name": "sparsegpt", "method__sparsity": 0.5}, ["2 + 1", "4 shared"]),
 }
@@ -108,6 +111,7 @@ class EqualHashes(SelfcalCase):
     def setUpClass(cls):
         super().setUpClass()
         write_tiny_model(cls.folder / "wide", hidden=160, intermediate=288, layers=3)
+        write_tiny_model(cls.folder / "wider", intermediate=1056, layers=2)
 
     def check(self, job, settings, layouts):
         """A job in these layouts, against one rank."""

@@ -106,6 +106,25 @@ class Scaling(SelfcalCase):
         again, _ = self.study("queued", text)
         self.assertNotIn("$ sbatch", again)
 
+    def random_model(self, *options):
+        return Job([REPOSITORY / "tools/random_model", *options], self.folder).result()
+
+    def test_random_model(self):
+        """Has the shapes that were asked for, in files that selfcal reads."""
+        self.assertEqual(self.random_model("model", "random", "--layers", 2, "--vocabulary", 32)[0], 0)
+        out = self.succeed("plan", "config.yaml", "--ranks", 1, "--set", "model.path=random")
+        self.assertRegex(out, r"random: LlamaForCausalLM, 2 layers")
+        self.compress("of-random", model__path="random", calibration__source="vocabulary")
+        (self.folder / "opt").mkdir()
+        (self.folder / "opt/config.json").write_text('{"architectures": ["OPTForCausalLM"]}')
+        for options, words in [(("model", "random"), "random is there already"), (("opt", "new"), "found ['OPTForCausalLM']"),
+                               (("none", "new"), "none: "), (("model", "new", "--layers", 0), "--layers: found 0")]:
+            with self.subTest(words):
+                code, _, err = self.random_model(*options)
+                self.assertEqual((code, len(err.strip().splitlines())), (1, 1), err)
+                self.assertIn(words, err)
+                self.assertFalse((self.folder / "new").exists())
+
     def test_bad_studies(self):
         for name, text, words in [("key", STUDY + "rank: 3\n", "rank: unknown key"),
                                   ("kind", STUDY.replace("strong", "steep"), "found steep, expected strong or weak"),

@@ -54,13 +54,14 @@ class WatchdogRun(SelfcalCase):
         self.assertGreater(report["sampling_seconds"], 1.5, "this machine is too fast for this test: make it longer")
 
     def test_a_factorisation_longer_than_the_timeout_is_healthy(self):
-        """One rank of a team finds the factor of a wide input, the other waits for it."""
+        """Too few tokens and no damping: after the team's attempt one rank finds the factor of a wide input, the other waits."""
         write_tiny_model(self.folder / "model-wide", intermediate=8192, layers=1)
         self.compress("factor", 2, layout__mode="shared", layout__timeout=1, model__path="model-wide",
-                      calibration__source="vocabulary")
-        report = json.loads((self.folder / "factor/jobs/default/report.json").read_text())
-        factorising = max(rank["seconds"].get("factorise", 0) for rank in report["ranks"])
+                      calibration__source="vocabulary", method__damping=0)
+        seconds = [rank["seconds"] for rank in json.loads((self.folder / "factor/jobs/default/report.json").read_text())["ranks"]]
+        factorising = max(phases.get("factorise", 0) for phases in seconds)
         self.assertGreater(factorising, 1.5, "this machine is too fast for this test: make the input wider")
+        self.assertGreater(max(phases["idle"] for phases in seconds), factorising / 2, "nobody waited")
 
 
 if __name__ == "__main__":
