@@ -55,16 +55,19 @@ class DeviceMemory : public MemoryModel {
                            whole_bytes(parts_.hidden(edges.forwarded) + parts_.passing_leaf())});
   }
 
-  std::vector<MemoryUse> compressing(int64_t sequences, bool, bool keeps_states) const override {
+  std::vector<MemoryUse> compressing(const ShardPart& part) const override {
+    const int64_t sequences = part.sequences;
     const auto columns = static_cast<double>(parts_.widest_tap()), squared = columns * columns;
     const auto block_rows = static_cast<double>(LibrarySums::rows_of_a_block);
     const MemoryItem hessian{"Hessian: float32", whole_bytes(4 * squared)};
     std::vector<MemoryItem> always{
         context(),
-        {"weights of a block, and of the next", whole_bytes(2 * parts_.block())},
+        // The next block waits in the host's memory, unless it is on its way to a team.
+        {part.alone ? "weights of a block" : "weights of a block, and of the next",
+         whole_bytes((part.alone ? 1 : 2) * parts_.block())},
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
-        {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
-         whole_bytes(keeps_states ? parts_.states(sequences) : 0), true}};
+        {part.keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+         whole_bytes(part.keeps_states ? parts_.states(sequences) : 0), true}};
     const double waiting = parts_.kept_hessians() + parts_.shared_factors();
     if (waiting > 0)
       always.push_back(
@@ -138,13 +141,17 @@ class MemoryBesideDevice : public MemoryModel {
     if (edges.reads_blocks) add("weights of a block, on their way", parts_.block(), false);
   }
 
-  std::vector<MemoryUse> compressing(int64_t, bool, bool) const override {
+  std::vector<MemoryUse> compressing(const ShardPart& part) const override {
     const double squared = std::pow(static_cast<double>(parts_.widest_tap()), 2);
     MemoryUse use{"compresses",
                   {program(),
-                   {"weights of a block, and of the next", whole_bytes(3 * parts_.block())},
+                   {"weights of a block, and of the next",
+                    whole_bytes((parts_.replaces_by_stages() ? 2 : 3) * parts_.block())},
+                   {"codes or masks of the block", whole_bytes(parts_.codes())},
                    {"solved rows",
                     whole_bytes(parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0))}}};
+    if (part.leads)
+      use.items.push_back({"the layer that is being written", whole_bytes(parts_.written_layer())});
     if (host_solves_some_)
       use.items.push_back(
           {"Hessian and factor of what the host solves", whole_bytes(12 * squared)});

@@ -62,9 +62,9 @@ class HostMemory : public MemoryModel {
                                          parts_.passing_leaf());
   }
 
-  std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
-                                     bool keeps_states) const override {
-    const double states = keeps_states ? parts_.states(sequences) : 0.0;
+  std::vector<MemoryUse> compressing(const ShardPart& part) const override {
+    const int64_t sequences = part.sequences;
+    const double states = part.keeps_states ? parts_.states(sequences) : 0.0;
     const bool by_stages = parts_.replaces_by_stages();
     std::vector<MemoryItem> always{
         {"program and libraries", program_bytes},
@@ -72,7 +72,7 @@ class HostMemory : public MemoryModel {
         {"weights of a block, and of the next", whole_bytes((by_stages ? 2 : 3) * parts_.block())},
         {"codes or masks of the block", whole_bytes(parts_.codes())},
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
-        {keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
+        {part.keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
          whole_bytes(states), true}};
     const auto add = [&](const char* what, double bytes) {
       if (bytes > 0) always.push_back({what, whole_bytes(bytes)});
@@ -85,13 +85,13 @@ class HostMemory : public MemoryModel {
     // written, in the memory of the threads that do it. What is kept is then mostly less than may
     // be.
     const double freed = parts_.hidden(sequences) + states +
-                         (leads ? 2 * (parts_.block() + parts_.written_layer()) : 0.0);
+                         (part.leads ? 2 * (parts_.block() + parts_.written_layer()) : 0.0);
     constexpr double usual_share = 0.75;  // measured
     add("freed memory that is kept", std::min(freed, usual_share * FreedMemory::most_kept));
 
     // The layer before is written until the last stage, which has the widest input, begins.
     std::vector<MemoryUse> moments = at_width(parts_.widest_tap(), sequences);
-    if (leads) {
+    if (part.leads) {
       const MemoryItem written{"the layer that is being written",
                                whole_bytes(parts_.written_layer())};
       auto earlier =

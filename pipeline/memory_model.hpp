@@ -31,6 +31,14 @@ struct ShardEdges {
   bool reads_blocks = false;  // what it forwards with is not in memory already
 };
 
+/// What a rank does for its shard.
+struct ShardPart {
+  int64_t sequences = 0;     // of its leaves
+  bool leads = false;        // it reads and writes for its team
+  bool alone = false;        // it is all of its team
+  bool keeps_states = true;  // the inputs of a stage are held while they are needed
+};
+
 /// One kind of memory of a rank.
 class MemoryModel {
  public:
@@ -40,10 +48,8 @@ class MemoryModel {
   virtual MemoryUse sampling(int run, int depth, int64_t at_once) const = 0;
   /// Of a rank of the first shard with leaves of so many sequences.
   virtual MemoryUse embedding(int64_t sequences) const = 0;
-  /// At the times that differ. `leads`: it reads and writes for its team. `keeps_states`: the
-  /// inputs of a stage are held while they are needed.
-  virtual std::vector<MemoryUse> compressing(int64_t sequences, bool leads,
-                                             bool keeps_states) const = 0;
+  /// At the times that differ.
+  virtual std::vector<MemoryUse> compressing(const ShardPart& part) const = 0;
   /// While text of so many tokens is scored.
   virtual MemoryUse scoring(double tokens) const = 0;
   /// What of the edges is in this memory.

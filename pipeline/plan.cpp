@@ -183,7 +183,8 @@ class Planner {
     }
     plan.role = plan.micro_batches > 0 ? "samples, then compresses" : "compresses";
     const bool embeds = shard == 0 || config_.method.sparsity.by_outliers,
-               leads = layout.team_of(shard).front() == rank;
+               leads = layout.team_of(shard).front() == rank,
+               alone = layout.team_of(shard).size() == 1;
     const bool several = layout.shards() > 1, dense = config_.propagation == Propagation::dense;
     ShardEdges compressing, sampling;
     if (several && !dense && followed_ && shard + 1 < layout.shards()) compressing.waiting = rows;
@@ -205,7 +206,7 @@ class Planner {
         memory.add_edges(uses.back(), sampling);
       }
       if (embeds) uses.push_back(memory.embedding(rows));
-      for (auto& use : memory.compressing(rows, leads, keeps_states)) {
+      for (auto& use : memory.compressing({rows, leads, alone, keeps_states})) {
         memory.add_edges(use, compressing);
         uses.push_back(std::move(use));
       }

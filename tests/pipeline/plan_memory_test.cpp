@@ -212,8 +212,16 @@ TEST(PlanMemoryTest, KnowsWhatAGpuHolds) {
   for (const auto& use : rank.uses) most = std::max(most, use.total());
   EXPECT_EQ(rank.memory, most);
   EXPECT_EQ(item(rank.host_uses, "compresses", "weights of a block, and of the next"),
-            3 * 2 * static_cast<uint64_t>(model.block_parameters));
-  EXPECT_EQ(rank.host_uses.back().items.back().what, "solved rows");
+            2 * 2 * static_cast<uint64_t>(model.block_parameters));
+  EXPECT_EQ(rank.host_uses.back().items.back().what, "the layer that is being written");
+  // The next block is on the GPU only where it is on its way to a team.
+  EXPECT_EQ(item(rank.uses, "solves", "weights of a block"),
+            2 * static_cast<uint64_t>(model.block_parameters));
+  const Plan of_two = make_plan(demo_config({"layout.mode=shared"}), model, 2,
+                                device_machine("h100", at::kBFloat16));
+  EXPECT_EQ(item(of_two.ranks.back().uses, "solves", "weights of a block, and of the next"),
+            2 * 2 * static_cast<uint64_t>(model.block_parameters));
+  EXPECT_EQ(of_two.ranks.back().host_uses.back().items.back().what, "solved rows");
 
   const std::string text = to_text(plan, demo_config(), model);
   for (const char* there : {"solves       on the device", "memory of rank 0's GPU while it",
