@@ -2,6 +2,7 @@
 """The watchdog in whole jobs: a stopped rank ends one in time, in sampling and in compressing, and it can go on afterwards;
 phases longer than the timeout do not end it."""
 import json
+import os
 import signal
 import sys
 import time
@@ -9,10 +10,12 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-from selfcal_case import SelfcalCase  # noqa: E402
+import slurm_cluster  # noqa: E402
+from selfcal_case import BINARY, Job, SelfcalCase  # noqa: E402
 from tiny_model import write_tiny_model  # noqa: E402
 
 INPUT_OUTPUT = 74
+KILLED = 128 + signal.SIGKILL
 TIMEOUT = 2
 SLACK = 5
 LONG = {"calibration__length": 200, "calibration__sequences": 128}
@@ -30,10 +33,13 @@ class WatchdogRun(SelfcalCase):
         code, _, err = job.result(limit=60)
         self.assertLess(time.monotonic() - since, TIMEOUT + SLACK, err)
         self.assertEqual(code, INPUT_OUTPUT, err)
+        self.check_line(err, stopped)
+        return err
+
+    def check_line(self, err, stopped):
         lines = [line for line in err.splitlines() if line.startswith("selfcal: error:")]
         self.assertEqual(len(lines), 1, err)
         self.assertIn(f"rank {stopped} on ", lines[0])
-        return err
 
     def test_a_stopped_generator(self):
         parts = self.folder / "sampling" / "calibration"
@@ -46,6 +52,24 @@ class WatchdogRun(SelfcalCase):
                             calibration__source="vocabulary", calibration__length=256, calibration__sequences=512)
         self.assertIn("with all its group", err)
         self.assertEqual(len(list((self.folder / "compressing").glob("jobs/*/model.h5"))), 0)
+
+    def test_a_stopped_rank_under_slurm(self):
+        """As launch/slurm/compress.sbatch starts ranks: srun kills one that cannot leave, and says so by its exit code."""
+        if reason := slurm_cluster.reason_against():
+            self.skipTest(reason)
+        parts = self.folder / "slurm" / "calibration"
+        words = ["srun", "--mpi=pmix", "--wait=3", "-N", 2, "-n", 2, BINARY, "compress", "config.yaml",
+                 *self.settings("slurm", layout__timeout=TIMEOUT, **LONG)]
+        with slurm_cluster.SlurmCluster(2) as slurm:
+            job = Job(words, self.folder, slurm.environment)
+            self.wait_for(lambda: list(parts.glob("*.parts/*.h5")), job, "the moment to stop a rank")
+            os.kill(slurm.process_of(BINARY, rank=1), signal.SIGSTOP)
+            since = time.monotonic()
+            code, _, err = job.result(limit=60)
+        self.assertLess(time.monotonic() - since, TIMEOUT + 3 + SLACK, err)
+        self.assertIn("task 0: Exited with exit code 74", err)
+        self.assertEqual(code, KILLED, err)
+        self.check_line(err, 1)
 
     def test_long_phases_are_healthy(self):
         """One generator samples for longer than the timeout, three ranks wait; then a team works for longer."""
