@@ -146,7 +146,7 @@ class MemoryBesideDevice : public MemoryModel {
     MemoryUse use{"compresses",
                   {program(),
                    {"weights of a block, and of the next",
-                    whole_bytes((parts_.replaces_by_stages() ? 2 : 3) * parts_.block())},
+                    whole_bytes(parts_.block_in_work() + parts_.block())},
                    {"codes or masks of the block", whole_bytes(parts_.codes())},
                    {"solved rows",
                     whole_bytes(parts_.largest_problem() * (4.0 + model_.element_bytes() + 1.0))}}};

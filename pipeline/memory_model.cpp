@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <set>
 
 #include "base/freed_memory.hpp"
@@ -65,11 +64,11 @@ class HostMemory : public MemoryModel {
   std::vector<MemoryUse> compressing(const ShardPart& part) const override {
     const int64_t sequences = part.sequences;
     const double states = part.keeps_states ? parts_.states(sequences) : 0.0;
-    const bool by_stages = parts_.replaces_by_stages();
     std::vector<MemoryItem> always{
         {"program and libraries", program_bytes},
         // The next block is read or received meanwhile.
-        {"weights of a block, and of the next", whole_bytes((by_stages ? 2 : 3) * parts_.block())},
+        {"weights of a block, and of the next",
+         whole_bytes(parts_.block_in_work() + parts_.block())},
         {"codes or masks of the block", whole_bytes(parts_.codes())},
         {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true},
         {part.keeps_states ? "inputs of a stage, kept" : "inputs of a stage, computed again",
@@ -89,22 +88,19 @@ class HostMemory : public MemoryModel {
     constexpr double usual_share = 0.75;  // measured
     add("freed memory that is kept", std::min(freed, usual_share * FreedMemory::most_kept));
 
-    // The layer before is written until the last stage, which has the widest input, begins.
+    // The layer before is in its file when the last stage begins, which has the widest input; where
+    // weights are not replaced by then, all solves come after that.
+    const MemoryItem written{"the layer that is being written",
+                             whole_bytes(parts_.written_layer())};
+    const bool by_stages = parts_.replaces_by_stages();
+    if (part.leads && !by_stages) always.push_back(written);
     std::vector<MemoryUse> moments = at_width(parts_.widest_tap(), sequences);
-    if (part.leads) {
-      const MemoryItem written{"the layer that is being written",
-                               whole_bytes(parts_.written_layer())};
-      auto earlier =
-          by_stages ? at_width(parts_.widest_tap_before_last_stage(), sequences) : moments;
-      for (auto& moment : earlier) {
-        moment.items.insert(moment.items.begin(), written);
-        if (by_stages) moment.when += " before the last stage";
+    if (part.leads && by_stages)
+      for (auto& moment : at_width(parts_.widest_tap_before_last_stage(), sequences)) {
+        moment.when += " before the last stage";
+        moment.items.push_back(written);
+        moments.push_back(std::move(moment));
       }
-      if (by_stages)
-        std::ranges::move(earlier, std::back_inserter(moments));
-      else
-        moments = std::move(earlier);
-    }
     for (auto& moment : moments)
       moment.items.insert(moment.items.begin(), always.begin(), always.end());
     return moments;
@@ -272,10 +268,15 @@ int64_t MemoryParts::widest_tap_before_last_stage() const {
       [&](const Linear& linear) { return linear.stage + 1 < model_.block.stages; });
 }
 
-bool MemoryParts::replaces_by_stages() const {
-  return !uses_awq() && sharing_ == 1 && config_.propagation == Propagation::sequential &&
-         config_.true_sequential;
+bool MemoryParts::replaces_at_once() const {
+  return config_.propagation == Propagation::sequential && config_.true_sequential;
 }
+
+bool MemoryParts::replaces_by_stages() const {
+  return !uses_awq() && sharing_ == 1 && replaces_at_once();
+}
+
+double MemoryParts::block_in_work() const { return (replaces_by_stages() ? 1 : 2) * block(); }
 
 double MemoryParts::largest_problem() const {
   double largest = 0;
@@ -293,15 +294,13 @@ bool MemoryParts::uses_awq() const {
 /// AWQ takes them from the block before it is rounded; a block whose layers are not replaced stage
 /// by stage is measured whole.
 double MemoryParts::kept_hessians() const {
-  const bool replaced_at_once =
-      config_.propagation == Propagation::sequential && config_.true_sequential;
-  if (!uses_awq() && replaced_at_once) return 0;
+  if (!uses_awq() && replaces_at_once()) return 0;
   std::set<int> taps;
   for (const auto& linear : model_.block.linears) {
     const bool is_scaled = std::ranges::any_of(model_.block.scale_pairs, [&](const auto& pair) {
       return pair.consumers.front() == linear.name;
     });
-    if (!replaced_at_once || is_scaled) taps.insert(linear.tap);
+    if (!replaces_at_once() || is_scaled) taps.insert(linear.tap);
   }
   double all = 0, widest = 0;
   for (const int tap : taps) {

@@ -79,6 +79,7 @@ struct MemoryParts {
   double logits(int64_t at_once) const;  // float32, of a step
   double outer() const;                  // embeddings and head
   double block() const;
+  double block_in_work() const;  // with its compressed weights, unless they replace the dense ones
   double written_layer() const;  // the one before, on its way to its file
   double codes() const;          // or masks, of a compressed block
   double hidden(int64_t sequences) const;
@@ -105,6 +106,7 @@ struct MemoryParts {
  private:
   int64_t widest_tap_of(const std::function<bool(const Linear&)>& counts) const;
   bool uses_awq() const;
+  bool replaces_at_once() const;
 
   const RunConfig& config_;
   const ModelSizes& model_;

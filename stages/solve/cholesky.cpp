@@ -49,16 +49,15 @@ Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context, Fac
       n_(n),
       context_(context),
       team_(std::move(team)),
-      diagonal_(n),
-      inverses_(kernels::ceil_divide(n, tile) * tile * tile),
-      row_(team_.size > 1 ? tile * n : 0) {
+      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {
+  std::vector<T> diagonal(n), room(team_.size > 1 ? tile * n : 0);
   for_own_tiles(0, [&](int64_t i) {
-    for (int64_t k = i; k < i + size_at(i); ++k) diagonal_[k] = matrix[k * (n + 1)];
+    for (int64_t k = i; k < i + size_at(i); ++k) diagonal[k] = matrix[k * (n + 1)];
   });
   for (int64_t j = 0; j < n; j += tile) {
-    share_row(j);
+    share_row(j, room);
     for_own_tiles(j, [&](int64_t i) { subtract_earlier(i, j); });
-    if (owner_of(j) == team_.rank) factorise_diagonal(j);
+    if (team_.owns(j / tile)) factorise_diagonal(j, diagonal);
     share_inverse(j);
     if (*inverse_at(j) == 0) return;  // no inverse has a zero on its diagonal
     for_own_tiles(j + tile, [&](int64_t i) { divide_by_diagonal(i, j); });
@@ -69,22 +68,22 @@ Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context, Fac
 /// Calls body(i) for the rows of tiles from `first` on that are this rank's, on the threads.
 template <class T>
 void Cholesky<T>::for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const {
-  const int64_t step = team_.size * tile,
-                own = first + (team_.rank - owner_of(first) + team_.size) % team_.size * tile;
+  const int64_t step = team_.size * tile, behind = team_.rank - team_.owner_of(first / tile),
+                own = first + (behind + team_.size) % team_.size * tile;
   if (own < n_)
     kernels::for_tiles(context_, kernels::ceil_divide(n_ - own, step),
                        [&](int64_t i) { body(own + i * step); });
 }
 
-/// L[j, :j] from its rank to all.
+/// L[j, :j] from its rank to all, by way of `room`.
 template <class T>
-void Cholesky<T>::share_row(int64_t j) {
+void Cholesky<T>::share_row(int64_t j, std::span<T> room) {
   if (team_.size == 1 || j == 0) return;
-  const std::span<T> packed(row_.data(), size_at(j) * j);
-  const bool owns = owner_of(j) == team_.rank;
+  const std::span<T> packed = room.first(size_at(j) * j);
+  const bool owns = team_.owns(j / tile);
   for (int64_t row = 0; owns && row < size_at(j); ++row)
     std::copy_n(matrix_ + (j + row) * n_, j, packed.data() + row * j);
-  team_.broadcast(std::as_writable_bytes(packed), owner_of(j));
+  team_.broadcast(std::as_writable_bytes(packed), team_.owner_of(j / tile));
   for (int64_t row = 0; !owns && row < size_at(j); ++row)
     std::copy_n(packed.data() + row * j, j, matrix_ + (j + row) * n_);
 }
@@ -93,7 +92,8 @@ void Cholesky<T>::share_row(int64_t j) {
 template <class T>
 void Cholesky<T>::share_inverse(int64_t j) {
   if (team_.size > 1)
-    team_.broadcast(std::as_writable_bytes(std::span(inverse_at(j), tile * tile)), owner_of(j));
+    team_.broadcast(std::as_writable_bytes(std::span(inverse_at(j), tile * tile)),
+                    team_.owner_of(j / tile));
 }
 
 /// A[i, j] -= L[i, :j] L[j, :j]^T: what the columns before j take off a tile.
@@ -106,12 +106,12 @@ void Cholesky<T>::subtract_earlier(int64_t i, int64_t j) {
 
 /// And inverts it, if it is positive definite.
 template <class T>
-void Cholesky<T>::factorise_diagonal(int64_t j) {
+void Cholesky<T>::factorise_diagonal(int64_t j, const std::vector<T>& diagonal) {
   T* corner = matrix_ + j * (n_ + 1);
   if (!blas::factorise<T>(size_at(j), corner, n_)) return;
   for (int64_t k = 0; k < size_at(j); ++k) {
     const T pivot = corner[k * (n_ + 1)];
-    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal_[j + k])) return;
+    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[j + k])) return;
   }
   invert_lower(corner, n_, size_at(j), inverse_at(j), tile);
 }
@@ -159,12 +159,10 @@ void Cholesky<T>::invert_strip(int64_t first, int64_t count, float* rows, int64_
 
 template <class T>
 void Cholesky<T>::invert_reversed(float* upper) const {
-  // Its pages are taken one after the other before strips are written across them.
   kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
-    std::fill_n(upper + first * n_, count * n_, 0.0f);
-  });
-  kernels::for_ranges(context_, n_, strip, [&](int64_t first, int64_t count) {
-    invert_strip(first, count, upper + n_ - first - count, n_);
+    float* rows = upper + n_ - first - count;
+    invert_strip(first, count, rows, n_);
+    for (int64_t row = n_ - first; row < n_; ++row) std::fill_n(rows + row * n_, count, 0.0f);
   });
 }
 

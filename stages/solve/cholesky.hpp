@@ -48,12 +48,11 @@ class Cholesky {
   T* inverse_at(int64_t first) { return inverses_.data() + first * tile; }
   const T* inverse_at(int64_t first) const { return inverses_.data() + first * tile; }
 
-  int owner_of(int64_t i) const { return team_.owner_of(i / tile); }
   void for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const;
-  void share_row(int64_t j);
+  void share_row(int64_t j, std::span<T> room);
   void share_inverse(int64_t j);
   void subtract_earlier(int64_t i, int64_t j);
-  void factorise_diagonal(int64_t j);
+  void factorise_diagonal(int64_t j, const std::vector<T>& diagonal);
   void divide_by_diagonal(int64_t i, int64_t j);
   std::vector<T> inverse_strip(int64_t top, int64_t first, int64_t count) const;
 
@@ -61,9 +60,7 @@ class Cholesky {
   int64_t n_;
   kernels::Context context_;
   FactorTeam team_;
-  std::vector<T> diagonal_;  // of A
   std::vector<T> inverses_;  // of the diagonal tiles, [tiles][128][128]
-  std::vector<T> row_;       // of tiles, on its way
   bool succeeded_ = false;
 };
 

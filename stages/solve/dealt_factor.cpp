@@ -75,7 +75,6 @@ std::optional<Factor> DealtFactor::join() {
   at::Tensor upper = at::empty({n, n}, at::kFloat);
   auto* into = upper.mutable_data_ptr<float>();
   const auto dealt = deal_strips(n, team_.size);
-  // By rows, so that the matrix's pages are taken one after the other.
   kernels::for_ranges(context_, n, rows_joined, [&](int64_t begin, int64_t rows) {
     for (const auto& strips : dealt)
       for (const auto& [first, count, at] : strips)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import slurm_cluster  # noqa: E402
-from selfcal_case import BINARY, Job, SelfcalCase  # noqa: E402
+from selfcal_case import BINARY, Job, SelfcalCase, all_processes, with_variables  # noqa: E402
 from tiny_model import write_tiny_model  # noqa: E402
 
 INPUT_OUTPUT = 74
@@ -63,7 +63,8 @@ class WatchdogRun(SelfcalCase):
         with slurm_cluster.SlurmCluster(2) as slurm:
             job = Job(words, self.folder, slurm.environment)
             self.wait_for(lambda: list(parts.glob("*.parts/*.h5")), job, "the moment to stop a rank")
-            os.kill(slurm.process_of(BINARY, rank=1), signal.SIGSTOP)
+            stopped, = with_variables(all_processes(), SLURM_CONF=slurm.environment["SLURM_CONF"], SLURM_PROCID=1)
+            os.kill(stopped, signal.SIGSTOP)
             since = time.monotonic()
             code, _, err = job.result(limit=60)
         self.assertLess(time.monotonic() - since, TIMEOUT + 3 + SLACK, err)

@@ -40,6 +40,23 @@ def session_of(pid):
         return None
 
 
+def all_processes():
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def with_variables(pids, **variables):
+    """Those of the processes that have these in their environment; some may end meanwhile."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = []
+    for pid in pids:
+        try:
+            if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.append(pid)
+        except OSError:
+            pass
+    return found
+
+
 class Job:
     """A running command. Its processes, mpirun's ranks too, share a session, so that all can be found and ended."""
 
@@ -49,13 +66,11 @@ class Job:
                                         env=os.environ | ENVIRONMENT | (environment or {}))
 
     def processes(self):
-        return [int(entry) for entry in os.listdir("/proc")
-                if entry.isdigit() and session_of(entry) == self.process.pid]
+        return [pid for pid in all_processes() if session_of(pid) == self.process.pid]
 
     def signal_rank(self, number, rank):
         """To one rank of mpirun's, and to the shell around it where there is one."""
-        mark = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-        found = [pid for pid in self.processes() if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+        found = with_variables(self.processes(), OMPI_COMM_WORLD_RANK=rank)
         if not found:
             raise AssertionError(f"no process of rank {rank}")
         for pid in found:

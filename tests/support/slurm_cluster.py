@@ -109,19 +109,6 @@ class SlurmCluster:
         """Until the queue is empty."""
         self.wait(lambda: not self.run("squeue", "-h").strip(), "an empty queue", limit)
 
-    @staticmethod
-    def process_of(program, rank):
-        """The process of a rank of the step that runs `program`."""
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                words = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
-                runs = os.path.samefile(f"/proc/{entry}/exe", program)
-            except OSError:  # it has ended, or is of the kernel
-                continue
-            if runs and f"SLURM_PROCID={rank}".encode() in words:
-                return int(entry)
-        raise LookupError(f"no process of rank {rank}")
-
     def logs(self):
         return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
 
