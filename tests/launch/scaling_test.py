@@ -118,7 +118,8 @@ class Scaling(SelfcalCase):
         (self.folder / "opt").mkdir()
         (self.folder / "opt/config.json").write_text('{"architectures": ["OPTForCausalLM"]}')
         for options, words in [(("model", "random"), "random is there already"), (("opt", "new"), "found ['OPTForCausalLM']"),
-                               (("none", "new"), "none: "), (("model", "new", "--layers", 0), "--layers: found 0")]:
+                               (("none", "new"), "none: "), (("model", "config.yaml/new"), "config.yaml/new: "),
+                               (("model", "new", "--layers", 0), "--layers: found 0")]:
             with self.subTest(words):
                 code, _, err = self.random_model(*options)
                 self.assertEqual((code, len(err.strip().splitlines())), (1, 1), err)
