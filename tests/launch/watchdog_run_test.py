@@ -22,12 +22,12 @@ LONG = {"calibration__length": 200, "calibration__sequences": 128}
 
 
 class WatchdogRun(SelfcalCase):
-    def stop_one(self, output, stopped, ranks, condition, **settings):
-        """Stops a rank once `condition`; the job's standard error."""
+    def stop_one(self, output, stopped, ranks, condition, later=0.0, **settings):
+        """Stops a rank `later` seconds after `condition`; the job's standard error."""
         words = self.settings(output, layout__timeout=TIMEOUT, **(LONG | settings))
         job = self.start("compress", "config.yaml", *words, ranks=ranks)
         self.wait_for(condition, job, "the moment to stop a rank")
-        time.sleep(0.5)
+        time.sleep(later)
         job.signal_rank(signal.SIGSTOP, stopped)
         since = time.monotonic()
         code, _, err = job.result(limit=60)
@@ -43,12 +43,14 @@ class WatchdogRun(SelfcalCase):
 
     def test_a_stopped_generator(self):
         parts = self.folder / "sampling" / "calibration"
-        err = self.stop_one("sampling", 1, 2, lambda: list(parts.glob("*.parts/*.h5")))
+        # In the middle of a large batch: none is on its way.
+        err = self.stop_one("sampling", 1, 2, lambda: list(parts.glob("*.parts/*.h5")), later=0.3,
+                            calibration__micro_batch=256, calibration__sequences=1024)
         self.assertIn("works in phase sample", err)
         self.assertIn("for sampled batches from any rank", err)
 
     def test_a_stopped_compressor(self):
-        err = self.stop_one("compressing", 2, 3, lambda: self.layer_files("compressing"),
+        err = self.stop_one("compressing", 2, 3, lambda: self.layer_files("compressing"), later=0.5,
                             calibration__source="vocabulary", calibration__length=256, calibration__sequences=512)
         self.assertIn("with all its group", err)
         self.assertEqual(len(list((self.folder / "compressing").glob("jobs/*/model.h5"))), 0)
