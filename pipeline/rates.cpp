@@ -54,13 +54,27 @@ at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype, double size = 1) 
   return tensor.to(dtype);
 }
 
+/// The zeros that a run's forward finds in its weights, which some kernels leave out: those of a
+/// pattern, where compressed layers are measured behind each other.
+lanes::Pattern zeros_of(const RunConfig& config) {
+  return config.propagation == Propagation::sequential ? settle(config.method).sparsity.pattern
+                                                       : lanes::Pattern{};
+}
+
 /// Through which activations stay of about unit size.
-BlockWeights random_weights(const BlockSpec& block, at::ScalarType dtype) {
+at::Tensor random_weight(at::IntArrayRef shape, at::ScalarType dtype, const lanes::Pattern& zeros) {
+  if (shape.size() == 1) return at::ones(shape, dtype);
+  at::Tensor weight = values(shape, dtype, 1 / std::sqrt(static_cast<double>(shape.back())));
+  if (zeros.of > 0 && shape.back() % zeros.of == 0)
+    weight.unflatten(-1, {-1, zeros.of}).narrow(-1, 0, zeros.zeros).zero_();
+  return weight;
+}
+
+BlockWeights random_weights(const BlockSpec& block, at::ScalarType dtype,
+                            const lanes::Pattern& zeros = {}) {
   BlockWeights weights;
   for (const auto& [name, shape] : block.parameters)
-    weights[name] = shape.size() == 1
-                        ? at::ones(shape, dtype)
-                        : values(shape, dtype, 1 / std::sqrt(static_cast<double>(shape.back())));
+    weights[name] = random_weight(shape, dtype, zeros);
   return weights;
 }
 
@@ -81,14 +95,15 @@ void forward_by_stages(const Block& block, const at::Tensor& leaf, int64_t leave
 }
 
 double measure_forward(const kernels::Context& context, const Model& model,
-                       const CalibrationSettings& calibration) {
+                       const RunConfig& config) {
+  const CalibrationSettings& calibration = config.calibration;
   const auto& shape = model.shape();
   const Block& block = model.block(0);
   const int64_t length = calibration.length, rows = leaf_tokens(calibration) / length;
   const double flops =
       forward_flops(block.spec(), shape.hidden, length, static_cast<double>(rows * length));
   if (flops <= largest_block) {
-    const auto weights = random_weights(block.spec(), shape.compute_dtype);
+    const auto weights = random_weights(block.spec(), shape.compute_dtype, zeros_of(config));
     const at::Tensor hidden = values({rows, length, shape.hidden}, shape.compute_dtype);
     const int64_t leaves = std::min(
         {most_leaves, calibration.sequences / rows, static_cast<int64_t>(largest_block / flops)});
@@ -96,7 +111,7 @@ double measure_forward(const kernels::Context& context, const Model& model,
                 [&] { forward_by_stages(block, hidden, leaves, weights); });
   }
   const at::Tensor leaf = values({rows * length, widest}, shape.compute_dtype),
-                   weight = values({widest, widest}, shape.compute_dtype);
+                   weight = random_weight({widest, widest}, shape.compute_dtype, zeros_of(config));
   return rate(2.0 * static_cast<double>(leaf.numel() * widest),
               [&] { kernels::linear(context, leaf, weight); });
 }
@@ -222,7 +237,7 @@ HardwareRates measure_rates(const kernels::Context& context, const Model& model,
   const BlockSpec& block = model.block(0).spec();
   HardwareRates rates;
   rates.threads = context.threads->size();
-  rates.forward = measure_forward(context, model, config.calibration);
+  rates.forward = measure_forward(context, model, config);
   std::map<int64_t, int64_t> rows;  // by width: the most of a matrix
   for (const auto& linear : block.linears) {
     int64_t& most = rows[std::min(linear.columns, widest)];

@@ -40,6 +40,13 @@ BlockWeights random_weights(const BlockSpec& spec, at::ScalarType dtype) {
   return weights;
 }
 
+/// Two zeros of every four weights.
+BlockWeights pruned(BlockWeights weights) {
+  for (auto& [name, weight] : weights)
+    if (weight.dim() == 2) weight.unflatten(-1, {-1, 4}).narrow(-1, 1, 2).zero_();
+  return weights;
+}
+
 double linear_operations(const BlockSpec& spec) {
   double products = 0;
   for (const auto& linear : spec.linears)
@@ -74,13 +81,14 @@ double seconds_of_products(ThreadPool& pool, const at::Tensor& x, const at::Tens
   });
 }
 
-template <class T>
+template <class T, bool two_of_four = false>
 void block_forward(benchmark::State& state) {
   kernels::use_one_library_thread();
   ThreadPool pool(static_cast<int>(state.range(0)), kernels::use_one_library_thread);
   const DecoderBlock block = demo_block({&pool});
   const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
-  const BlockWeights weights = random_weights(block.spec(), dtype);
+  BlockWeights weights = random_weights(block.spec(), dtype);
+  if (two_of_four) weights = pruned(std::move(weights));
   const at::Tensor hidden = at::randn({sequences, tokens, hidden_size}).to(dtype);
   const at::Tensor x = hidden.view({rows, hidden_size}).to(at::kFloat),
                    up = weights.at("mlp.up_proj.weight").to(at::kFloat);
@@ -154,6 +162,7 @@ void thread_counts(benchmark::internal::Benchmark* benchmark) {
 
 BENCHMARK_TEMPLATE(block_forward, float)->Apply(thread_counts);
 BENCHMARK_TEMPLATE(block_forward, at::BFloat16)->Apply(thread_counts);
+BENCHMARK_TEMPLATE(block_forward, at::BFloat16, true)->Apply(thread_counts);
 BENCHMARK_TEMPLATE(library_forward, float)->Apply(thread_counts);
 BENCHMARK_TEMPLATE(library_forward, at::BFloat16)->Apply(thread_counts);
 

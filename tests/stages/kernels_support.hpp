@@ -10,4 +10,6 @@ inline at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
   return at::randn(shape).to(dtype);
 }
 
+inline at::Tensor wide(const at::Tensor& tensor) { return tensor.to(at::kDouble); }
+
 }  // namespace selfcal::kernels

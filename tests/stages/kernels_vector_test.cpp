@@ -36,8 +36,6 @@ void expect_near(const at::Tensor& found, const at::Tensor& expected, double siz
   EXPECT_LT(error, size * (found.scalar_type() == at::kFloat ? 1e-6 : 0x1p-8));
 }
 
-at::Tensor wide(const at::Tensor& tensor) { return tensor.to(at::kDouble); }
-
 TEST(VectorLoops, WidenAndNarrow) {
   for_sets([](const VectorKernels& vectors) {
     for (const auto dtype : dtypes)
@@ -265,62 +263,6 @@ TEST(WholeNumbers, ColumnsBecomePanels) {
       EXPECT_EQ(squares[i], size) << i;
     }
   });
-}
-
-void expect_products_of_panels(const MatrixUnits* units) {
-  at::manual_seed(7);
-  for (const int64_t rows : {1, 15, 16, 17, 32, 45, 100})
-    for (const int64_t tokens : {1, 31, 32, 70}) {
-      const int64_t depth = padded_depth(tokens), columns = 29, stride = depth + 32;
-      const at::Tensor a = at::zeros({rows, stride}, at::kBFloat16),
-                       x = random({tokens, columns + 4}, at::kBFloat16);
-      a.narrow(1, 0, depth).copy_(random({rows, depth}, at::kBFloat16));
-      const at::Tensor panel = at::empty({depth / 2, MatrixUnits::panel_columns}, at::kInt),
-                       c = at::full({rows, 40}, 5.0f);
-      units->pack_columns(static_cast<const uint16_t*>(x.const_data_ptr()) + 3, columns + 4, tokens,
-                          columns, panel.mutable_data_ptr<int32_t>());
-      const auto multiply = [&](int64_t first, int64_t count, bool accumulate) {
-        units->multiply(rows, count, static_cast<const uint16_t*>(a.const_data_ptr()) + first,
-                        stride,
-                        panel.const_data_ptr<int32_t>() + first / 2 * MatrixUnits::panel_columns,
-                        c.mutable_data_ptr<float>(), 40, accumulate, nullptr);
-      };
-      multiply(0, depth, false);
-      const at::Tensor expected =
-          wide(a).narrow(1, 0, tokens).matmul(wide(x).narrow(1, 3, columns));
-      const at::Tensor found = c.narrow(1, 0, columns).clone();
-      EXPECT_TRUE(at::allclose(wide(found), expected, 1e-5, 1e-5)) << rows << " " << tokens;
-      EXPECT_EQ(c.narrow(1, columns, 32 - columns).abs().max().item<float>(), 0);
-      EXPECT_TRUE(c.narrow(1, 32, 8).eq(5).all().item<bool>());
-      units->multiply_half(rows, depth, static_cast<const uint16_t*>(a.const_data_ptr()), stride,
-                           panel.const_data_ptr<int32_t>(), c.mutable_data_ptr<float>(), 40, false,
-                           nullptr);
-      EXPECT_TRUE(at::equal(found.narrow(1, 0, 16), c.narrow(1, 0, 16))) << "one half";
-      if (depth == 32) continue;
-      multiply(0, 32, false);
-      multiply(32, depth - 32, true);
-      EXPECT_TRUE(at::equal(found, c.narrow(1, 0, columns))) << "cut in two";
-    }
-}
-
-TEST(MatrixUnits, MultiplyPanels) {
-  if (!matrix_units()) GTEST_SKIP() << "this processor has none";
-  for (int rank = 0; const MatrixUnits* units = supported_units(rank); ++rank) {
-    SCOPED_TRACE(units->name);
-    expect_products_of_panels(units);
-  }
-}
-
-/// Decoding and teacher forcing multiply by the same code.
-TEST(MatrixUnits, FewRowsAreAsMany) {
-  if (!matrix_units()) GTEST_SKIP() << "this processor has none";
-  at::manual_seed(8);
-  const auto x = random({70, 96}, at::kBFloat16), weight = random({301, 96}, at::kBFloat16),
-             bias = random({301}, at::kBFloat16);
-  const auto many = linear_tiled({}, x, weight, bias, at::kFloat, Products::units);
-  for (const int64_t rows : {1, 16, 32})
-    EXPECT_TRUE(at::equal(linear_few_rows({}, x.narrow(0, 0, rows), weight, bias, at::kFloat),
-                          many.narrow(0, 0, rows)));
 }
 
 TEST(SplitInTwo, KeepsSixteenBits) {

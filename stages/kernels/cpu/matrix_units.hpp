@@ -31,6 +31,17 @@ struct MatrixUnits {
                         const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
                         const int32_t* following);
 
+  /// Where vectors can leave out half of the products: of a panel whose columns have two zeros in
+  /// each four numbers along the sum makes one of the other two, in place and as large: for each
+  /// four, [panel_columns] pairs, then [panel_columns] of where they stood. False, and nothing is
+  /// changed, where the panel has others. Null with tiles, which multiply faster than they leave
+  /// out.
+  bool (*keep_two_of_four)(int64_t depth, int32_t* panel);
+  /// As multiply(), of a panel of kept numbers: same bits where `a` is finite.
+  void (*multiply_two_of_four)(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
+                               const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
+                               const int32_t* following);
+
   /// A panel of `columns` of x [rows, ...], at most panel_columns, whose sum runs along the rows;
   /// zeros past the last column and up to the next multiple of `step` rows.
   void (*pack_columns)(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns,

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <vector>
+
 #include "stages/kernels/cpu/unit_panels.hpp"
 
 namespace selfcal::kernels {
@@ -59,27 +61,44 @@ class UnitRows {
 class Panels {
  public:
   Panels(int64_t most, int64_t columns)
-      : pairs_(padded_depth(columns) / 2),
-        numbers_(at::empty({ceil_divide(most, panel_columns), pairs_ * panel_columns}, at::kInt)),
-        first_(numbers_.mutable_data_ptr<int32_t>()) {}
+      : depth_(padded_depth(columns)),
+        numbers_(
+            at::empty({ceil_divide(most, panel_columns), depth_ / 2 * panel_columns}, at::kInt)),
+        first_(numbers_.mutable_data_ptr<int32_t>()),
+        two_of_four_(static_cast<size_t>(numbers_.size(0))) {}
 
   /// That of rows from `index` on, a multiple of panel_columns, from its `depth`-th input on.
   const int32_t* from(int64_t index, int64_t depth) const {
-    return first_ + index * pairs_ + depth / 2 * panel_columns;
+    return first_ + index * depth_ / 2 + depth / 2 * panel_columns;
+  }
+
+  /// Whether that of rows from `index` on holds two of each four inputs.
+  bool two_of_four(int64_t index) const {
+    return two_of_four_[static_cast<size_t>(index / panel_columns)];
   }
 
   /// Makes rows [first, first + count) of the matrix ours.
-  void fill(const Context& context, const Matrix& matrix, int64_t first, int64_t count) const {
+  void fill(const Context& context, const Matrix& matrix, int64_t first, int64_t count) {
     for_ranges(context, count, panel_columns, [&](int64_t row, int64_t some) {
       pack_panel(some, matrix.columns, numbers_of(matrix, first + row), matrix.columns,
-                 first_ + row * pairs_);
+                 first_ + row * depth_ / 2);
+    });
+  }
+
+  /// Leaves out zeros in panels of the first `count` rows that have as many.
+  void keep_two_of_four(const Context& context, const MatrixUnits& units, int64_t count) {
+    if (units.keep_two_of_four == nullptr) return;
+    for_ranges(context, count, panel_columns, [&](int64_t row, int64_t) {
+      two_of_four_[static_cast<size_t>(row / panel_columns)] =
+          units.keep_two_of_four(depth_, first_ + row * depth_ / 2);
     });
   }
 
  private:
-  const int64_t pairs_;
+  const int64_t depth_;
   const at::Tensor numbers_;
   int32_t* const first_;
+  std::vector<char> two_of_four_;  // a panel each; not bits, which threads would share
 };
 
 class UnitProduct {
@@ -100,6 +119,7 @@ class UnitProduct {
     for (first_ = 0; first_ < columns; first_ += together_) {
       const int64_t end = std::min(first_ + together_, columns);
       weight_.fill(context, operands_.weight, first_, end - first_);
+      weight_.keep_two_of_four(context, units_, end - first_);
       const int64_t width = part_of(end - first_, shape_.columns, panel_columns);
       const int64_t rows = operands_.x.count, down = ceil_divide(rows, shape_.rows);
       for_tiles(context, ceil_divide(end - first_, width) * down, [&](int64_t index) {
@@ -139,8 +159,10 @@ class UnitProduct {
     const int32_t* following = more      ? weight_.from(column, k + run_)
                                : another ? weight_.from(column + panel_columns, 0)
                                          : nullptr;
-    units_.multiply(tile.rows, padded_depth(depth), rows, x_.stride(), weight_.from(column, k), to,
-                    stride, k > 0, following);
+    const auto multiply =
+        weight_.two_of_four(column) ? units_.multiply_two_of_four : units_.multiply;
+    multiply(tile.rows, padded_depth(depth), rows, x_.stride(), weight_.from(column, k), to, stride,
+             k > 0, following);
   }
 
   const MatrixUnits& units_;
@@ -149,7 +171,7 @@ class UnitProduct {
   const TileShape shape_;
   const int64_t together_;  // columns of the result
   const UnitRows x_;
-  const Panels weight_;
+  Panels weight_;
   int64_t first_ = 0;  // column that weight_ begins with
 };
 
@@ -163,7 +185,7 @@ void multiply_few_by_units(const Context& context, const MatrixUnits& units,
                            const Operands& operands) {
   constexpr int64_t weight_rows = 96;
   const int64_t inputs = operands.x.columns, rows = operands.x.count;
-  const Panels x(rows, inputs);
+  Panels x(rows, inputs);
   x.fill({}, operands.x, 0, rows);
   const auto multiply = rows <= panel_columns / 2 ? units.multiply_half : units.multiply;
   for_ranges(context, operands.weight.count, weight_rows, [&](int64_t first, int64_t count) {

@@ -60,6 +60,7 @@ void multiply(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
 }  // namespace
 
 extern const MatrixUnits units;
-const MatrixUnits units = {"amx", true, multiply, multiply, pack_pairs_of_columns};
+const MatrixUnits units = {
+    "amx", true, multiply, multiply, nullptr, nullptr, pack_pairs_of_columns};
 
 }  // namespace selfcal::kernels::amx

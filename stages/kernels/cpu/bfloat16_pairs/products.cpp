@@ -1,26 +1,57 @@
 // Products of pairs of bfloat16 numbers by vector instructions (AVX512-BF16).
+#include "stages/kernels/cpu/bfloat16_pairs/two_of_four.hpp"
 #include "stages/kernels/cpu/pair_panels.hpp"
 
 namespace selfcal::kernels::bfloat16_pairs {
 namespace {
 
-constexpr int lanes = 16;         // sums of a vector, or pairs
 constexpr int rows_at_once = 12;  // whose sums fill the registers, two vectors each
-constexpr int64_t pairs_of_a_line = 16;
+constexpr int numbers_of_a_line = 32;
 
-__m512bh pairs_at(const int32_t* from) { return (__m512bh)_mm512_loadu_si512(from); }
+/// What a panel holds of two numbers along the sum: both.
+struct AllPairs {
+  static constexpr int numbers = 2;
+  using Column = __m512bh;
+  using Row = __m512bh;
 
-/// The same pair in all lanes.
-__m512bh pair_in_all(const uint16_t* from) {
-  int32_t pair = 0;
-  __builtin_memcpy(&pair, from, sizeof pair);
-  return (__m512bh)_mm512_set1_epi32(pair);
-}
+  static Column column(const int32_t* panel) { return pairs_at(panel); }
+  /// The same in all lanes.
+  static Row row(const uint16_t* a) {
+    int32_t pair = 0;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
+  static __m512 add(__m512 sum, const Column& column, const Row& row) {
+    return _mm512_dpbf16_ps(sum, column, row);
+  }
+};
 
-/// c[rows][vectors * lanes] (+)= a panel. The same pairs of the rows after these are fetched into
+/// Of four: the two that are kept, and where they stood.
+struct TwoOfFour {
+  static constexpr int numbers = 4;
+  struct Column {
+    __m512bh pairs;
+    __m512i bytes;  // of four numbers
+  };
+  using Row = __m512i;
+
+  static Column column(const int32_t* panel) {
+    return {pairs_at(panel), _mm512_loadu_si512(panel + MatrixUnits::panel_columns)};
+  }
+  static Row row(const uint16_t* a) {
+    int64_t four = 0;
+    __builtin_memcpy(&four, a, sizeof four);
+    return _mm512_set1_epi64(four);
+  }
+  static __m512 add(__m512 sum, const Column& column, const Row& row) {
+    return _mm512_dpbf16_ps(sum, column.pairs, (__m512bh)_mm512_shuffle_epi8(row, column.bytes));
+  }
+};
+
+/// c[rows][vectors * lanes] (+)= a panel. The same numbers of the rows after these are fetched into
 /// the second-level cache: in the first there is no room for them.
-template <int rows, int vectors>
-void multiply_rows(int64_t pairs, const uint16_t* a, int64_t a_stride, const int32_t* panel,
+template <class Step, int rows, int vectors>
+void multiply_rows(int64_t depth, const uint16_t* a, int64_t a_stride, const int32_t* panel,
                    float* c, int64_t c_stride, bool accumulate) {
   constexpr int second_level = 2;
   __m512 sums[rows][vectors];
@@ -33,22 +64,23 @@ void multiply_rows(int64_t pairs, const uint16_t* a, int64_t a_stride, const int
   constexpr int addresses = (rows + 3) / 4;
   const uint16_t* at[addresses];
   for (int i = 0; i < addresses; ++i) at[i] = a + 4 * i * a_stride;
-  for (int64_t pair = 0; pair < pairs; ++pair, panel += MatrixUnits::panel_columns) {
-    if (pair % pairs_of_a_line == 0)
+  for (int64_t k = 0; k < depth; k += Step::numbers) {
+    if (k % numbers_of_a_line == 0)
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r)
-        __builtin_prefetch(a + (rows + r) * a_stride + 2 * pair, 0, second_level);
-    __m512bh column[vectors];
+        __builtin_prefetch(a + (rows + r) * a_stride + k, 0, second_level);
+    typename Step::Column column[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) column[v] = pairs_at(panel + v * lanes);
+    for (int v = 0; v < vectors; ++v) column[v] = Step::column(panel + v * lanes);
+    panel += Step::numbers / 2 * MatrixUnits::panel_columns;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const __m512bh other = pair_in_all(at[r / 4] + r % 4 * a_stride);
+      const typename Step::Row row = Step::row(at[r / 4] + r % 4 * a_stride);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], column[v], other);
+      for (int v = 0; v < vectors; ++v) sums[r][v] = Step::add(sums[r][v], column[v], row);
     }
 #pragma GCC unroll 3
-    for (int i = 0; i < addresses; ++i) at[i] += 2;
+    for (int i = 0; i < addresses; ++i) at[i] += Step::numbers;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r)
@@ -57,26 +89,30 @@ void multiply_rows(int64_t pairs, const uint16_t* a, int64_t a_stride, const int
 }
 
 /// `count` rows, at most `rows`.
-template <int rows, int vectors>
-void multiply_up_to(int64_t count, int64_t pairs, const uint16_t* a, int64_t a_stride,
+template <class Step, int rows, int vectors>
+void multiply_up_to(int64_t count, int64_t depth, const uint16_t* a, int64_t a_stride,
                     const int32_t* panel, float* c, int64_t c_stride, bool accumulate) {
   if (count == rows)
-    multiply_rows<rows, vectors>(pairs, a, a_stride, panel, c, c_stride, accumulate);
+    multiply_rows<Step, rows, vectors>(depth, a, a_stride, panel, c, c_stride, accumulate);
   else if constexpr (rows > 1)
-    multiply_up_to<rows - 1, vectors>(count, pairs, a, a_stride, panel, c, c_stride, accumulate);
+    multiply_up_to<Step, rows - 1, vectors>(count, depth, a, a_stride, panel, c, c_stride,
+                                            accumulate);
 }
 
-template <int vectors>
+template <class Step, int vectors>
 void multiply(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
               const int32_t* panel, float* c, int64_t c_stride, bool accumulate, const int32_t*) {
   for (; rows > 0; rows -= rows_at_once, a += rows_at_once * a_stride, c += rows_at_once * c_stride)
-    multiply_up_to<rows_at_once, vectors>(rows < rows_at_once ? rows : rows_at_once, depth / 2, a,
-                                          a_stride, panel, c, c_stride, accumulate);
+    multiply_up_to<Step, rows_at_once, vectors>(rows < rows_at_once ? rows : rows_at_once, depth, a,
+                                                a_stride, panel, c, c_stride, accumulate);
 }
 
 }  // namespace
 
 extern const MatrixUnits units;
-const MatrixUnits units = {"avx512bf16", false, multiply<2>, multiply<1>, pack_pairs_of_columns};
+const MatrixUnits units = {"avx512bf16",          false,
+                           multiply<AllPairs, 2>, multiply<AllPairs, 1>,
+                           keep_two_of_four,      multiply<TwoOfFour, 2>,
+                           pack_pairs_of_columns};
 
 }  // namespace selfcal::kernels::bfloat16_pairs
