@@ -68,13 +68,10 @@ at::Tensor BoundaryInbox::take(size_t leaf) {
   return std::move(hidden);
 }
 
-void send_dense_boundaries(const Model& model, const OuterWeights& outer,
+void send_dense_boundaries(const Model& model,
                            const std::function<BlockWeights(int64_t)>& block_weights,
                            const Layout& layout, const std::vector<Leaf>& leaves,
-                           const at::Tensor& tokens, int64_t first_row, const SendBoundary& send) {
-  std::vector<at::Tensor> hidden;
-  for (const auto& leaf : leaves)
-    hidden.push_back(model.embed(tokens.narrow(0, leaf.first - first_row, leaf.rows), outer));
+                           std::vector<at::Tensor> hidden, const SendBoundary& send) {
   int64_t layer = 0;
   for (int shard = 1; shard < layout.shards(); ++shard)
     for (; layer < layout.first_layer(shard); ++layer) {

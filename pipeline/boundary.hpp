@@ -97,13 +97,12 @@ class BoundaryInbox : public LeafInbox {
 using SendBoundary =
     std::function<void(const at::Tensor& hidden, const Leaf& leaf, int shard, int to)>;
 
-/// Dense forward of leaves from the embedding to the last shard's first layer, sending what each
-/// later shard starts from as soon as it is there, leaf by leaf. `tokens`: int32 [sequences,
-/// length] whose first row is row `first_row` of the set. A layer's weights are asked for once and
-/// dropped after its leaves. Independent.
-void send_dense_boundaries(const Model& model, const OuterWeights& outer,
+/// Dense forward of leaves, whose embeddings are `hidden`, to the last shard's first layer, sending
+/// what each later shard starts from as soon as it is there, leaf by leaf. A layer's weights are
+/// asked for once and dropped after its leaves. Independent.
+void send_dense_boundaries(const Model& model,
                            const std::function<BlockWeights(int64_t)>& block_weights,
                            const Layout& layout, const std::vector<Leaf>& leaves,
-                           const at::Tensor& tokens, int64_t first_row, const SendBoundary& send);
+                           std::vector<at::Tensor> hidden, const SendBoundary& send);
 
 }  // namespace selfcal

@@ -82,7 +82,7 @@ class CostModel {
   void add_dense_boundaries() {
     const int later = layout_.shards() - 1;
     const double part = busiest(micro_batches(calibration_), layout_.replicas()) /
-                        static_cast<double>(micro_batches(calibration_));
+                        static_cast<double>(micro_batches(calibration_) * layout_.depth());
     add(Phase::forward,
         part * static_cast<double>(layout_.first_layer(later)) * cost_.forward_seconds());
     add(Phase::send, part * later * cost_.hidden_bytes() / machine_.network);

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "pipeline/embedding.hpp"
+
 namespace selfcal {
 
 DenseBoundaries::DenseBoundaries(const Session& session, const std::vector<Leaf>& leaves)
@@ -14,43 +16,43 @@ DenseBoundaries::DenseBoundaries(const Session& session, const std::vector<Leaf>
     if (session.layout.owner(leaf.index, shard) == rank) owned.push_back(leaf);
   inbox_ = std::make_unique<BoundaryInbox>(
       session.world, session.stop, owned, static_cast<int64_t>(leaves.size()), shard,
-      [&](const Leaf& leaf) { return session.layout.generator_of(leaf.micro_batch); },
+      [&](const Leaf& leaf) { return session.layout.forwarder_of(leaf); },
       session.config.calibration.length, session.model.shape().hidden,
       session.model.shape().compute_dtype);
 }
 
 void DenseBoundaries::send_sampled(const MicroBatch& batch, const Generator& generator) {
   if (!needed_) return;
-  send(
-      leaves_of({batch.index}), generator.outer_weights(),
-      [&](int64_t layer) { return generator.block_weights(layer); }, batch.tokens,
-      batch.index * session_.config.calibration.micro_batch);
+  std::vector<Leaf> leaves;
+  std::vector<at::Tensor> hidden;
+  const int64_t first = batch.index * session_.config.calibration.micro_batch;
+  for (const auto& leaf : leaves_)
+    if (leaf.micro_batch == batch.index) {
+      leaves.push_back(leaf);
+      hidden.push_back(session_.model.embed(batch.tokens.narrow(0, leaf.first - first, leaf.rows),
+                                            generator.outer_weights()));
+    }
+  send(leaves, std::move(hidden), [&](int64_t layer) { return generator.block_weights(layer); });
   sent_.insert(batch.index);
 }
 
 void DenseBoundaries::send_rest(const at::Tensor& tokens) {
   if (!needed_) return;
-  std::set<int64_t> rest;
+  std::vector<Leaf> rest;
+  std::vector<at::Tensor> rows;
   for (const auto& leaf : leaves_)
-    if (session_.layout.generator_of(leaf.micro_batch) == session_.world.rank() &&
-        !sent_.contains(leaf.micro_batch))
-      rest.insert(leaf.micro_batch);
-  if (rest.empty()) return;
-  send(
-      leaves_of(rest), session_.model.read_outer(),
-      [&](int64_t layer) { return session_.model.read_block(layer); }, tokens, 0);
+    if (session_.layout.forwarder_of(leaf) == session_.world.rank() &&
+        !sent_.contains(leaf.micro_batch)) {
+      rest.push_back(leaf);
+      rows.push_back(tokens.narrow(0, leaf.first, leaf.rows));
+    }
+  auto hidden = embed_together(session_.world, session_.model, session_.timer, rows);
+  if (!rest.empty())
+    send(rest, std::move(hidden), [&](int64_t layer) { return session_.model.read_block(layer); });
 }
 
-std::vector<Leaf> DenseBoundaries::leaves_of(const std::set<int64_t>& batches) const {
-  std::vector<Leaf> chosen;
-  for (const auto& leaf : leaves_)
-    if (batches.contains(leaf.micro_batch)) chosen.push_back(leaf);
-  return chosen;
-}
-
-void DenseBoundaries::send(const std::vector<Leaf>& leaves, const OuterWeights& outer,
-                           const std::function<BlockWeights(int64_t)>& weights,
-                           const at::Tensor& tokens, int64_t first_row) {
+void DenseBoundaries::send(const std::vector<Leaf>& leaves, std::vector<at::Tensor> hidden,
+                           const std::function<BlockWeights(int64_t)>& weights) {
   const auto scope = session_.timer.measure(Phase::forward);
   const auto send_one = [&](const at::Tensor& hidden, const Leaf& leaf, int shard, int to) {
     {
@@ -60,7 +62,7 @@ void DenseBoundaries::send(const std::vector<Leaf>& leaves, const OuterWeights& 
     const auto sending = session_.timer.measure(Phase::send);
     outbox_.send(hidden, leaf.index, static_cast<int64_t>(leaves_.size()), shard, to);
   };
-  send_dense_boundaries(session_.model, outer, weights, session_.layout, leaves, tokens, first_row,
+  send_dense_boundaries(session_.model, weights, session_.layout, leaves, std::move(hidden),
                         send_one);
 }
 

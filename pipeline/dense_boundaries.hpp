@@ -21,8 +21,8 @@ class DenseBoundaries {
   /// The leaves of a micro-batch that this rank has just sampled, through the generator's own
   /// weights.
   void send_sampled(const MicroBatch& batch, const Generator& generator);
-  /// What this rank has not sampled but is to send: all of a given set, and what an earlier run has
-  /// sampled.
+  /// Collective: what was not sent when it was sampled. All of a given set, of what an earlier run
+  /// has sampled, and of a copy of the model that is spread over ranks, who deal the leaves.
   void send_rest(const at::Tensor& tokens);
   std::unique_ptr<LeafInbox> take_inbox() { return std::move(inbox_); }
   /// Waits until all is taken, or a stop is wished for.
@@ -31,10 +31,8 @@ class DenseBoundaries {
   bool all_sent() { return outbox_.in_flight() == 0; }
 
  private:
-  std::vector<Leaf> leaves_of(const std::set<int64_t>& batches) const;
-  void send(const std::vector<Leaf>& leaves, const OuterWeights& outer,
-            const std::function<BlockWeights(int64_t)>& weights, const at::Tensor& tokens,
-            int64_t first_row);
+  void send(const std::vector<Leaf>& leaves, std::vector<at::Tensor> hidden,
+            const std::function<BlockWeights(int64_t)>& weights);
 
   const Session& session_;
   const std::vector<Leaf>& leaves_;

@@ -38,7 +38,7 @@ class DeviceMemory : public MemoryModel {
   MemoryUse embedding(int64_t sequences) const override {
     return {"reads the embeddings",
             {context(),
-             {"embeddings and head", whole_bytes(parts_.outer())},
+             {"words of the leaves", whole_bytes(parts_.words(sequences))},
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
   }
 
@@ -112,22 +112,25 @@ class MemoryBesideDevice : public MemoryModel {
         host_solves_some_(!host_solves(config, model.linears).empty()) {}
 
   MemoryUse sampling(int run, int depth, int64_t at_once) const override {
-    MemoryUse use{"samples", {program(), {"weights of a layer, on their way", layer_bytes()}}};
+    const double most = std::max(parts_.block(), parts_.outer_of_run(run, depth));
+    MemoryUse use{"samples", {program(), {"weights of a layer, on their way", whole_bytes(most)}}};
     if (run == depth - 1)
       use.items.push_back(
           {"logits of a step, and their order", whole_bytes(2 * parts_.logits(at_once))});
     return use;
   }
 
-  MemoryUse embedding(int64_t) const override {
+  MemoryUse embedding(int64_t sequences) const override {
     return {"reads the embeddings",
-            {program(), {"embeddings and head, on their way", whole_bytes(parts_.outer())}}};
+            {program(),
+             {"words of the leaves, and a run of all", whole_bytes(parts_.words(sequences))}}};
   }
 
   MemoryUse scoring(double) const override {
-    MemoryUse use = embedding(0);
-    use.when = "evaluates";
-    return use;
+    return {"evaluates",
+            {program(),
+             {"weights of a block, and of the next, or the head, on their way",
+              whole_bytes(std::max(2 * parts_.block(), parts_.head()))}}};
   }
 
   /// Leaves come and go through the host.
@@ -160,7 +163,6 @@ class MemoryBesideDevice : public MemoryModel {
 
  private:
   static MemoryItem program() { return {"program and libraries (taken)", program_bytes}; }
-  uint64_t layer_bytes() const { return whole_bytes(std::max(parts_.block(), parts_.outer())); }
 
   const ModelSizes& model_;
   MemoryParts parts_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pipeline/config.hpp"
+#include "pipeline/leaves.hpp"
 
 namespace selfcal {
 
@@ -33,8 +34,10 @@ class Layout {
         .subspan(static_cast<size_t>(replica) * static_cast<size_t>(depth_),
                  static_cast<size_t>(depth_));
   }
-  /// The rank that chooses a micro-batch's tokens: the last one of its replica.
-  int generator_of(int64_t micro_batch) const { return ranks_of(replica_of(micro_batch)).back(); }
+  /// The rank of a leaf's replica that sends what later shards start from, with dense propagation.
+  int forwarder_of(const Leaf& leaf) const {
+    return ranks_of(replica_of(leaf.micro_batch))[static_cast<size_t>(leaf.index % depth_)];
+  }
 
   int shards() const { return static_cast<int>(teams_.size()); }
   /// World ranks of a shard's team once the generators have joined; the first one reads and writes

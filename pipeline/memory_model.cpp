@@ -8,6 +8,7 @@
 
 #include "base/freed_memory.hpp"
 #include "pipeline/boundary.hpp"
+#include "pipeline/embedding.hpp"
 #include "pipeline/leaves.hpp"
 #include "stages/evaluate/streamed_forward.hpp"
 
@@ -40,7 +41,7 @@ class HostMemory : public MemoryModel {
   MemoryUse embedding(int64_t sequences) const override {
     return {"reads the embeddings",
             {{"program and libraries", program_bytes},
-             {"embeddings and head", whole_bytes(parts_.outer())},
+             {"words of the leaves, and a run of all", whole_bytes(parts_.words(sequences))},
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
   }
 
@@ -169,8 +170,7 @@ int64_t MemoryParts::sampled_layers(int run, int depth) const {
 }
 
 double MemoryParts::sampled_weights(int run, int depth) const {
-  const bool has_outer = run == 0 || run == depth - 1;
-  return static_cast<double>(sampled_layers(run, depth)) * block() + (has_outer ? outer() : 0);
+  return static_cast<double>(sampled_layers(run, depth)) * block() + outer_of_run(run, depth);
 }
 
 /// As many batches are on their way as there are ranks in the copy.
@@ -201,8 +201,21 @@ double MemoryParts::logits(int64_t at_once) const {
          static_cast<double>(at_once * config_.calibration.micro_batch * model_.shape.vocabulary);
 }
 
-double MemoryParts::outer() const {
-  return static_cast<double>(model_.outer_parameters) * model_.element_bytes();
+double MemoryParts::outer_of_run(int run, int depth) const {
+  const int64_t parameters = depth == 1         ? model_.outer_parameters
+                             : run == 0         ? model_.embedding_parameters
+                             : run == depth - 1 ? model_.head_parameters
+                                                : 0;
+  return static_cast<double>(parameters) * model_.element_bytes();
+}
+
+double MemoryParts::head() const {
+  return static_cast<double>(model_.head_parameters) * model_.element_bytes();
+}
+
+double MemoryParts::words(int64_t sequences) const {
+  const double table = static_cast<double>(model_.embedding_parameters) * model_.element_bytes();
+  return std::min(table, static_cast<double>(words_at_once)) + std::min(table, hidden(sequences));
 }
 
 double MemoryParts::block() const {
@@ -213,8 +226,8 @@ MemoryUse MemoryParts::scoring(MemoryItem program, double tokens) const {
   const double logits = 4.0 * static_cast<double>(tokens_of_logits * model_.shape.vocabulary);
   return {"evaluates",
           {std::move(program),
-           {"embeddings and head", whole_bytes(outer())},
-           {"weights of a block, and of the next", whole_bytes(2 * block())},
+           {"weights of a block, and of the next, or the head",
+            whole_bytes(std::max(2 * block(), head()))},
            {"hidden states of the text", whole_bytes(hidden_of(tokens))},
            {"one leaf on its way, or its logits", whole_bytes(std::max(passing_leaf(), logits))}}};
 }

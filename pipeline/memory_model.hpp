@@ -76,8 +76,10 @@ struct MemoryParts {
   int64_t sampled_layers(int run, int depth) const;
   double sampled_weights(int run, int depth) const;
   double caches(int run, int depth, int64_t at_once) const;
-  double logits(int64_t at_once) const;  // float32, of a step
-  double outer() const;                  // embeddings and head
+  double logits(int64_t at_once) const;           // float32, of a step
+  double outer_of_run(int run, int depth) const;  // embeddings and head, where a copy has them
+  double head() const;
+  double words(int64_t sequences) const;  // of the table: a run of it, and those that occur
   double block() const;
   double block_in_work() const;  // with its compressed weights, unless they replace the dense ones
   double written_layer() const;  // the one before, on its way to its file

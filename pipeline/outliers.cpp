@@ -11,6 +11,7 @@
 
 #include "base/log.hpp"
 #include "pipeline/block_reader.hpp"
+#include "pipeline/embedding.hpp"
 #include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/column_norms.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
@@ -119,13 +120,9 @@ class DensePass {
   using Norms = std::map<int, at::Tensor>;  // by tap
 
   void embed() {
-    const auto scope = session_.timer.measure(Phase::read);
-    agree(world_, session_.timer, [&] {
-      if (owned_.empty()) return;
-      const OuterWeights outer = session_.model.read_outer();
-      for (const auto& leaf : owned_)
-        hidden_.push_back(session_.model.embed(tokens_.narrow(0, leaf.first, leaf.rows), outer));
-    });
+    std::vector<at::Tensor> rows;
+    for (const auto& leaf : owned_) rows.push_back(tokens_.narrow(0, leaf.first, leaf.rows));
+    hidden_ = embed_together(world_, session_.model, session_.timer, rows);
   }
 
   /// Passes the leaves through the block, one after the other.

@@ -191,7 +191,7 @@ class Planner {
     if (several && dense) {
       if (shard > 0) sampling.received = rows;
       sampling.forwarded = forwarded_at_once(layout, rank);
-      sampling.reads_blocks = !samples() && sampling.forwarded > 0;
+      sampling.reads_blocks = !streams(layout) && sampling.forwarded > 0;
     }
     const auto uses_of = [&](const MemoryModel& memory) {
       std::vector<MemoryUse> uses;
@@ -199,9 +199,10 @@ class Planner {
         uses.push_back(
             memory.sampling(place % layout.depth(), layout.depth(),
                             batches_of_step(plan.micro_batches, at_once, layout.depth())));
-        memory.add_edges(uses.back(), sampling);
-      } else if (sampling.forwarded > 0) {
-        uses.push_back(memory.embedding(0));
+        if (streams(layout)) memory.add_edges(uses.back(), sampling);
+      }
+      if (!streams(layout) && sampling.forwarded > 0) {
+        uses.push_back(memory.embedding(sampling.forwarded));
         uses.back().when = "forwards for later shards";
         memory.add_edges(uses.back(), sampling);
       }
@@ -241,9 +242,12 @@ class Planner {
   int64_t forwarded_at_once(const Layout& layout, int rank) const {
     int64_t rows = 0;
     for (const auto& leaf : leaves_)
-      if (layout.generator_of(leaf.micro_batch) == rank) rows += leaf.rows;
-    return samples() ? std::min(rows, config_.calibration.micro_batch) : rows;
+      if (layout.forwarder_of(leaf) == rank) rows += leaf.rows;
+    return streams(layout) ? std::min(rows, config_.calibration.micro_batch) : rows;
   }
+
+  /// Whether what later shards start from is sent as it is sampled: by ranks that hold the model.
+  bool streams(const Layout& layout) const { return samples() && layout.depth() == 1; }
 
   /// The fewest ranks that a copy of the model has to be spread over, in whole layers; 1 where the
   /// memory is not known or nothing is sampled.

@@ -8,6 +8,7 @@
 #include "base/freed_memory.hpp"
 #include "base/hash.hpp"
 #include "pipeline/block_reader.hpp"
+#include "pipeline/embedding.hpp"
 #include "pipeline/layer_compressor.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
@@ -135,15 +136,15 @@ class FlowRun {
     session_.progress.finish();
   }
 
-  /// Later shards begin while their leaves are on their way.
+  /// Collective. Later shards begin while their leaves are on their way.
   void expect_inputs() {
     const Job& job = flow_.front();
     if (shard_ == 0) {
-      const auto scope = session_.timer.measure(Phase::read);
-      const OuterWeights outer = session_.model.read_outer();
+      std::vector<at::Tensor> rows;
       for (const auto& leaf : owned_)
-        hidden_.emplace_back(
-            session_.model.embed(job.calibration.tokens.narrow(0, leaf.first, leaf.rows), outer));
+        rows.push_back(job.calibration.tokens.narrow(0, leaf.first, leaf.rows));
+      for (auto& leaf : embed_together(team_, session_.model, session_.timer, rows))
+        hidden_.emplace_back(std::move(leaf));
     } else {
       LeafInbox& inbox = flow_.inbox ? *flow_.inbox : before_.ask(job, owned_);
       for (size_t i = 0; i < owned_.size(); ++i)

@@ -27,8 +27,15 @@ ModelSizes sizes_of(const Model& model) {
   sizes.linears = all_linears(model);
   for (const auto& [name, shape] : sizes.block.parameters)
     sizes.block_parameters += c10::multiply_integers(shape);
-  for (const auto& [name, shape] : model.outer_parameters())
-    sizes.outer_parameters += c10::multiply_integers(shape);
+  const auto outer = [&](OuterParts parts) {
+    int64_t entries = 0;
+    for (const auto& [name, shape] : model.outer_parameters(parts))
+      entries += c10::multiply_integers(shape);
+    return entries;
+  };
+  sizes.outer_parameters = outer({});
+  sizes.embedding_parameters = outer({.head = false});
+  sizes.head_parameters = outer({.embedding = false});
   return sizes;
 }
 

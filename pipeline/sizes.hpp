@@ -12,6 +12,8 @@ struct ModelSizes {
   BlockSpec block;                   // of layer 0; the others are taken to be like it
   int64_t block_parameters = 0;      // entries of all tensors of a block
   int64_t outer_parameters = 0;      // embeddings, final norm, head
+  int64_t embedding_parameters = 0;  // of these what tokens enter by,
+  int64_t head_parameters = 0;       // and what logits are found with
   std::vector<NamedLinear> linears;  // of all blocks
 
   /// Bytes of a weight or an activation.

@@ -6,6 +6,7 @@
 
 #include "pipeline/block_reader.hpp"
 #include "pipeline/config.hpp"
+#include "pipeline/embedding.hpp"
 #include "pipeline/run_blocks.hpp"
 #include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/exact_sums.hpp"
@@ -31,12 +32,11 @@ class LossPass {
     const int64_t layers = session_.model.shape().layers;
     session_.progress.start(fmt::format("{} {}", what_, model), layers, "layers");
     session_.progress.update(0);
-    OuterWeights outer;
+    std::vector<at::Tensor> rows;
+    for (const auto& leaf : mine_) rows.push_back(leaf.tokens);
     HiddenStates hidden;
-    agree(world_, session_.timer, [&] {
-      if (!mine_.empty()) outer = session_.model.read_outer();
-      for (const auto& leaf : mine_) hidden.emplace_back(session_.model.embed(leaf.tokens, outer));
-    });
+    for (auto& leaf : embed_together(world_, session_.model, session_.timer, rows))
+      hidden.emplace_back(std::move(leaf));
     BlockReader reader(session_, world_, layers, blocks);
     for (int64_t layer = 0; layer < layers; ++layer) {
       stop_together(world_, session_.stop);
@@ -48,16 +48,18 @@ class LossPass {
       session_.progress.update(layer + 1);
     }
     session_.progress.finish();
-    return add_up(model, hidden, outer) / static_cast<double>(scored_);
+    return add_up(model, hidden) / static_cast<double>(scored_);
   }
 
  private:
-  double add_up(const char* model, const HiddenStates& hidden, const OuterWeights& outer) const {
+  double add_up(const char* model, const HiddenStates& hidden) const {
     ExactSums losses(1);
     session_.progress.start(fmt::format("{} {}, scores", what_, model),
                             static_cast<int64_t>(mine_.size()), "leaves of this rank");
     session_.progress.update(0);
     agree(world_, session_.timer, [&] {
+      OuterWeights outer;
+      if (!mine_.empty()) outer = session_.model.read_outer({.embedding = false});
       for (size_t i = 0; i < mine_.size(); ++i) try {
           losses.add({loss_of(session_.model, mine_[i], hidden[i].get(), outer, session_.context)});
           session_.progress.update(static_cast<int64_t>(i) + 1);

@@ -6,7 +6,7 @@ namespace selfcal {
 
 Decoder::Decoder(const Model& model, int64_t rows, int64_t length, LayerRun layers, int64_t slots)
     : model_(model), layers_(layers) {
-  if (begins() || ends()) outer_ = model.read_outer();
+  outer_ = model.read_outer({.embedding = begins(), .head = ends()});
   for (int64_t layer = layers.first; layer < layers.end; ++layer)
     blocks_.push_back(place(model.read_block(layer), model.device()));
   caches_.resize(static_cast<size_t>(slots));

@@ -36,24 +36,23 @@ std::string CausalModel::block_prefix(int64_t layer) const {
   return fmt::format("{}{}.", parts_.block_prefix, layer);
 }
 
-std::map<std::string, std::vector<int64_t>> CausalModel::outer_parameters() const {
+std::map<std::string, std::vector<int64_t>> CausalModel::outer_parameters(OuterParts parts) const {
   std::map<std::string, std::vector<int64_t>> all;
   const int64_t width = parts_.embedding_width;
-  all[parts_.embedding + ".weight"] = {shape_.vocabulary, width};
-  if (parts_.positions)
-    all[parts_.positions->name + ".weight"] = {parts_.positions->count, shape_.hidden};
-  if (!parts_.project_in.empty()) all[parts_.project_in + ".weight"] = {shape_.hidden, width};
-  if (parts_.final_norm) parts_.final_norm->declare(all);
-  if (!parts_.project_out.empty()) all[parts_.project_out + ".weight"] = {width, shape_.hidden};
-  if (!shape_.tied_embeddings) all[parts_.head + ".weight"] = {shape_.vocabulary, width};
-  if (parts_.head_bias) all[parts_.head + ".bias"] = {shape_.vocabulary};
+  if (parts.words && (parts.embedding || (parts.head && shape_.tied_embeddings)))
+    all[word_table()] = {shape_.vocabulary, width};
+  if (parts.embedding) {
+    if (parts_.positions)
+      all[parts_.positions->name + ".weight"] = {parts_.positions->count, shape_.hidden};
+    if (!parts_.project_in.empty()) all[parts_.project_in + ".weight"] = {shape_.hidden, width};
+  }
+  if (parts.head) {
+    if (parts_.final_norm) parts_.final_norm->declare(all);
+    if (!parts_.project_out.empty()) all[parts_.project_out + ".weight"] = {width, shape_.hidden};
+    if (!shape_.tied_embeddings) all[parts_.head + ".weight"] = {shape_.vocabulary, width};
+    if (parts_.head_bias) all[parts_.head + ".bias"] = {shape_.vocabulary};
+  }
   return all;
-}
-
-OuterWeights CausalModel::read_outer() const {
-  OuterWeights outer;
-  for (const auto& [name, shape] : outer_parameters()) outer[name] = read_weight(name, shape);
-  return place(outer, device());
 }
 
 bool CausalModel::is_buffer(const std::string& name) const {
@@ -93,9 +92,9 @@ at::Tensor CausalModel::position_embeddings(const at::Tensor& tokens, const Oute
 at::Tensor CausalModel::embed(const at::Tensor& tokens, const OuterWeights& outer,
                               const at::Tensor& positions) const {
   const at::Tensor ids = tokens.reshape({-1}).to(at::kLong);
-  check_range(ids, shape_.vocabulary, "token ids");
-  at::Tensor hidden =
-      find_weight(outer, parts_.embedding + ".weight").index_select(0, ids.to(device().memory));
+  const at::Tensor& words = find_weight(outer, word_table());
+  check_range(ids, words.size(0), "token ids");
+  at::Tensor hidden = words.index_select(0, ids.to(device().memory));
   if (parts_.embedding_scale != 1)
     hidden = hidden * at::scalar_tensor(parts_.embedding_scale, hidden.options());
   if (!parts_.project_in.empty()) hidden = apply_linear(context_, hidden, outer, parts_.project_in);
@@ -110,9 +109,9 @@ at::Tensor CausalModel::logits(const at::Tensor& hidden, const OuterWeights& out
   at::Tensor last = hidden.contiguous();
   if (parts_.final_norm) last = parts_.final_norm->apply(context_, last, outer);
   if (!parts_.project_out.empty()) last = apply_linear(context_, last, outer, parts_.project_out);
-  const std::string& head = shape_.tied_embeddings ? parts_.embedding : parts_.head;
   at::Tensor logits = kernels::linear(
-      context_, last, find_weight(outer, head + ".weight"),
+      context_, last,
+      find_weight(outer, shape_.tied_embeddings ? word_table() : parts_.head + ".weight"),
       parts_.head_bias ? find_weight(outer, parts_.head + ".bias") : at::Tensor(), at::kFloat);
   if (parts_.logit_soft_cap > 0) kernels::soft_cap(context_, logits, parts_.logit_soft_cap);
   return logits;

@@ -43,8 +43,9 @@ class CausalModel : public Model {
 
   const Block& block(int64_t layer) const override;
   std::string block_prefix(int64_t layer) const override;
-  std::map<std::string, std::vector<int64_t>> outer_parameters() const override;
-  OuterWeights read_outer() const override;
+  std::map<std::string, std::vector<int64_t>> outer_parameters(
+      OuterParts parts = {}) const override;
+  std::string word_table() const override { return parts_.embedding + ".weight"; }
   at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer,
                    const at::Tensor& positions = {}) const override;
   at::Tensor logits(const at::Tensor& hidden, const OuterWeights& outer) const override;

@@ -114,7 +114,11 @@ void Model::check_entry(const std::string& name, const std::vector<int64_t>& sha
 
 at::Tensor Model::read_weight(const std::string& name, const std::vector<int64_t>& shape) const {
   check_entry(name, shape);
-  const at::Tensor weight = checkpoint_->read(name, shape).to(shape_.compute_dtype);
+  return converted(checkpoint_->read(name, shape), name);
+}
+
+at::Tensor Model::converted(const at::Tensor& stored, const std::string& name) const {
+  at::Tensor weight = stored.to(shape_.compute_dtype);
   if (!kernels::all_finite(context_, weight))
     fail(ExitCode::data, "{}: tensor '{}' holds NaN or infinite values",
          checkpoint_->file_of(name).string(), printable(name));
@@ -127,6 +131,16 @@ BlockWeights Model::read_block(int64_t layer) const {
   for (const auto& [name, shape] : block(layer).spec().parameters)
     weights[name] = read_weight(prefix + name, shape);
   return weights;
+}
+
+OuterWeights Model::read_outer(OuterParts parts) const {
+  OuterWeights outer;
+  for (const auto& [name, shape] : outer_parameters(parts)) outer[name] = read_weight(name, shape);
+  return place(outer, device());
+}
+
+at::Tensor Model::read_words(int64_t first, int64_t count) const {
+  return converted(checkpoint_->read_rows(word_table(), first, count), word_table());
 }
 
 KeyValueCache Model::make_cache(int64_t sequences, int64_t capacity) const {

@@ -29,6 +29,13 @@ struct ModelShape {
 /// Tensors outside the blocks, by Hugging Face name: embeddings, final norm, head.
 using OuterWeights = std::map<std::string, at::Tensor>;
 
+/// Which of them.
+struct OuterParts {
+  bool embedding = true;  // what embed() needs
+  bool head = true;       // what logits() needs
+  bool words = true;      // of these, the table that tokens are looked up in
+};
+
 /// Implemented by CausalModel, which one file a family puts together (stages/model/llama.cpp ...);
 /// find it by open_model.
 class Model {
@@ -51,12 +58,18 @@ class Model {
   /// naming file and tensor. In host memory: place() brings them to the device.
   BlockWeights read_block(int64_t layer) const;
   /// Tensors outside the blocks, by name, with their shapes.
-  virtual std::map<std::string, std::vector<int64_t>> outer_parameters() const = 0;
-  /// In the device's memory.
-  virtual OuterWeights read_outer() const = 0;
+  virtual std::map<std::string, std::vector<int64_t>> outer_parameters(
+      OuterParts parts = {}) const = 0;
+  /// In the device's memory; checked and converted as read_block does.
+  OuterWeights read_outer(OuterParts parts = {}) const;
+  /// Name of the table that embed() looks tokens up in: a row a word.
+  virtual std::string word_table() const = 0;
+  /// Rows [first, first + count) of it, in the host's memory; checked and converted.
+  at::Tensor read_words(int64_t first, int64_t count) const;
 
   /// tokens int32/int64 [sequences, tokens], or [sequences] with positions int64 [sequences] for
-  /// one step, in any memory -> hidden [.., hidden] in the device's.
+  /// one step, in any memory -> hidden [.., hidden] in the device's. A token is a row of the word
+  /// table in `outer`.
   virtual at::Tensor embed(const at::Tensor& tokens, const OuterWeights& outer,
                            const at::Tensor& positions = {}) const = 0;
   /// Final norm and head: hidden [n, hidden] -> float32 logits [n, vocabulary].
@@ -69,6 +82,8 @@ class Model {
   void check_entry(const std::string& name, const std::vector<int64_t>& shape) const;
   /// One tensor of the checkpoint, checked and converted as read_block does.
   at::Tensor read_weight(const std::string& name, const std::vector<int64_t>& shape) const;
+  /// What the checkpoint holds of a tensor, in the compute dtype; not finite: ExitCode::data.
+  at::Tensor converted(const at::Tensor& stored, const std::string& name) const;
 
   ModelShape shape_;
   std::shared_ptr<const Checkpoint> checkpoint_;

@@ -61,7 +61,8 @@ void expect_whole(const Layout& layout, int ranks, int layers) {
   if (layout.split()) {
     EXPECT_EQ(generators.back(), ranks - 1);
   }
-  EXPECT_EQ(layout.generator_of(static_cast<int64_t>(generators.size())), generators.front());
+  const Leaf leaf{.micro_batch = static_cast<int64_t>(generators.size())};
+  EXPECT_EQ(layout.forwarder_of(leaf), generators.front());
   EXPECT_FALSE(layout.describe().empty());
 }
 
@@ -102,8 +103,10 @@ TEST(Layout, ACopyMayBeSpreadOverRanks) {
   const Layout shared = layout_of(settings, 5);
   EXPECT_EQ(shared.generators(), (Ranks{0, 1, 2, 3})) << "the fifth rank has no partner";
   EXPECT_EQ(shared.replicas(), 2);
-  EXPECT_EQ(shared.generator_of(0), 1);
-  EXPECT_EQ(shared.generator_of(1), 3);
+  for (const int64_t batch : {0, 1, 2})
+    for (const int64_t leaf : {0, 1, 2, 3})
+      EXPECT_EQ(shared.forwarder_of({.index = leaf, .micro_batch = batch}),
+                batch % 2 * 2 + leaf % 2);
   EXPECT_EQ(shared.describe(),
             "4 of 5 ranks generate (2 replicas of depth 2), then all compress (1 shard x 5)");
 
@@ -135,7 +138,8 @@ TEST(Layout, EachKindAloneWhileGeneratorsWriteAhead) {
     EXPECT_EQ(generators.replicas(), both.replicas());
     EXPECT_EQ(generators.depth(), depth);
     for (int64_t batch = 0; batch < 5; ++batch)
-      EXPECT_EQ(generators.generator_of(batch) + 5, both.generator_of(batch));
+      EXPECT_EQ(generators.forwarder_of({.index = batch, .micro_batch = batch}) + 5,
+                both.forwarder_of({.index = batch, .micro_batch = batch}));
     for (int rank = 0; rank < both.ranks(); ++rank) {
       EXPECT_EQ(both.samples(rank), rank >= 5);
       if (rank < 5)
