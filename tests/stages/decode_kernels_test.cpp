@@ -138,6 +138,30 @@ TEST(DecodeAttention, AgreesWithFloat64) {
   }
 }
 
+/// Runs of heads of all lengths, dimensions with and without a rest, blocks of tokens and rests.
+TEST(DecodeAttention, AgreesWithFloat64InEverySet) {
+  at::manual_seed(8);
+  for (int rank = 0; const auto* vectors = supported_kernels(rank); ++rank)
+    for (const auto dtype : {at::kFloat, at::kBFloat16})
+      for (const int64_t heads : {1, 2, 3, 4, 7})
+        for (const int64_t head_dim : {20, 64, 144})
+          for (const int64_t tokens : {1, 16, 39, 300}) {
+            const auto q = random({1, heads, head_dim}, dtype),
+                       keys = random({1, 1, tokens, head_dim}, dtype),
+                       values = random({1, 1, tokens, head_dim}, dtype), result = at::empty_like(q);
+            std::vector<float> scratch(
+                static_cast<size_t>(vectors->attention_scratch(heads, tokens, head_dim)));
+            vectors->attention_tile({q.const_data_ptr(), keys.const_data_ptr(),
+                                     values.const_data_ptr(), result.mutable_data_ptr(),
+                                     dtype == at::kFloat ? Number::float32 : Number::bfloat16,
+                                     heads, tokens, head_dim, 0.3f, 0, scratch.data()});
+            const auto expected =
+                reference_attention(q, at::tensor({tokens - 1}, at::kLong), keys, values, 0.3);
+            EXPECT_LT(relative_error(result, expected), dtype == at::kFloat ? 3e-6 : 6e-3)
+                << vectors->name << " " << heads << " " << head_dim << " " << tokens;
+          }
+}
+
 TEST(DecodeAttention, ReadsNothingBehindThePosition) {
   at::manual_seed(6);
   const auto q = random({2, 4, 16}, at::kFloat);
