@@ -39,14 +39,12 @@ void DenseBoundaries::send_sampled(const MicroBatch& batch, const Generator& gen
 void DenseBoundaries::send_rest(const at::Tensor& tokens) {
   if (!needed_) return;
   std::vector<Leaf> rest;
-  std::vector<at::Tensor> rows;
   for (const auto& leaf : leaves_)
     if (session_.layout.forwarder_of(leaf) == session_.world.rank() &&
-        !sent_.contains(leaf.micro_batch)) {
+        !sent_.contains(leaf.micro_batch))
       rest.push_back(leaf);
-      rows.push_back(tokens.narrow(0, leaf.first, leaf.rows));
-    }
-  auto hidden = embed_together(session_.world, session_.model, session_.timer, rows);
+  auto hidden =
+      embed_together(session_.world, session_.model, session_.timer, rows_of(tokens, rest));
   if (!rest.empty())
     send(rest, std::move(hidden), [&](int64_t layer) { return session_.model.read_block(layer); });
 }

@@ -123,7 +123,8 @@ class MemoryBesideDevice : public MemoryModel {
   MemoryUse embedding(int64_t sequences) const override {
     return {"reads the embeddings",
             {program(),
-             {"words of the leaves, and a run of all", whole_bytes(parts_.words(sequences))}}};
+             {"words of the leaves, and a run of all",
+              whole_bytes(parts_.words(sequences) + parts_.run_of_words())}}};
   }
 
   MemoryUse scoring(double) const override {

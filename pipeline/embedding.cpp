@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <optional>
 
-#include "base/error.hpp"
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 
@@ -20,12 +19,8 @@ class KnownWords {
     std::vector<at::Tensor> all{at::empty({0}, at::kLong)};
     for (const auto& leaf : tokens) all.push_back(leaf.reshape({-1}).to(at::kLong));
     words_ = std::get<0>(at::_unique(at::cat(all)));
+    check_range(words_, model.shape().vocabulary, "token ids");
     rows_ = at::empty({words_.numel(), width}, model.shape().compute_dtype);
-    if (words_.numel() == 0) return;
-    const int64_t known = model.shape().vocabulary;
-    if (word(0) < 0 || word(words_.numel() - 1) >= known)
-      fail(ExitCode::data, "token ids from {} to {}, expected 0 to {}", word(0),
-           word(words_.numel() - 1), known - 1);
   }
 
   /// `run`: rows of the table from `first` on.
@@ -47,7 +42,6 @@ class KnownWords {
   }
 
  private:
-  int64_t word(int64_t index) const { return words_.const_data_ptr<int64_t>()[index]; }
   int64_t place_of(int64_t first) const {
     const int64_t* words = words_.const_data_ptr<int64_t>();
     return std::lower_bound(words, words + words_.numel(), first) - words;
@@ -59,6 +53,12 @@ class KnownWords {
 };
 
 }  // namespace
+
+std::vector<at::Tensor> rows_of(const at::Tensor& tokens, const std::vector<Leaf>& leaves) {
+  std::vector<at::Tensor> rows;
+  for (const auto& leaf : leaves) rows.push_back(tokens.narrow(0, leaf.first, leaf.rows));
+  return rows;
+}
 
 std::vector<at::Tensor> embed_together(const Communicator& ranks, const Model& model,
                                        PhaseTimer& timer, const std::vector<at::Tensor>& tokens,

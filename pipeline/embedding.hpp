@@ -1,11 +1,14 @@
 // The first block's inputs of known tokens, where no rank holds the whole table of words.
 #pragma once
 #include "comm/communicator.hpp"
-#include "pipeline/hidden_state.hpp"
+#include "pipeline/leaves.hpp"
 #include "pipeline/phase_timer.hpp"
 #include "stages/model/model.hpp"
 
 namespace selfcal {
+
+/// The tokens of each leaf, as a view. tokens: [sequences, length] of the whole set.
+std::vector<at::Tensor> rows_of(const at::Tensor& tokens, const std::vector<Leaf>& leaves);
 
 inline constexpr int64_t words_at_once = int64_t{64} << 20;
 

@@ -41,7 +41,8 @@ class HostMemory : public MemoryModel {
   MemoryUse embedding(int64_t sequences) const override {
     return {"reads the embeddings",
             {{"program and libraries", program_bytes},
-             {"words of the leaves, and a run of all", whole_bytes(parts_.words(sequences))},
+             {"words of the leaves, and a run of all",
+              whole_bytes(parts_.words(sequences) + parts_.run_of_words())},
              {"hidden states of the leaves", whole_bytes(parts_.hidden(sequences)), true}}};
   }
 
@@ -213,9 +214,16 @@ double MemoryParts::head() const {
   return static_cast<double>(model_.head_parameters) * model_.element_bytes();
 }
 
+double MemoryParts::embeddings() const {
+  return static_cast<double>(model_.embedding_parameters) * model_.element_bytes();
+}
+
+double MemoryParts::run_of_words() const {
+  return std::min(embeddings(), static_cast<double>(words_at_once));
+}
+
 double MemoryParts::words(int64_t sequences) const {
-  const double table = static_cast<double>(model_.embedding_parameters) * model_.element_bytes();
-  return std::min(table, static_cast<double>(words_at_once)) + std::min(table, hidden(sequences));
+  return std::min(embeddings(), hidden(sequences));
 }
 
 double MemoryParts::block() const {

@@ -79,7 +79,9 @@ struct MemoryParts {
   double logits(int64_t at_once) const;           // float32, of a step
   double outer_of_run(int run, int depth) const;  // embeddings and head, where a copy has them
   double head() const;
-  double words(int64_t sequences) const;  // of the table: a run of it, and those that occur
+  double embeddings() const;
+  double run_of_words() const;            // of the table, that is read at a time
+  double words(int64_t sequences) const;  // those that occur, at most
   double block() const;
   double block_in_work() const;  // with its compressed weights, unless they replace the dense ones
   double written_layer() const;  // the one before, on its way to its file

@@ -120,9 +120,7 @@ class DensePass {
   using Norms = std::map<int, at::Tensor>;  // by tap
 
   void embed() {
-    std::vector<at::Tensor> rows;
-    for (const auto& leaf : owned_) rows.push_back(tokens_.narrow(0, leaf.first, leaf.rows));
-    hidden_ = embed_together(world_, session_.model, session_.timer, rows);
+    hidden_ = embed_together(world_, session_.model, session_.timer, rows_of(tokens_, owned_));
   }
 
   /// Passes the leaves through the block, one after the other.

@@ -140,10 +140,8 @@ class FlowRun {
   void expect_inputs() {
     const Job& job = flow_.front();
     if (shard_ == 0) {
-      std::vector<at::Tensor> rows;
-      for (const auto& leaf : owned_)
-        rows.push_back(job.calibration.tokens.narrow(0, leaf.first, leaf.rows));
-      for (auto& leaf : embed_together(team_, session_.model, session_.timer, rows))
+      for (auto& leaf : embed_together(team_, session_.model, session_.timer,
+                                       rows_of(job.calibration.tokens, owned_)))
         hidden_.emplace_back(std::move(leaf));
     } else {
       LeafInbox& inbox = flow_.inbox ? *flow_.inbox : before_.ask(job, owned_);

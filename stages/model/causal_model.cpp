@@ -9,17 +9,6 @@
 #include "storage/dtype.hpp"
 
 namespace selfcal {
-namespace {
-
-void check_range(const at::Tensor& ids, int64_t count, const char* what) {
-  if (ids.numel() == 0) return;
-  const auto [smallest, largest] = at::aminmax(ids);
-  if (smallest.item<int64_t>() < 0 || largest.item<int64_t>() >= count)
-    fail(ExitCode::data, "{} from {} to {}, expected 0 to {}", what, smallest.item<int64_t>(),
-         largest.item<int64_t>(), count - 1);
-}
-
-}  // namespace
 
 CausalModel::CausalModel(ModelShape shape, std::shared_ptr<const Checkpoint> checkpoint,
                          kernels::Context context, ModelParts parts)

@@ -151,6 +151,14 @@ KeyValueCache Model::make_cache(int64_t sequences, int64_t capacity) const {
   return {zeros(), zeros()};
 }
 
+void check_range(const at::Tensor& ids, int64_t count, const char* what) {
+  if (ids.numel() == 0) return;
+  const auto [smallest, largest] = at::aminmax(ids);
+  if (smallest.item<int64_t>() < 0 || largest.item<int64_t>() >= count)
+    fail(ExitCode::data, "{} from {} to {}, expected 0 to {}", what, smallest.item<int64_t>(),
+         largest.item<int64_t>(), count - 1);
+}
+
 std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype,
                                   kernels::Context context) {
   auto checkpoint = std::make_shared<const Checkpoint>(directory);

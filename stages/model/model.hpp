@@ -90,6 +90,9 @@ class Model {
   kernels::Context context_;  // threads and device the blocks compute with
 };
 
+/// Integers that are not from 0 to count - 1 are ExitCode::data. `what`: "token ids".
+void check_range(const at::Tensor& ids, int64_t count, const char* what);
+
 /// Opens a model directory; every tensor's name, shape and type are checked. `dtype`: "auto" or
 /// float32|bfloat16|float16. An unknown architecture lists those supported.
 std::unique_ptr<Model> open_model(const fs::path& directory, const std::string& dtype,

@@ -57,15 +57,17 @@ class UnitRows {
   bool copied_;
 };
 
-/// Rows of a matrix as panels, side by side: [pairs][panel_columns] each.
+/// Rows of a matrix as panels, side by side: [pairs][panel_columns] each. With `keep_two_of_four`,
+/// which may be null, those that have as many zeros leave them out.
 class Panels {
  public:
-  Panels(int64_t most, int64_t columns)
+  Panels(int64_t most, int64_t columns, decltype(MatrixUnits::keep_two_of_four) keep_two_of_four)
       : depth_(padded_depth(columns)),
         numbers_(
             at::empty({ceil_divide(most, panel_columns), depth_ / 2 * panel_columns}, at::kInt)),
         first_(numbers_.mutable_data_ptr<int32_t>()),
-        two_of_four_(static_cast<size_t>(numbers_.size(0))) {}
+        keep_two_of_four_(keep_two_of_four),
+        two_of_four_(keep_two_of_four == nullptr ? 0 : static_cast<size_t>(numbers_.size(0))) {}
 
   /// That of rows from `index` on, a multiple of panel_columns, from its `depth`-th input on.
   const int32_t* from(int64_t index, int64_t depth) const {
@@ -74,23 +76,16 @@ class Panels {
 
   /// Whether that of rows from `index` on holds two of each four inputs.
   bool two_of_four(int64_t index) const {
-    return two_of_four_[static_cast<size_t>(index / panel_columns)];
+    return keep_two_of_four_ && two_of_four_[static_cast<size_t>(index / panel_columns)];
   }
 
   /// Makes rows [first, first + count) of the matrix ours.
   void fill(const Context& context, const Matrix& matrix, int64_t first, int64_t count) {
     for_ranges(context, count, panel_columns, [&](int64_t row, int64_t some) {
-      pack_panel(some, matrix.columns, numbers_of(matrix, first + row), matrix.columns,
-                 first_ + row * depth_ / 2);
-    });
-  }
-
-  /// Leaves out zeros in panels of the first `count` rows that have as many.
-  void keep_two_of_four(const Context& context, const MatrixUnits& units, int64_t count) {
-    if (units.keep_two_of_four == nullptr) return;
-    for_ranges(context, count, panel_columns, [&](int64_t row, int64_t) {
-      two_of_four_[static_cast<size_t>(row / panel_columns)] =
-          units.keep_two_of_four(depth_, first_ + row * depth_ / 2);
+      int32_t* const panel = first_ + row * depth_ / 2;
+      pack_panel(some, matrix.columns, numbers_of(matrix, first + row), matrix.columns, panel);
+      if (keep_two_of_four_)
+        two_of_four_[static_cast<size_t>(row / panel_columns)] = keep_two_of_four_(depth_, panel);
     });
   }
 
@@ -98,6 +93,7 @@ class Panels {
   const int64_t depth_;
   const at::Tensor numbers_;
   int32_t* const first_;
+  decltype(MatrixUnits::keep_two_of_four) keep_two_of_four_;
   std::vector<char> two_of_four_;  // a panel each; not bits, which threads would share
 };
 
@@ -112,14 +108,13 @@ class UnitProduct {
         shape_(TileShape::for_inputs(inputs_)),
         together_(std::max<int64_t>(1, packed_weights / inputs_ / shape_.columns) * shape_.columns),
         x_(operands.x),
-        weight_(std::min(operands.weight.count, together_), inputs_) {}
+        weight_(std::min(operands.weight.count, together_), inputs_, units.keep_two_of_four) {}
 
   void compute(const Context& context) {
     const int64_t columns = operands_.weight.count;
     for (first_ = 0; first_ < columns; first_ += together_) {
       const int64_t end = std::min(first_ + together_, columns);
       weight_.fill(context, operands_.weight, first_, end - first_);
-      weight_.keep_two_of_four(context, units_, end - first_);
       const int64_t width = part_of(end - first_, shape_.columns, panel_columns);
       const int64_t rows = operands_.x.count, down = ceil_divide(rows, shape_.rows);
       for_tiles(context, ceil_divide(end - first_, width) * down, [&](int64_t index) {
@@ -185,7 +180,7 @@ void multiply_few_by_units(const Context& context, const MatrixUnits& units,
                            const Operands& operands) {
   constexpr int64_t weight_rows = 96;
   const int64_t inputs = operands.x.columns, rows = operands.x.count;
-  Panels x(rows, inputs);
+  Panels x(rows, inputs, nullptr);
   x.fill({}, operands.x, 0, rows);
   const auto multiply = rows <= panel_columns / 2 ? units.multiply_half : units.multiply;
   for_ranges(context, operands.weight.count, weight_rows, [&](int64_t first, int64_t count) {
