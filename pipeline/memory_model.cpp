@@ -115,12 +115,14 @@ class HostMemory : public MemoryModel {
     // Panels of the factor, and of the Hessian that errors are measured with.
     const double panels = square * (model_.element_bytes() < 4 ? 0.5 : 0.75);
     const MemoryItem hessian{"Hessian: float32", whole_bytes(square)};
+    // The Cholesky factor, a half as packed panels, and U.
+    const double factor_and_room = 1.55 * square;
     return {
         {"measures",
          {{"one leaf on its way", whole_bytes(sequences == 0 ? 0 : parts_.passing_leaf())},
           {"Hessian: sums as integers, upper half", whole_bytes(square)},
           hessian}},
-        {"factorises", {hessian, {"factor, and room to find it", whole_bytes(2 * square)}}},
+        {"factorises", {hessian, {"factor, and room to find it", whole_bytes(factor_and_room)}}},
         {"solves",
          {hessian,
           {"factor, and panels", whole_bytes(square + panels)},

@@ -42,6 +42,9 @@ struct Kernels {
   /// Sums run over k in order.
   void (*subtract_products)(const float* panels, int64_t depth, int64_t columns, const float* other,
                             float* tile);
+  /// The same in float64.
+  void (*subtract_products_double)(const double* panels, int64_t depth, int64_t columns,
+                                   const double* other, double* tile);
 
   // The same product of numbers of 16 bits, two to four times as fast; its error is about 1e-5 of
   // the norms' product. They are whole numbers, or bfloat16 and what it leaves in another. Factors

@@ -6,17 +6,34 @@ namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 namespace {
 
 constexpr int vectors = 2;  // vectors of rows in one pass
-static_assert(rows % (vectors * width) == 0);
+
+template <class Number>
+struct VectorOf {
+  using type = Vector;
+};
+template <>
+struct VectorOf<double> {
+  using type = Doubles;
+};
+
+template <class Lanes, class Number>
+Lanes read(const Number* from) {
+  Lanes lanes;
+  __builtin_memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
 
 /// `count` columns of a panel, for the rows of two vectors.
-template <int count>
-void subtract_panel(const float* panels, int64_t depth, const float* other, float* tile) {
-  Vector sum[count][vectors] = {};
+template <int count, class Number>
+void subtract_panel(const Number* panels, int64_t depth, const Number* other, Number* tile) {
+  using Lanes = typename VectorOf<Number>::type;
+  constexpr int64_t lanes = sizeof(Lanes) / sizeof(Number);
+  Lanes sum[count][vectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Vector factor[vectors];
-    for (int v = 0; v < vectors; ++v) factor[v] = load(other + k * rows + v * width);
+    Lanes factor[vectors];
+    for (int v = 0; v < vectors; ++v) factor[v] = read<Lanes>(other + k * rows + v * lanes);
     for (int j = 0; j < count; ++j) {
-      const Vector entry = all(panels[k * panel + j]);
+      const Lanes entry = panels[k * panel + j] - Lanes{};
       for (int v = 0; v < vectors; ++v) sum[j][v] += entry * factor[v];
     }
   }
@@ -24,26 +41,37 @@ void subtract_panel(const float* panels, int64_t depth, const float* other, floa
   for (int j = 0; j < count; ++j) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
-      float* at = tile + j * rows + v * width;
-      store(at, load(at) - sum[j][v]);
+      Number* at = tile + j * rows + v * lanes;
+      const Lanes difference = read<Lanes>(at) - sum[j][v];
+      __builtin_memcpy(at, &difference, sizeof difference);
     }
   }
 }
 
-template <int count>
-void subtract_rows(const float* panels, int64_t depth, const float* other, float* tile) {
-  for (int64_t row = 0; row < rows; row += vectors * width)
+template <int count, class Number>
+void subtract_rows(const Number* panels, int64_t depth, const Number* other, Number* tile) {
+  constexpr int64_t pass = vectors * width * int64_t{sizeof(float)} / int64_t{sizeof(Number)};
+  static_assert(rows % pass == 0);
+  for (int64_t row = 0; row < rows; row += pass)
     subtract_panel<count>(panels, depth, other + row, tile + row);
 }
 
 /// The last panel, which is not full.
-template <int count>
-void subtract_rest(const float* panels, int64_t depth, int64_t columns, const float* other,
-                   float* tile) {
+template <int count, class Number>
+void subtract_rest(const Number* panels, int64_t depth, int64_t columns, const Number* other,
+                   Number* tile) {
   if constexpr (count > 0) {
     if (columns == count) return subtract_rows<count>(panels, depth, other, tile);
     subtract_rest<count - 1>(panels, depth, columns, other, tile);
   }
+}
+
+template <class Number>
+void subtract_panels(const Number* panels, int64_t depth, int64_t columns, const Number* other,
+                     Number* tile) {
+  for (; columns >= panel; columns -= panel, panels += depth * panel, tile += panel * rows)
+    subtract_rows<panel>(panels, depth, other, tile);
+  subtract_rest<panel - 1>(panels, depth, columns, other, tile);
 }
 
 }  // namespace
@@ -71,10 +99,12 @@ void pack_panels(const float* matrix, int64_t stride, int64_t depth, int64_t col
 
 void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
                        float* tile) {
-  for (; columns >= panel; columns -= panel, panels += depth * panel, tile += panel * rows) {
-    subtract_rows<panel>(panels, depth, other, tile);
-  }
-  subtract_rest<panel - 1>(panels, depth, columns, other, tile);
+  subtract_panels(panels, depth, columns, other, tile);
+}
+
+void subtract_products_double(const double* panels, int64_t depth, int64_t columns,
+                              const double* other, double* tile) {
+  subtract_panels(panels, depth, columns, other, tile);
 }
 
 void add_dot_products(const float* a, const float* b, int64_t columns, double* sums) {

@@ -6,6 +6,8 @@ namespace selfcal::lanes::SELFCAL_INSTRUCTION_SET {
 
 void subtract_products(const float* panels, int64_t depth, int64_t columns, const float* other,
                        float* tile);
+void subtract_products_double(const double* panels, int64_t depth, int64_t columns,
+                              const double* other, double* tile);
 void short_panels(const float* matrix, int64_t stride, int64_t depth, int64_t columns,
                   const float* factors, int32_t* panels, float* steps);
 void short_tile(const float* tile, int64_t depth, const float* factors, int32_t* numbers,
@@ -90,6 +92,7 @@ extern const Kernels kernels{SELFCAL_TEXT(SELFCAL_INSTRUCTION_SET),
                              panel,
                              pack_panels,
                              subtract_products,
+                             subtract_products_double,
                              panel,
                              2,
                              1,

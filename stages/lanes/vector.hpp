@@ -22,6 +22,7 @@ constexpr int width = 4;
 constexpr int panel = width == 16 ? 12 : 6;
 
 using Vector = float __attribute__((vector_size(width * sizeof(float))));
+using Doubles = double __attribute__((vector_size(width * sizeof(float))));
 using Integers = int32_t __attribute__((vector_size(width * sizeof(int32_t))));
 template <>
 struct BitsOf<Vector> {

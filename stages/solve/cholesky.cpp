@@ -1,159 +1,197 @@
 #include "stages/solve/cholesky.hpp"
 
+#include <ATen/ATen.h>
+
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <utility>
 
 #include "stages/kernels/cpu/tiles.hpp"
-#include "stages/solve/blas.hpp"
+#include "stages/solve/lapack.hpp"
 
 namespace selfcal {
-namespace {
-
-/// inverse = lower^-1, [n, n], both triangular; what lies above the diagonal of `inverse` is left
-/// alone.
-template <class T>
-void invert_small(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t inverse_stride) {
-  for (int64_t j = 0; j < n; ++j) {
-    for (int64_t i = j; i < n; ++i) {
-      T sum = i == j ? T(1) : T(0);
-      for (int64_t k = j; k < i; ++k)
-        sum -= lower[i * stride + k] * inverse[k * inverse_stride + j];
-      inverse[i * inverse_stride + j] = sum / lower[i * stride + i];
-    }
-  }
-}
-
-/// By halves: [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1, C^-1]. `inverse` starts as zeros.
-template <class T>
-void invert_lower(const T* lower, int64_t stride, int64_t n, T* inverse, int64_t inverse_stride) {
-  constexpr int64_t small = 16;
-  if (n <= small) return invert_small(lower, stride, n, inverse, inverse_stride);
-  const int64_t half = (n / 2 + small - 1) / small * small, rest = n - half;
-  T* corner = inverse + half * inverse_stride;
-  T* below = corner + half;
-  invert_lower(lower, stride, half, inverse, inverse_stride);
-  invert_lower(lower + half * (stride + 1), stride, rest, below, inverse_stride);
-  std::vector<T> product(rest * half);
-  blas::multiply<T>(rest, half, half, 1, lower + half * stride, stride, inverse, inverse_stride, 0,
-                    product.data(), half);
-  blas::multiply<T>(rest, half, rest, -1, below, inverse_stride, product.data(), half, 0, corner,
-                    inverse_stride);
-}
-
-}  // namespace
 
 template <class T>
-Cholesky<T>::Cholesky(T* matrix, int64_t n, const kernels::Context& context, FactorTeam team)
-    : matrix_(matrix),
-      n_(n),
+Cholesky<T>::Cholesky(int64_t n, const Entries& entries, const kernels::Context& context,
+                      FactorTeam team)
+    : n_(n),
+      rows_(kernels::ceil_divide(n, tile)),
       context_(context),
       team_(std::move(team)),
-      inverses_(kernels::ceil_divide(n, tile) * tile * tile) {
-  std::vector<T> diagonal(n), room(team_.size > 1 ? tile * n : 0);
-  for_own_tiles(0, [&](int64_t i) {
-    for (int64_t k = i; k < i + size_at(i); ++k) diagonal[k] = matrix[k * (n + 1)];
-  });
-  for (int64_t j = 0; j < n; j += tile) {
-    share_row(j, room);
-    for_own_tiles(j, [&](int64_t i) { subtract_earlier(i, j); });
-    if (team_.owns(j / tile)) factorise_diagonal(j, diagonal);
-    share_inverse(j);
-    if (*inverse_at(j) == 0) return;  // no inverse has a zero on its diagonal
-    for_own_tiles(j + tile, [&](int64_t i) { divide_by_diagonal(i, j); });
+      kernels_(lanes::kernels()),
+      panels_size_(kernels::ceil_divide(tile, kernels_.panel_columns) * kernels_.panel_columns *
+                   tile),
+      remainder_(rows_),
+      panels_(rows_),
+      diagonal_(n) {
+  read(entries);
+  for (int64_t row = 0; row < rows_; ++row) {
+    pack(row);
+    share(row, 0, row);
+    const std::vector<int64_t> below = own_strips(row + 1);
+    // The diagonal first: it takes longest.
+    kernels::for_tiles(context_, std::ssize(below) + 1, [&](int64_t i) {
+      if (i > 0) return subtract_earlier(row, 0, strip_at(below[i - 1]));
+      if (team_.owns(row)) factorise_diagonal(row);
+    });
+    share(row, row, 1);
+    if (*panels_at(row, row) == 0) return;  // no inverse has a zero on its diagonal
+    kernels::for_tiles(context_, std::ssize(below), [&](int64_t i) {
+      for (T* lanes : strip_at(below[i])) divide_by_diagonal(row, lanes + row * tile * lanes::rows);
+    });
+    remainder_[row].reset();
   }
   succeeded_ = true;
 }
 
-/// Calls body(i) for the rows of tiles from `first` on that are this rank's, on the threads.
+/// Where the strips of this rank's rows of tiles begin, from a row of tiles on.
 template <class T>
-void Cholesky<T>::for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const {
-  const int64_t step = team_.size * tile, behind = team_.rank - team_.owner_of(first / tile),
-                own = first + (behind + team_.size) % team_.size * tile;
-  if (own < n_)
-    kernels::for_tiles(context_, kernels::ceil_divide(n_ - own, step),
-                       [&](int64_t i) { body(own + i * step); });
+std::vector<int64_t> Cholesky<T>::own_strips(int64_t row) const {
+  std::vector<int64_t> strips;
+  for (; row < rows_; ++row)
+    for (int64_t i = row * tile; team_.owns(row) && i < row * tile + size_of(row); i += strip)
+      strips.push_back(i);
+  return strips;
 }
 
-/// L[j, :j] from its rank to all, by way of `room`.
+/// The halves of a strip of what is left of A, each [columns][32 rows].
 template <class T>
-void Cholesky<T>::share_row(int64_t j, std::span<T> room) {
-  if (team_.size == 1 || j == 0) return;
-  const std::span<T> packed = room.first(size_at(j) * j);
-  const bool owns = team_.owns(j / tile);
-  for (int64_t row = 0; owns && row < size_at(j); ++row)
-    std::copy_n(matrix_ + (j + row) * n_, j, packed.data() + row * j);
-  team_.broadcast(std::as_writable_bytes(packed), team_.owner_of(j / tile));
-  for (int64_t row = 0; !owns && row < size_at(j); ++row)
-    std::copy_n(packed.data() + row * j, j, matrix_ + (j + row) * n_);
+auto Cholesky<T>::strip_at(int64_t first) const -> Halves {
+  const int64_t row = first / tile, size = (row * tile + size_of(row)) * lanes::rows;
+  T* half = remainder_[row].template mutable_data_ptr<T>() + first % tile / lanes::rows * size;
+  return {half, half + size};
 }
 
-/// L[j, j]^-1, or the zeros of a failure.
 template <class T>
-void Cholesky<T>::share_inverse(int64_t j) {
-  if (team_.size > 1)
-    team_.broadcast(std::as_writable_bytes(std::span(inverse_at(j), tile * tile)),
-                    team_.owner_of(j / tile));
+T* Cholesky<T>::panels_at(int64_t row, int64_t column) const {
+  return panels_[row].template mutable_data_ptr<T>() + column * panels_size_;
 }
 
-/// A[i, j] -= L[i, :j] L[j, :j]^T: what the columns before j take off a tile.
 template <class T>
-void Cholesky<T>::subtract_earlier(int64_t i, int64_t j) {
-  if (j == 0) return;
-  blas::multiply_transposed<T>(size_at(i), size_at(j), j, -1, matrix_ + i * n_, n_,
-                               matrix_ + j * n_, n_, 1, matrix_ + i * n_ + j, n_);
+void Cholesky<T>::read(const Entries& entries) {
+  constexpr auto type = c10::CppTypeToScalarType<T>::value;
+  for (int64_t row = 0; row < rows_; ++row)
+    if (team_.owns(row)) remainder_[row] = at::empty({tile, row * tile + size_of(row)}, type);
+  const std::vector<int64_t> strips = own_strips(0);
+  kernels::for_tiles(context_, std::ssize(strips), [&](int64_t task) {
+    const int64_t first = strips[task], row = first / tile, columns = row * tile + size_of(row);
+    const Halves halves = strip_at(first);
+    if (first + strip > n_)  // lanes without a row
+      for (T* lanes : halves) std::fill_n(lanes, columns * lanes::rows, T(0));
+    const auto lane = [&](int64_t i) {
+      return halves[(i - first) / lanes::rows] + i % lanes::rows;
+    };
+    const int64_t end = std::min(first + strip, n_);
+    for (int64_t column = 0; column < columns; column += tile)
+      for (int64_t i = first; i < end; ++i)
+        entries(i, column, std::min(tile, columns - column), lane(i) + column * lanes::rows,
+                lanes::rows);
+    for (int64_t i = first; i < end; ++i) diagonal_[i] = lane(i)[i * lanes::rows];
+  });
 }
 
-/// And inverts it, if it is positive definite.
+/// The row of L left of the diagonal as panels; room for it where it is another rank's.
 template <class T>
-void Cholesky<T>::factorise_diagonal(int64_t j, const std::vector<T>& diagonal) {
-  T* corner = matrix_ + j * (n_ + 1);
-  if (!blas::factorise<T>(size_at(j), corner, n_)) return;
-  for (int64_t k = 0; k < size_at(j); ++k) {
-    const T pivot = corner[k * (n_ + 1)];
-    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal[j + k])) return;
+void Cholesky<T>::pack(int64_t row) {
+  panels_[row] = at::empty({row + 1, panels_size_}, c10::CppTypeToScalarType<T>::value);
+  if (!team_.owns(row)) return;
+  const int64_t width = kernels_.panel_columns;
+  kernels::for_tiles(context_, row, [&](int64_t column) {
+    T* panels = panels_at(row, column);
+    for (int64_t i = 0; i < size_of(row); ++i) {
+      const T* from = strip_at(row * tile + i / strip * strip)[i % strip / lanes::rows] +
+                      column * tile * lanes::rows + i % lanes::rows;
+      T* into = panels + i / width * width * tile + i % width;
+      for (int64_t k = 0; k < tile; ++k) into[k * width] = from[k * lanes::rows];
+    }
+  });
+}
+
+/// Panels of `count` tiles of a row from its rank to all.
+template <class T>
+void Cholesky<T>::share(int64_t row, int64_t first, int64_t count) const {
+  if (team_.size == 1 || count == 0) return;
+  const std::span panels(panels_at(row, first), static_cast<size_t>(count * panels_size_));
+  team_.broadcast(std::as_writable_bytes(panels), team_.owner_of(row));
+}
+
+/// What the columns from tile `first` on take off those of tile `row`: L[row] times them. Halves
+/// begin at tile `first`, or with the first column where that is 0.
+template <class T>
+void Cholesky<T>::subtract_earlier(int64_t row, int64_t first, const Halves& halves) const {
+  constexpr int64_t step = tile * lanes::rows;
+  for (int64_t column = first; column < row; ++column)
+    for (T* lanes : halves)
+      subtract(panels_at(row, column), tile, size_of(row), lanes + (column - first) * step,
+               lanes + (row - first) * step);
+}
+
+/// And keeps its inverse, if it is positive definite, with the sign changed: products are
+/// subtracted.
+template <class T>
+void Cholesky<T>::factorise_diagonal(int64_t row) {
+  const int64_t size = size_of(row), first = row * tile, width = kernels_.panel_columns;
+  std::vector<T> corner(size * size), inverse(size * size);
+  for (int64_t i = 0; i < size; i += strip) {
+    const Halves halves = strip_at(first + i);
+    subtract_earlier(row, 0, halves);
+    for (int64_t k = i; k < std::min(i + strip, size); ++k)
+      for (int64_t column = 0; column <= k; ++column)
+        corner[k * size + column] =
+            halves[(k - i) / lanes::rows][(first + column) * lanes::rows + k % lanes::rows];
   }
-  invert_lower(corner, n_, size_at(j), inverse_at(j), tile);
+  T* panels = panels_at(row, row);
+  *panels = 0;
+  if (!lapack::factorise<T>(size, corner.data(), size)) return;
+  for (int64_t k = 0; k < size; ++k) {
+    const T pivot = corner[k * (size + 1)];
+    if (!(pivot * pivot > 8 * std::numeric_limits<T>::epsilon() * diagonal_[first + k])) return;
+  }
+  lapack::invert<T>(size, corner.data(), size, inverse.data());
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t k = 0; k < tile; ++k)
+      panels[(i / width * tile + k) * width + i % width] = k <= i ? -inverse[i * size + k] : 0;
 }
 
-/// L[i, j] = A[i, j] L[j, j]^-T.
+/// columns = L[row, row]^-1 columns, [size of the row][32].
 template <class T>
-void Cholesky<T>::divide_by_diagonal(int64_t i, int64_t j) {
-  const int64_t rows = size_at(i), columns = size_at(j);
-  std::vector<T> product(rows * columns);
-  T* at = matrix_ + i * n_ + j;
-  blas::multiply_transposed<T>(rows, columns, columns, 1, at, n_, inverse_at(j), tile, 0,
-                               product.data(), columns);
-  for (int64_t row = 0; row < rows; ++row)
-    std::copy_n(product.data() + row * columns, columns, at + row * n_);
+void Cholesky<T>::divide_by_diagonal(int64_t row, T* columns) const {
+  const int64_t size = size_of(row), width = kernels_.panel_columns;
+  std::array<T, tile * lanes::rows> given;
+  std::copy_n(columns, size * lanes::rows, given.data());
+  std::fill_n(columns, size * lanes::rows, T(0));
+  for (int64_t i = 0; i < size; i += width)  // down to the diagonal
+    subtract(panels_at(row, row) + i * tile, std::min(i + width, size), std::min(width, size - i),
+             given.data(), columns + i * lanes::rows);
 }
 
-/// Columns [first, first + count) of L^-1, within the tile that starts at `top`: its rows from
-/// there on, [n - top, count].
 template <class T>
-std::vector<T> Cholesky<T>::inverse_strip(int64_t top, int64_t first, int64_t count) const {
-  std::vector<T> inverse((n_ - top) * count), product(tile * count);
-  for (int64_t row = 0; row < size_at(top); ++row) {
-    std::copy_n(inverse_at(top) + row * tile + first - top, count, inverse.data() + row * count);
-  }
-  for (int64_t i = top + tile; i < n_; i += tile) {
-    blas::multiply<T>(size_at(i), count, i - top, -1, matrix_ + i * n_ + top, n_, inverse.data(),
-                      count, 0, product.data(), count);
-    blas::multiply<T>(size_at(i), count, size_at(i), 1, inverse_at(i), tile, product.data(), count,
-                      0, inverse.data() + (i - top) * count, count);
-  }
-  return inverse;
+void Cholesky<T>::subtract(const T* panels, int64_t depth, int64_t columns, const T* other,
+                           T* into) const {
+  if constexpr (std::is_same_v<T, float>)
+    kernels_.subtract_products(panels, depth, columns, other, into);
+  else
+    kernels_.subtract_products_double(panels, depth, columns, other, into);
 }
 
 template <class T>
 void Cholesky<T>::invert_strip(int64_t first, int64_t count, float* rows, int64_t stride) const {
-  const int64_t top = first / tile * tile;
-  const std::vector<T> inverse = inverse_strip(top, first, count);
+  const int64_t top = first / tile, above = top * tile, size = (n_ - above) * lanes::rows;
+  std::vector<T> inverse(2 * size);
+  const Halves halves{inverse.data(), inverse.data() + size};
+  const auto lane = [&](int64_t k) { return halves[k / lanes::rows] + k % lanes::rows; };
+  for (int64_t k = 0; k < count; ++k) lane(k)[(first + k - above) * lanes::rows] = 1;
+  for (int64_t row = top; row < rows_; ++row) {
+    subtract_earlier(row, top, halves);
+    for (T* lanes : halves) divide_by_diagonal(row, lanes + (row - top) * tile * lanes::rows);
+  }
   for (int64_t i = first; i < n_; ++i) {
     float* row = rows + (n_ - 1 - i) * stride;
     const int64_t filled = std::min(i + 1 - first, count);
     std::fill_n(row, count - filled, 0.0f);
-    for (int64_t k = 0; k < filled; ++k) row[count - 1 - k] = float(inverse[(i - top) * count + k]);
+    for (int64_t k = 0; k < filled; ++k)
+      row[count - 1 - k] = float(lane(k)[(i - above) * lanes::rows]);
   }
 }
 

@@ -1,12 +1,18 @@
-// Cholesky factor and triangular inverse by fixed tiles: library calls on one thread, the pool over
-// the tiles, and ranks over rows of tiles, so that the bits do not depend on the number of either.
+// Cholesky factor and triangular inverse by fixed tiles: our products of packed panels, the pool
+// over strips, and ranks over rows of tiles, so that the bits do not depend on the number of
+// either.
 #pragma once
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "stages/kernels/ops.hpp"
+#include "stages/lanes/lanes.hpp"
 
 namespace selfcal {
 
@@ -20,17 +26,23 @@ struct FactorTeam {
   std::function<void(std::span<std::byte> data, int root)> broadcast = {};
 };
 
-/// A = L L^T, row-major [n, n], with the inverses of L's diagonal tiles. T: float or double.
+/// A = L L^T, [n, n], left-looking: a row of tiles is packed as panels when its columns to the left
+/// are done, and what lies below reads those. L's tiles on the diagonal are kept as inverses. Half
+/// of the matrix is in memory, once. T: float or double.
 template <class T>
 class Cholesky {
  public:
-  static constexpr int64_t tile = 128;  // rows and columns
-  static constexpr int64_t strip = 64;  // columns of the inverse in one task
+  static constexpr int64_t tile = 128;               // rows and columns
+  static constexpr int64_t strip = 2 * lanes::rows;  // rows, or columns of the inverse, of a task
 
-  /// Factorises in place; only the lower triangle of `matrix` is read and written, of a team's this
-  /// rank's rows: those of the others come to every rank, all but their tiles on the diagonal.
-  /// Collective over the team.
-  Cholesky(T* matrix, int64_t n, const kernels::Context& context, FactorTeam team = {});
+  /// Writes A[row][first] ... A[row][first + count - 1], `stride` apart. Called on the threads.
+  using Entries =
+      std::function<void(int64_t row, int64_t first, int64_t count, T* into, int64_t stride)>;
+
+  /// Factorises; of `entries`, the lower triangle and tiles on the diagonal, of a team's this
+  /// rank's rows. Collective over the team.
+  Cholesky(int64_t n, const Entries& entries, const kernels::Context& context,
+           FactorTeam team = {});
 
   /// False where A is not positive definite, or so nearly not that a pivot lost all its digits; on
   /// all ranks of a team.
@@ -44,23 +56,29 @@ class Cholesky {
   void invert_strip(int64_t first, int64_t count, float* rows, int64_t stride) const;
 
  private:
-  int64_t size_at(int64_t first) const { return first + tile < n_ ? tile : n_ - first; }
-  T* inverse_at(int64_t first) { return inverses_.data() + first * tile; }
-  const T* inverse_at(int64_t first) const { return inverses_.data() + first * tile; }
+  using Halves = std::array<T*, 2>;  // of a strip: 32 rows, or columns, side by side
 
-  void for_own_tiles(int64_t first, const std::function<void(int64_t)>& body) const;
-  void share_row(int64_t j, std::span<T> room);
-  void share_inverse(int64_t j);
-  void subtract_earlier(int64_t i, int64_t j);
-  void factorise_diagonal(int64_t j, const std::vector<T>& diagonal);
-  void divide_by_diagonal(int64_t i, int64_t j);
-  std::vector<T> inverse_strip(int64_t top, int64_t first, int64_t count) const;
+  int64_t size_of(int64_t row) const { return std::min(tile, n_ - row * tile); }
+  std::vector<int64_t> own_strips(int64_t row) const;
+  Halves strip_at(int64_t first) const;
+  T* panels_at(int64_t row, int64_t column) const;
 
-  T* matrix_;
-  int64_t n_;
+  void read(const Entries& entries);
+  void pack(int64_t row);
+  void share(int64_t row, int64_t first, int64_t count) const;
+  void factorise_diagonal(int64_t row);
+  void subtract_earlier(int64_t row, int64_t first, const Halves& halves) const;
+  void divide_by_diagonal(int64_t row, T* columns) const;
+  void subtract(const T* panels, int64_t depth, int64_t columns, const T* other, T* into) const;
+
+  int64_t n_, rows_;  // of tiles
   kernels::Context context_;
   FactorTeam team_;
-  std::vector<T> inverses_;  // of the diagonal tiles, [tiles][128][128]
+  const lanes::Kernels& kernels_;
+  int64_t panels_size_;  // of a tile
+  // By row of tiles: what is left of A, 32 rows side by side; and L, the last of them the diagonal.
+  std::vector<at::Tensor> remainder_, panels_;
+  std::vector<T> diagonal_;  // of A
   bool succeeded_ = false;
 };
 

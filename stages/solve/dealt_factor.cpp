@@ -42,10 +42,10 @@ int64_t floats_of(const std::vector<Strip>& strips, int64_t columns) {
 
 DealtFactor::DealtFactor(const at::Tensor& hessian, const MethodSettings& settings, FactorTeam team,
                          const kernels::Context& context)
-    : team_(std::move(team)), context_(context), damped_(damp(hessian, settings, team_, context)) {}
+    : team_(std::move(team)), context_(context), damped_(damp(hessian, settings, context)) {}
 
 bool DealtFactor::factorise() {
-  cholesky_.emplace(damped_.matrix.mutable_data_ptr<float>(), columns(), context_, team_);
+  cholesky_.emplace(columns(), damped_.entries, context_, team_);
   return cholesky_->succeeded();
 }
 
@@ -61,7 +61,6 @@ std::vector<std::span<std::byte>> DealtFactor::invert() {
     cholesky_->invert_strip(first, count, into + at, count);
   });
   cholesky_.reset();
-  damped_.matrix.reset();
   std::vector<std::span<std::byte>> parts;
   for (const int64_t count : floats) {
     parts.push_back(std::as_writable_bytes(std::span(into, static_cast<size_t>(count))));

@@ -78,28 +78,22 @@ double unit_of(const Diagonal& diagonal) {
   return std::ldexp(1.0, -2 * (std::ilogb(diagonal.live_mean) >> 1));
 }
 
-/// The damped Hessian in reversed order of the permutation, scaled: of its lower triangle the rows
-/// of tiles that are this rank's.
+/// The damped Hessian in reversed order of the permutation, scaled.
 template <class T>
-at::Tensor damped_matrix(const at::Tensor& hessian, const Diagonal& diagonal, double damping,
-                         const at::Tensor& permutation, const kernels::Context& context,
-                         const FactorTeam& team = {}) {
-  const int64_t n = hessian.size(0);
+typename Cholesky<T>::Entries damped_entries(const at::Tensor& hessian, const Diagonal& diagonal,
+                                             double damping, const at::Tensor& permutation) {
+  std::vector<int64_t> column(permutation.const_data_ptr<int64_t>(),
+                              permutation.const_data_ptr<int64_t>() + permutation.numel());
+  std::ranges::reverse(column);
   const double scale = unit_of(diagonal), added = damping * diagonal.live_mean;
-  at::Tensor matrix = at::empty({n, n}, c10::CppTypeToScalarType<T>::value);
-  T* a = matrix.mutable_data_ptr<T>();
-  const float* h = hessian.const_data_ptr<float>();
-  const int64_t* column = permutation.const_data_ptr<int64_t>();
-  kernels::for_ranges(context, n, Cholesky<T>::tile, [&](int64_t first, int64_t count) {
-    if (!team.owns(first / Cholesky<T>::tile)) return;
-    for (int64_t i = first; i < first + count; ++i) {
-      const float* row = h + column[n - 1 - i] * n;
-      for (int64_t j = 0; j <= i; ++j) a[i * n + j] = T(row[column[n - 1 - j]] * scale);
-      const double entry = diagonal.values[column[n - 1 - i]];
-      a[i * n + i] = T(((entry == 0 ? diagonal.live_mean : entry) + added) * scale);
-    }
-  });
-  return matrix;
+  return [hessian, diagonal, scale, added, column = std::move(column)](
+             int64_t row, int64_t first, int64_t count, T* into, int64_t stride) {
+    const float* from = hessian.const_data_ptr<float>() + column[row] * hessian.size(1);
+    for (int64_t j = 0; j < count; ++j) into[j * stride] = T(from[column[first + j]] * scale);
+    if (row < first || row >= first + count) return;
+    const double entry = diagonal.values[column[row]];
+    into[(row - first) * stride] = T(((entry == 0 ? diagonal.live_mean : entry) + added) * scale);
+  };
 }
 
 /// By our tiles; false where it is not positive definite in T.
@@ -107,8 +101,8 @@ template <class T>
 bool try_tiles(const at::Tensor& hessian, const Diagonal& diagonal, double damping, Factor& factor,
                const kernels::Context& context) {
   const int64_t n = hessian.size(0);
-  at::Tensor matrix = damped_matrix<T>(hessian, diagonal, damping, factor.permutation, context);
-  const Cholesky<T> cholesky(matrix.mutable_data_ptr<T>(), n, context);
+  const Cholesky<T> cholesky(n, damped_entries<T>(hessian, diagonal, damping, factor.permutation),
+                             context);
   if (!cholesky.succeeded()) return false;
   factor.upper = at::empty({n, n}, at::kFloat);
   cholesky.invert_reversed(factor.upper.mutable_data_ptr<float>());
@@ -174,16 +168,15 @@ at::Tensor checked(const at::Tensor& given, const kernels::Context& context) {
 
 }  // namespace
 
-DampedHessian damp(const at::Tensor& given, const MethodSettings& settings, const FactorTeam& team,
+DampedHessian damp(const at::Tensor& given, const MethodSettings& settings,
                    const kernels::Context& context) {
   const FactorSettings wanted = factor_settings(settings);
   const at::Tensor hessian = checked(given, context);
   const Diagonal diagonal = diagonal_of(hessian);
   Factor factor = begin_factor(hessian, diagonal, wanted.ordered_run);
   factor.damping = wanted.damping;
-  at::Tensor matrix =
-      damped_matrix<float>(hessian, diagonal, wanted.damping, factor.permutation, context, team);
-  return {std::move(factor), std::move(matrix)};
+  auto entries = damped_entries<float>(hessian, diagonal, wanted.damping, factor.permutation);
+  return {std::move(factor), std::move(entries)};
 }
 
 Factor factorise_inverse(const at::Tensor& hessian, const MethodSettings& settings,

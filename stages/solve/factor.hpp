@@ -22,14 +22,13 @@ Factor factorise_inverse(const at::Tensor& hessian, double damping, int64_t orde
 
 /// What is left to factorise of a Hessian.
 struct DampedHessian {
-  Factor factor;      // all but its `upper`
-  at::Tensor matrix;  // in reversed order of the permutation, scaled: float32 [columns, columns]
+  Factor factor;                     // all but its `upper`
+  Cholesky<float>::Entries entries;  // in reversed order of the permutation, scaled
 };
 
-/// As factorise_inverse() begins on the host's threads; of the matrix only this rank's rows of
-/// tiles, up to the diagonal. Independent; not finite: ExitCode::data.
+/// As factorise_inverse() begins on the host's threads. Independent; not finite: ExitCode::data.
 DampedHessian damp(const at::Tensor& hessian, const MethodSettings& settings,
-                   const FactorTeam& team, const kernels::Context& context);
+                   const kernels::Context& context);
 
 /// For methods without one: the columns in order, `upper` empty. hessian: or its diagonal. Entries
 /// that are not finite, or negative ones on the diagonal: ExitCode::data.

@@ -103,20 +103,34 @@ static void parallel_for(benchmark::State& state) {
 }
 BENCHMARK(parallel_for)->ArgsProduct({{1, 2}, {2, 12}})->UseRealTime();
 
-__attribute__((target("avx2,fma"))) static void fused_multiply_add(benchmark::State& state) {
-  using Floats = float __attribute__((vector_size(32)));
+template <int bytes>
+[[gnu::always_inline]] inline void multiply_and_add(benchmark::State& state) {
+  using Floats = float __attribute__((vector_size(bytes)));
+  constexpr int steps = 1000, lanes = bytes / sizeof(float);
   Floats sums[12] = {}, factor = Floats{} + 1.0000001f;
-  constexpr int steps = 1000;
   for (auto _ : state) {
     for (int i = 0; i < steps; ++i) {
-      asm volatile("" : "+x"(factor));
+      asm volatile("" : "+v"(factor));
 #pragma GCC unroll 12
       for (auto& sum : sums) sum = sum * factor + factor;
     }
     benchmark::DoNotOptimize(sums);
   }
-  state.counters["GFLOP/s"] = benchmark::Counter(
-      2e-9 * 8 * 12 * steps * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(2e-9 * lanes * 12 * steps * static_cast<double>(state.iterations()),
+                         benchmark::Counter::kIsRate);
+}
+
+__attribute__((target("avx512f"))) static void by_512_bits(benchmark::State& state) {
+  multiply_and_add<64>(state);
+}
+
+__attribute__((target("avx2,fma"))) static void by_256_bits(benchmark::State& state) {
+  multiply_and_add<32>(state);
+}
+
+static void fused_multiply_add(benchmark::State& state) {
+  __builtin_cpu_supports("avx512f") ? by_512_bits(state) : by_256_bits(state);
 }
 BENCHMARK(fused_multiply_add);
 
