@@ -76,7 +76,7 @@ class WatchdogRun(SelfcalCase):
 
     def test_long_phases_are_healthy(self):
         """One generator samples for longer than the timeout, three ranks wait; then a team works for longer."""
-        self.compress("healthy", 4, layout__timeout=1, layout__generators__replicas=1, **LONG)
+        self.compress("healthy", 4, layout__timeout=1, layout__generators__replicas=1, **(LONG | {"calibration__sequences": 320}))
         report = json.loads((self.folder / "healthy/jobs/default/report.json").read_text())
         self.assertGreater(report["sampling_seconds"], 1.5, "this machine is too fast for this test: make it longer")
 
