@@ -47,11 +47,20 @@ void narrow(const float* x, const void* bias, Number bias_number, int64_t n, flo
   });
 }
 
+/// (Rows may be so short that a call of narrow() for each would take as long as they do.)
 void narrow_rows(int64_t rows, int64_t n, const float* x, int64_t x_stride, const void* bias,
                  Number bias_number, void* y, int64_t y_stride, Number number) {
   with_type(y, number, [&](auto* to) {
-    for (int64_t row = 0; row < rows; ++row)
-      narrow(x + row * x_stride, bias, bias_number, n, 1, to + row * y_stride, number);
+    with_type(bias, bias_number, [&](const auto* shift) {
+      for (int64_t row = 0; row < rows; ++row, x += x_stride, to += y_stride) {
+        if (shift == nullptr)
+          map(
+              n, [](Floats v) { return v; }, to, x);
+        else
+          map(
+              n, [](Floats v, Floats b) { return v + b; }, to, x, shift);
+      }
+    });
   });
 }
 
