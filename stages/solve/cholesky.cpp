@@ -11,6 +11,12 @@
 #include "stages/solve/lapack.hpp"
 
 namespace selfcal {
+namespace {
+
+/// Tiles of so many rows up to the diagonal.
+int64_t triangle(int64_t rows) { return rows * (rows + 1) / 2; }
+
+}  // namespace
 
 template <class T>
 Cholesky<T>::Cholesky(int64_t n, const Entries& entries, const kernels::Context& context,
@@ -22,8 +28,7 @@ Cholesky<T>::Cholesky(int64_t n, const Entries& entries, const kernels::Context&
       kernels_(lanes::kernels()),
       panels_size_(kernels::ceil_divide(tile, kernels_.panel_columns) * kernels_.panel_columns *
                    tile),
-      remainder_(rows_),
-      panels_(rows_),
+      panels_(at::empty({triangle(rows_), panels_size_}, c10::CppTypeToScalarType<T>::value)),
       diagonal_(n) {
   read(entries);
   for (int64_t row = 0; row < rows_; ++row) {
@@ -40,8 +45,8 @@ Cholesky<T>::Cholesky(int64_t n, const Entries& entries, const kernels::Context&
     kernels::for_tiles(context_, std::ssize(below), [&](int64_t i) {
       for (T* lanes : strip_at(below[i])) divide_by_diagonal(row, lanes + row * tile * lanes::rows);
     });
-    remainder_[row].reset();
   }
+  remainder_.reset();
   succeeded_ = true;
 }
 
@@ -58,24 +63,28 @@ std::vector<int64_t> Cholesky<T>::own_strips(int64_t row) const {
 /// The halves of a strip of what is left of A, each [columns][32 rows].
 template <class T>
 auto Cholesky<T>::strip_at(int64_t first) const -> Halves {
-  const int64_t row = first / tile, size = (row * tile + size_of(row)) * lanes::rows;
-  T* half = remainder_[row].template mutable_data_ptr<T>() + first % tile / lanes::rows * size;
+  // Before it: every size-th row of tiles, from this rank's first on.
+  const int64_t row = first / tile, earlier = row / team_.size,
+                tiles = team_.size * triangle(earlier - 1) + earlier * (team_.rank + 1),
+                size = width_of(row) * lanes::rows;
+  T* half = remainder_.template mutable_data_ptr<T>() + tiles * tile * tile +
+            first % tile / lanes::rows * size;
   return {half, half + size};
 }
 
 template <class T>
 T* Cholesky<T>::panels_at(int64_t row, int64_t column) const {
-  return panels_[row].template mutable_data_ptr<T>() + column * panels_size_;
+  return panels_.template mutable_data_ptr<T>() + (triangle(row) + column) * panels_size_;
 }
 
 template <class T>
 void Cholesky<T>::read(const Entries& entries) {
-  constexpr auto type = c10::CppTypeToScalarType<T>::value;
-  for (int64_t row = 0; row < rows_; ++row)
-    if (team_.owns(row)) remainder_[row] = at::empty({tile, row * tile + size_of(row)}, type);
+  int64_t tiles = 0;
+  for (int64_t row = team_.rank; row < rows_; row += team_.size) tiles += row + 1;
+  remainder_ = at::empty({tiles, tile, tile}, c10::CppTypeToScalarType<T>::value);
   const std::vector<int64_t> strips = own_strips(0);
   kernels::for_tiles(context_, std::ssize(strips), [&](int64_t task) {
-    const int64_t first = strips[task], row = first / tile, columns = row * tile + size_of(row);
+    const int64_t first = strips[task], columns = width_of(first / tile);
     const Halves halves = strip_at(first);
     if (first + strip > n_)  // lanes without a row
       for (T* lanes : halves) std::fill_n(lanes, columns * lanes::rows, T(0));
@@ -91,10 +100,9 @@ void Cholesky<T>::read(const Entries& entries) {
   });
 }
 
-/// The row of L left of the diagonal as panels; room for it where it is another rank's.
+/// The row of L left of the diagonal as panels.
 template <class T>
 void Cholesky<T>::pack(int64_t row) {
-  panels_[row] = at::empty({row + 1, panels_size_}, c10::CppTypeToScalarType<T>::value);
   if (!team_.owns(row)) return;
   const int64_t width = kernels_.panel_columns;
   kernels::for_tiles(context_, row, [&](int64_t column) {

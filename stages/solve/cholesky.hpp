@@ -27,8 +27,8 @@ struct FactorTeam {
 };
 
 /// A = L L^T, [n, n], left-looking: a row of tiles is packed as panels when its columns to the left
-/// are done, and what lies below reads those. L's tiles on the diagonal are kept as inverses. Half
-/// of the matrix is in memory, once. T: float or double.
+/// are done, and what lies below reads those. L's tiles on the diagonal are kept as inverses. T:
+/// float or double.
 template <class T>
 class Cholesky {
  public:
@@ -59,6 +59,7 @@ class Cholesky {
   using Halves = std::array<T*, 2>;  // of a strip: 32 rows, or columns, side by side
 
   int64_t size_of(int64_t row) const { return std::min(tile, n_ - row * tile); }
+  int64_t width_of(int64_t row) const { return row * tile + size_of(row); }
   std::vector<int64_t> own_strips(int64_t row) const;
   Halves strip_at(int64_t first) const;
   T* panels_at(int64_t row, int64_t column) const;
@@ -76,8 +77,9 @@ class Cholesky {
   FactorTeam team_;
   const lanes::Kernels& kernels_;
   int64_t panels_size_;  // of a tile
-  // By row of tiles: what is left of A, 32 rows side by side; and L, the last of them the diagonal.
-  std::vector<at::Tensor> remainder_, panels_;
+  // Row of tiles after row, up to the diagonal: what is left of A, 32 rows side by side, of this
+  // rank's rows; and L as panels.
+  at::Tensor remainder_, panels_;
   std::vector<T> diagonal_;  // of A
   bool succeeded_ = false;
 };
