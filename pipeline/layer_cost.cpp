@@ -146,8 +146,12 @@ double LayerCost::solve_seconds(const BlockSettings& settings, size_t tap, int64
   }
   if (tiles == 0) return 0;  // whatever the rate
   const int64_t columns = model_.block.taps[tap].columns;
-  return busiest(tiles, members) * static_cast<double>(tile * columns * columns) /
-         (machine_.rates.at(columns).solve * share_);
+  const auto squared = static_cast<double>(columns * columns);
+  const WidthRates& rates = machine_.rates.at(columns);
+  // Each rank packs all panels of a factor and a Hessian.
+  const double packed = rates.panels > 0 ? squared / rates.panels : 0;
+  return (busiest(tiles, members) * static_cast<double>(tile) * squared / rates.solve + packed) /
+         share_;
 }
 
 double LayerCost::solve_seconds(const BlockSettings& settings, int64_t members) const {

@@ -51,7 +51,8 @@ std::string to_json(const Plan& plan) {
     json["rates"]["by_width"][std::to_string(columns)] = {{"sums", width.sums},
                                                           {"statistics", width.statistics},
                                                           {"factorise", width.factorise},
-                                                          {"solve", width.solve}};
+                                                          {"solve", width.solve},
+                                                          {"panels", width.panels}};
   json["memory_limit"] = plan.memory_limit;
   json["memory_of"] = plan.on_device ? "GPU" : "host";
   json["keeps_states"] = plan.keeps_states;

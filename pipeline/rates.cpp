@@ -41,15 +41,21 @@ double rate(double work, const std::function<void()>& action) {
   return work / std::max(seconds[1], 1e-9);
 }
 
-/// Deterministic values in [-size, size): the speed must not depend on zeros or denormals.
+/// Deterministic, nearly normal: the speed must not depend on zeros or denormals, and how long the
+/// search of a clipping range takes depends on the largest of a group.
 at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype, double size = 1) {
+  constexpr int draws = 4;  // uniform ones, added up
   at::Tensor tensor = at::empty(shape, at::kFloat);
   float* data = tensor.mutable_data_ptr<float>();
   uint32_t state = 1;
-  const auto scale = static_cast<float>(size);
+  const auto scale = static_cast<float>(size) / (draws / 2 * 8388608.0f);
   for (int64_t i = 0; i < tensor.numel(); ++i) {
-    state = state * 1664525u + 1013904223u;
-    data[i] = scale * (static_cast<float>(state >> 8) / 8388608.0f - 1.0f);
+    int32_t sum = 0;
+    for (int draw = 0; draw < draws; ++draw) {
+      state = state * 1664525u + 1013904223u;
+      sum += static_cast<int32_t>(state >> 8) - 8388608;
+    }
+    data[i] = scale * static_cast<float>(sum);
   }
   return tensor.to(dtype);
 }
@@ -181,13 +187,13 @@ WidthRates measure_width(const kernels::Context& context, const RunConfig& confi
     HessianAccumulator accumulator(columns, context);
     for (int i = 0; i < leaves; ++i) accumulator.observe(leaf);
     for (int i = 0; i < leaves; ++i) accumulator.add(leaf);
-    hessian = accumulator.finish(leaves * tokens);
+    hessian = accumulator.finish(std::max(leaves, 1) * tokens);
   };
   const auto measure_norms = [&](int leaves) {
     ColumnNorms norms(columns, context);
     for (int i = 0; i < leaves; ++i) norms.add(leaf);
     norms.count();
-    hessian = norms.finish(leaves * tokens).square_();
+    hessian = norms.finish(std::max(leaves, 1) * tokens).square_();
   };
   const auto seconds_of_leaves = [&](int leaves) {
     return 1 / rate(1, [&] {
@@ -195,19 +201,27 @@ WidthRates measure_width(const kernels::Context& context, const RunConfig& confi
            });
   };
   WidthRates rates;
-  const double one = seconds_of_leaves(1), three = seconds_of_leaves(3);
-  const double leaf_seconds = std::max((three - one) / 2, one / 100);
-  rates.statistics = static_cast<double>(tokens) * squared / leaf_seconds;
-  rates.sums = squared / std::max(one - leaf_seconds, one / 100);
+  const double none = seconds_of_leaves(0), two = seconds_of_leaves(2);
+  rates.statistics = static_cast<double>(tokens) * squared / std::max((two - none) / 2, two / 100);
+  rates.sums = squared / none;
   const auto method = make_method(settings, context);
   Factor factor;
   rates.factorise =
       rate(squared * static_cast<double>(columns), [&] { factor = method->factorise(hessian); });
-  const at::Tensor weight = values({rows, columns}, dtype);
-  rates.solve = rate(static_cast<double>(rows) * squared, [&] {
-    method->controls(weight, hessian, dtype);
-    method->solve(weight, hessian, factor, dtype);
-  });
+  const auto seconds_of_rows = [&](int64_t count) {
+    const at::Tensor weight = values({count, columns}, dtype);
+    return 1 / rate(1, [&] {
+             method->controls(weight, hessian, dtype);
+             method->solve(weight, hessian, factor, dtype);
+           });
+  };
+  const int64_t few = rows / 4;
+  const double all_rows = seconds_of_rows(rows), few_rows = few > 0 ? seconds_of_rows(few) : 0;
+  const double of_rows = std::clamp(
+      (all_rows - few_rows) * static_cast<double>(rows) / static_cast<double>(rows - few),
+      all_rows / 2, all_rows);
+  rates.solve = static_cast<double>(rows) * squared / of_rows;
+  if (all_rows > of_rows) rates.panels = squared / (all_rows - of_rows);
   return rates;
 }
 
@@ -254,7 +268,8 @@ HardwareRates measure_rates(const kernels::Context& context, const Model& model,
 HardwareRates slowest(const Communicator& ranks, HardwareRates rates) {
   std::vector<double*> all{&rates.forward, &rates.decode, &rates.logits};
   const auto list = [&](WidthRates& width) {
-    all.insert(all.end(), {&width.statistics, &width.sums, &width.factorise, &width.solve});
+    all.insert(all.end(),
+               {&width.statistics, &width.sums, &width.factorise, &width.solve, &width.panels});
   };
   list(rates.wide);
   for (auto& [columns, width] : rates.by_width) list(width);

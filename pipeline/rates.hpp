@@ -16,6 +16,7 @@ struct WidthRates {
   double sums = 0;        // columns^2 a second, made and finished once whatever the tokens; 0: free
   double factorise = 0;   // columns^3 a second
   double solve = 0;       // rows x columns^2 a second
+  double panels = 0;      // columns^2 a second, packed once a solve whatever the rows; 0: free
 };
 
 /// Rates of all threads of the context it was measured with.
