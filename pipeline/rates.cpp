@@ -28,17 +28,19 @@ constexpr double step_weights = 1 << 26;  // bytes far larger than the caches
 constexpr double largest_step = 1 << 29;  // bytes of a block: larger ones are all products
 constexpr int64_t most_solve_rows = 512;
 
-/// Work a second: the median of three, after one that does not count.
+/// Work a second: the median of three samples of some length, after an action that does not count.
 double rate(double work, const std::function<void()>& action) {
-  action();
-  std::array<double, 3> seconds{};
-  for (double& taken : seconds) {
+  constexpr double of_a_sample = 0.03;  // seconds
+  constexpr int most = 16;
+  const auto seconds_of = [&](int times) {
     const auto start = std::chrono::steady_clock::now();
-    action();
-    taken = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+    for (int i = 0; i < times; ++i) action();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  const int times = std::clamp(static_cast<int>(of_a_sample / seconds_of(1)), 1, most);
+  std::array<double, 3> seconds{seconds_of(times), seconds_of(times), seconds_of(times)};
   std::ranges::sort(seconds);
-  return work / std::max(seconds[1], 1e-9);
+  return work * times / std::max(seconds[1], 1e-9);
 }
 
 /// Deterministic, nearly normal: the speed must not depend on zeros or denormals, and how long the
