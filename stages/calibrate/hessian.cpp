@@ -54,9 +54,9 @@ int64_t offset_of(int64_t strip, int64_t columns) {
 }
 
 /// Of all sums of so many columns.
-size_t sums_of(int64_t columns) {
+int64_t sums_of(int64_t columns) {
   const int64_t last = strips_of(columns) - 1;
-  return size_t(offset_of(last, columns) + (columns - last * lanes::rows) * lanes::rows);
+  return offset_of(last, columns) + (columns - last * lanes::rows) * lanes::rows;
 }
 
 /// sums[r] += products[r] * row_scale[r] * column_scale, rounded.
@@ -85,7 +85,19 @@ HessianAccumulator::HessianAccumulator(int64_t columns, kernels::Context context
   if (context.device.uses_library())
     on_device_.emplace(columns, context.device.memory);
   else
-    sums_.resize(sums_of(columns));
+    make_sums();
+}
+
+void HessianAccumulator::make_sums() {
+  constexpr int64_t zeroed_at_once = 1 << 18;
+  sums_ = at::empty({sums_of(columns_)}, at::kLong);
+  auto* sums = sums_.mutable_data_ptr<int64_t>();
+  kernels::for_ranges(context_, sums_.numel(), zeroed_at_once,
+                      [&](int64_t first, int64_t count) { std::fill_n(sums + first, count, 0); });
+}
+
+int64_t* HessianAccumulator::sums_of_strip(int64_t strip) {
+  return sums_.mutable_data_ptr<int64_t>() + offset_of(strip, columns_);
 }
 
 void HessianAccumulator::observe(const at::Tensor& x) {
@@ -123,12 +135,13 @@ void HessianAccumulator::add(const at::Tensor& x) {
 }
 
 std::span<int64_t> HessianAccumulator::sums() {
-  if (!on_device_) return sums_;
-  sums_.resize(sums_of(columns_));
-  for (int64_t strip = 0; strip < strips_of(columns_); ++strip)
-    on_device_->read(strip * lanes::rows, lanes::rows, sums_.data() + offset_of(strip, columns_));
-  on_device_.reset();
-  return sums_;
+  if (on_device_) {
+    make_sums();
+    for (int64_t strip = 0; strip < strips_of(columns_); ++strip)
+      on_device_->read(strip * lanes::rows, lanes::rows, sums_of_strip(strip));
+    on_device_.reset();
+  }
+  return {sums_.mutable_data_ptr<int64_t>(), static_cast<size_t>(sums_.numel())};
 }
 
 void HessianAccumulator::for_tasks(int64_t strips_of_a_task,
@@ -156,7 +169,7 @@ void HessianAccumulator::add_whole(const at::Tensor& x) {
     products.add(first_row, column, columns, tile.data());
     for (int64_t j = std::max(column, first_row); j < column + columns; ++j) {
       const int32_t* products_of_j = tile.data() + (j - column) * lanes::rows;
-      int64_t* sums = sums_.data() + offset_of(strip, columns_) + (j - first_row) * lanes::rows;
+      int64_t* sums = sums_of_strip(strip) + (j - first_row) * lanes::rows;
       for (int64_t i = 0; i < lanes::rows; ++i)
         sums[i] += int64_t(products_of_j[i]) << (entry_bits - 2 * whole_bits);
     }
@@ -184,14 +197,14 @@ void HessianAccumulator::add_task(const LeafProducts& products, int64_t first_st
              "statistics: column {} of a leaf is larger than any that was observed", j);
       }
       add_as_integers(products_of_j, row_scale, column_scale,
-                      sums_.data() + offset_of(strip, columns_) + r * lanes::rows);
+                      sums_of_strip(strip) + r * lanes::rows);
     }
   }
 }
 
 at::Tensor HessianAccumulator::finish(int64_t tokens) {
   if (tokens < 1) fail(ExitCode::internal, "statistics: no tokens were seen");
-  if (sums_.empty()) return on_device_->mean(exponents_, entry_bits, tokens);
+  if (!sums_.defined()) return on_device_->mean(exponents_, entry_bits, tokens);
   sums();
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();
@@ -202,7 +215,7 @@ at::Tensor HessianAccumulator::finish(int64_t tokens) {
     unit[i] = std::ldexp(1.0, exponents_[i] - entry_bits);
   }
   kernels::for_ranges(context_, columns_, lanes::rows, [&](int64_t first, int64_t count) {
-    const int64_t* sums = sums_.data() + offset_of(first / lanes::rows, columns_);
+    const int64_t* sums = sums_of_strip(first / lanes::rows);
     for (int64_t j = first; j < columns_; ++j, sums += lanes::rows) {
       const int64_t above = std::min(count, j + 1 - first);
       float* column = h + j * columns_ + first;

@@ -53,13 +53,16 @@ class HessianAccumulator {
   /// upper triangle.
   void for_tasks(int64_t strips_of_a_task,
                  const std::function<void(int64_t, int64_t, int64_t)>& task);
+  /// Zeros, which the threads write: such memory is new, and large.
+  void make_sums();
+  int64_t* sums_of_strip(int64_t strip);
   void add_whole(const at::Tensor& x);
   void add_task(const LeafProducts& products, int64_t first_strip, int64_t strips, int64_t column);
 
   int64_t columns_;
   kernels::Context context_;
   std::vector<int32_t> exponents_;
-  std::vector<int64_t> sums_;             // empty while all is in the device's memory
+  at::Tensor sums_;                       // none while all is in the device's memory
   std::optional<LibrarySums> on_device_;  // what sums_ still lacks
 };
 

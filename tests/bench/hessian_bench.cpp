@@ -49,6 +49,15 @@ void observe(benchmark::State& state) {
   for (auto _ : state) accumulator.observe(x);
 }
 
+/// What a Hessian takes whatever the tokens. GB/s: its sums written and read, and itself written.
+void make_and_finish(benchmark::State& state) {
+  Threads threads(state.range(1));
+  for (auto _ : state) HessianAccumulator(state.range(0), threads.context()).finish(1);
+  state.counters["GB/s"] = benchmark::Counter(
+      12e-9 * double(state.range(0)) * state.range(0) * double(state.iterations()),
+      benchmark::Counter::kIsRate);
+}
+
 void full_product(benchmark::State& state) {
   at::set_num_threads(int(state.range(1)));
   const at::Tensor x = leaf(state.range(0), at::kFloat);
@@ -68,6 +77,7 @@ void sizes(benchmark::internal::Benchmark* bench) {
 BENCHMARK(full_product)->Apply(sizes);
 BENCHMARK_TEMPLATE(accumulate, at::kFloat)->Apply(sizes);
 BENCHMARK_TEMPLATE(accumulate, at::kBFloat16)->Apply(sizes);
+BENCHMARK(make_and_finish)->Apply(sizes)->Args({14336, 1})->Args({14336, 2});
 BENCHMARK_TEMPLATE(observe, at::kFloat)->Apply(sizes);
 BENCHMARK_TEMPLATE(observe, at::kBFloat16)->Apply(sizes);
 
