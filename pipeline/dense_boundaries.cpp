@@ -52,13 +52,13 @@ void DenseBoundaries::send_rest(const at::Tensor& tokens) {
 void DenseBoundaries::send(const std::vector<Leaf>& leaves, std::vector<at::Tensor> hidden,
                            const std::function<BlockWeights(int64_t)>& weights) {
   const auto scope = session_.timer.measure(Phase::forward);
-  const auto send_one = [&](const at::Tensor& hidden, const Leaf& leaf, int shard, int to) {
+  const auto send_one = [&](const at::Tensor& boundary, const Leaf& leaf, int shard, int to) {
     {
       const auto waiting = session_.timer.measure(Phase::idle);
       outbox_.wait_for_room();
     }
     const auto sending = session_.timer.measure(Phase::send);
-    outbox_.send(hidden, leaf.index, static_cast<int64_t>(leaves_.size()), shard, to);
+    outbox_.send(boundary, leaf.index, static_cast<int64_t>(leaves_.size()), shard, to);
   };
   send_dense_boundaries(session_.model, weights, session_.layout, leaves, std::move(hidden),
                         send_one);

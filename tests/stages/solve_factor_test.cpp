@@ -190,6 +190,25 @@ TEST(FactorByLibrary, IsThatOfTheTiles) {
   }
 }
 
+/// Of several tiles, where float32 loses a pivot.
+TEST(FactorByLibrary, InFloat64IsThatOfTheTiles) {
+  at::manual_seed(8);
+  at::Tensor x = at::randn({1000, 300}, at::kDouble);
+  x.select(1, 200).copy_(x.select(1, 60) + 6e-4 * at::randn({1000}, at::kDouble));
+  const at::Tensor hessian = x.t().mm(x).div(1000).to(at::kFloat).contiguous();
+  for (const int count : {1, 3}) {
+    Threads threads(count);
+    const kernels::Context library{&threads.pool, {at::kCPU, &kernels::library_operations}};
+    const Factor found = factorise_inverse(hessian, 0, 0, threads.context()),
+                 expected = factorise_inverse(hessian, 0, 0, library);
+    EXPECT_EQ(found.retries, 0);
+    EXPECT_EQ(expected.retries, 0);
+    const at::Tensor size = expected.upper.diagonal().unsqueeze(0);
+    EXPECT_LT(((found.upper - expected.upper).abs() / size).max().item<float>(), 1e-4) << count;
+    EXPECT_GT(expected.upper.max().item<float>(), 500) << "a pivot that float32 keeps";
+  }
+}
+
 /// Where there is a GPU: cuSOLVER's beside LAPACK's.
 TEST(FactorByLibrary, OfAGpuIsThatOfTheHost) {
   if (const VisibleGpus visible = visible_gpus(); visible.count == 0)
