@@ -37,7 +37,8 @@ double rate(double work, const std::function<void()>& action) {
     for (int i = 0; i < times; ++i) action();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  const int times = std::clamp(static_cast<int>(of_a_sample / seconds_of(1)), 1, most);
+  const int times =
+      std::clamp(static_cast<int>(of_a_sample / std::max(seconds_of(1), 1e-6)), 1, most);
   std::array<double, 3> seconds{seconds_of(times), seconds_of(times), seconds_of(times)};
   std::ranges::sort(seconds);
   return work * times / std::max(seconds[1], 1e-9);
@@ -47,15 +48,16 @@ double rate(double work, const std::function<void()>& action) {
 /// search of a clipping range takes depends on the largest of a group.
 at::Tensor values(at::IntArrayRef shape, at::ScalarType dtype, double size = 1) {
   constexpr int draws = 4;  // uniform ones, added up
+  constexpr float largest = 8388608;
   at::Tensor tensor = at::empty(shape, at::kFloat);
   float* data = tensor.mutable_data_ptr<float>();
   uint32_t state = 1;
-  const auto scale = static_cast<float>(size) / (draws / 2 * 8388608.0f);
+  const auto scale = static_cast<float>(2 * size / draws) / largest;
   for (int64_t i = 0; i < tensor.numel(); ++i) {
     int32_t sum = 0;
     for (int draw = 0; draw < draws; ++draw) {
       state = state * 1664525u + 1013904223u;
-      sum += static_cast<int32_t>(state >> 8) - 8388608;
+      sum += static_cast<int32_t>(state >> 8) - static_cast<int32_t>(largest);
     }
     data[i] = scale * static_cast<float>(sum);
   }
@@ -223,7 +225,7 @@ WidthRates measure_width(const kernels::Context& context, const RunConfig& confi
       (all_rows - few_rows) * static_cast<double>(rows) / static_cast<double>(rows - few),
       all_rows / 2, all_rows);
   rates.solve = static_cast<double>(rows) * squared / of_rows;
-  if (all_rows > of_rows) rates.panels = squared / (all_rows - of_rows);
+  rates.panels = squared / std::max(all_rows - of_rows, 1e-9);
   return rates;
 }
 
