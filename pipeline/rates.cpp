@@ -28,21 +28,23 @@ constexpr double step_weights = 1 << 26;  // bytes far larger than the caches
 constexpr double largest_step = 1 << 29;  // bytes of a block: larger ones are all products
 constexpr int64_t most_solve_rows = 512;
 
-/// Work a second: the median of three samples of some length, after an action that does not count.
-double rate(double work, const std::function<void()>& action) {
-  constexpr double of_a_sample = 0.03;  // seconds
+/// That an action takes: the median of three samples of some length, after one that does not count.
+double seconds_of(const std::function<void()>& action) {
+  constexpr double of_a_sample = 0.03;
   constexpr int most = 16;
-  const auto seconds_of = [&](int times) {
+  const auto sample = [&](int times) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < times; ++i) action();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  const int times =
-      std::clamp(static_cast<int>(of_a_sample / std::max(seconds_of(1), 1e-6)), 1, most);
-  std::array<double, 3> seconds{seconds_of(times), seconds_of(times), seconds_of(times)};
+  const int times = std::clamp(static_cast<int>(of_a_sample / std::max(sample(1), 1e-6)), 1, most);
+  std::array<double, 3> seconds{sample(times), sample(times), sample(times)};
   std::ranges::sort(seconds);
-  return work * times / std::max(seconds[1], 1e-9);
+  return std::max(seconds[1], 1e-9) / times;
 }
+
+/// Work a second.
+double rate(double work, const std::function<void()>& action) { return work / seconds_of(action); }
 
 /// Deterministic, nearly normal: the speed must not depend on zeros or denormals, and how long the
 /// search of a clipping range takes depends on the largest of a group.
@@ -200,9 +202,8 @@ WidthRates measure_width(const kernels::Context& context, const RunConfig& confi
     hessian = norms.finish(std::max(leaves, 1) * tokens).square_();
   };
   const auto seconds_of_leaves = [&](int leaves) {
-    return 1 / rate(1, [&] {
-             needs_products(settings) ? measure_products(leaves) : measure_norms(leaves);
-           });
+    return seconds_of(
+        [&] { needs_products(settings) ? measure_products(leaves) : measure_norms(leaves); });
   };
   WidthRates rates;
   const double none = seconds_of_leaves(0), two = seconds_of_leaves(2);
@@ -214,10 +215,10 @@ WidthRates measure_width(const kernels::Context& context, const RunConfig& confi
       rate(squared * static_cast<double>(columns), [&] { factor = method->factorise(hessian); });
   const auto seconds_of_rows = [&](int64_t count) {
     const at::Tensor weight = values({count, columns}, dtype);
-    return 1 / rate(1, [&] {
-             method->controls(weight, hessian, dtype);
-             method->solve(weight, hessian, factor, dtype);
-           });
+    return seconds_of([&] {
+      method->controls(weight, hessian, dtype);
+      method->solve(weight, hessian, factor, dtype);
+    });
   };
   const int64_t few = rows / 4;
   const double all_rows = seconds_of_rows(rows), few_rows = few > 0 ? seconds_of_rows(few) : 0;

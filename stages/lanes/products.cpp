@@ -7,31 +7,15 @@ namespace {
 
 constexpr int vectors = 2;  // vectors of rows in one pass
 
-template <class Number>
-struct VectorOf {
-  using type = Vector;
-};
-template <>
-struct VectorOf<double> {
-  using type = Doubles;
-};
-
-template <class Lanes, class Number>
-Lanes read(const Number* from) {
-  Lanes lanes;
-  __builtin_memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
 /// `count` columns of a panel, for the rows of two vectors.
 template <int count, class Number>
 void subtract_panel(const Number* panels, int64_t depth, const Number* other, Number* tile) {
-  using Lanes = typename VectorOf<Number>::type;
+  using Lanes = decltype(load(other));
   constexpr int64_t lanes = sizeof(Lanes) / sizeof(Number);
   Lanes sum[count][vectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Lanes factor[vectors];
-    for (int v = 0; v < vectors; ++v) factor[v] = read<Lanes>(other + k * rows + v * lanes);
+    for (int v = 0; v < vectors; ++v) factor[v] = load(other + k * rows + v * lanes);
     for (int j = 0; j < count; ++j) {
       const Lanes entry = panels[k * panel + j] - Lanes{};
       for (int v = 0; v < vectors; ++v) sum[j][v] += entry * factor[v];
@@ -42,8 +26,7 @@ void subtract_panel(const Number* panels, int64_t depth, const Number* other, Nu
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
       Number* at = tile + j * rows + v * lanes;
-      const Lanes difference = read<Lanes>(at) - sum[j][v];
-      __builtin_memcpy(at, &difference, sizeof difference);
+      store(at, load(at) - sum[j][v]);
     }
   }
 }

@@ -29,11 +29,17 @@ struct BitsOf<Vector> {
   using type = uint32_t __attribute__((vector_size(width * sizeof(uint32_t))));
 };
 using Unaligned = float __attribute__((vector_size(width * sizeof(float)), aligned(4), may_alias));
+using UnalignedDoubles =
+    double __attribute__((vector_size(width * sizeof(float)), aligned(8), may_alias));
 using UnalignedIntegers =
     int32_t __attribute__((vector_size(width * sizeof(int32_t)), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* into, Vector value) { *reinterpret_cast<Unaligned*>(into) = value; }
+inline Doubles load(const double* from) { return *reinterpret_cast<const UnalignedDoubles*>(from); }
+inline void store(double* into, Doubles value) {
+  *reinterpret_cast<UnalignedDoubles*>(into) = value;
+}
 inline Integers load(const int32_t* from) {
   return *reinterpret_cast<const UnalignedIntegers*>(from);
 }
