@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t schema = 1;
 constexpr int64_t from_dense = -1;
-constexpr int64_t slab_bytes = int64_t{64} << 20;
+constexpr int64_t slab_bytes = int64_t{4} << 20;
 
 struct PlannedGroup {
   std::string name;

@@ -41,9 +41,16 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
          (x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0);
 }
 
-/// For a weight that is to be rebuilt from its codes: its dtype and shape.
+/// For a tensor that is not read: its dtype and shape.
 at::Tensor stand_in(at::ScalarType dtype, at::IntArrayRef shape) {
-  return at::zeros({1, 1}, dtype).expand(shape);
+  return at::zeros({}, dtype).expand(shape);
+}
+
+using ReadTensor = at::Tensor (*)(const hdf5::Group& group, const std::string& name);
+at::Tensor whole(const hdf5::Group& group, const std::string& name) { return group.read(name); }
+at::Tensor outline(const hdf5::Group& group, const std::string& name) {
+  const hdf5::DatasetInfo info = group.info(name);
+  return stand_in(info.dtype, info.shape);
 }
 
 void check_before_writing(const std::string& name, const CompressedLinear& linear) {
@@ -82,10 +89,10 @@ void write_linear(const hdf5::Group& group, const CompressedLinear& linear) {
   group.set("sparsity", linear.sparsity);
 }
 
-CompressedLinear read_linear(const hdf5::Group& group) {
+CompressedLinear read_linear(const hdf5::Group& group, ReadTensor read) {
   CompressedLinear linear;
   for (const auto& [field, tensor] : stored_tensors(linear))
-    if (group.has(field)) *tensor = group.read(field);
+    if (group.has(field)) *tensor = read(group, field);
   linear.bits = static_cast<int>(group.integer("bits"));
   linear.group_size = group.integer("group_size");
   linear.symmetric = group.integer("symmetric") != 0;
@@ -125,20 +132,25 @@ LayerHeader read_header(const hdf5::Group& file, const fs::path& path) {
   return header;
 }
 
-/// Everything in the file, checked against the content hash; weights that have codes are not
-/// rebuilt yet.
-LayerRecord read_stored(const hdf5::Group& file, const LayerHeader& header, const fs::path& path) {
+/// Everything in the file; weights that have codes are not rebuilt yet.
+LayerRecord read_record(const hdf5::Group& file, const LayerHeader& header, ReadTensor read) {
   LayerRecord record;
   record.layer = header.layer;
   record.job_id = header.job_id;
   for (const auto& name : file.groups()) {
     if (name == "changed" || name == "source") continue;
-    record.linears.emplace(name, read_linear(file.group(name)));
+    record.linears.emplace(name, read_linear(file.group(name), read));
   }
   const hdf5::Group changed = file.group("changed"), source = file.group("source");
-  for (const auto& name : changed.datasets()) record.changed.emplace(name, changed.read(name));
+  for (const auto& name : changed.datasets()) record.changed.emplace(name, read(changed, name));
   for (const auto& name : source.attributes())
     record.source_hashes.emplace(name, source.text(name));
+  return record;
+}
+
+/// The same, checked against the content hash.
+LayerRecord read_checked(const hdf5::Group& file, const LayerHeader& header, const fs::path& path) {
+  LayerRecord record = read_record(file, header, whole);
   expect_hash(path, "content hash", record.content_hash(), header.content_hash);
   return record;
 }
@@ -186,18 +198,23 @@ LayerHeader read_layer_header(const fs::path& path) {
 LayerHeader check_layer(const fs::path& path) {
   const hdf5::Group file = hdf5::File::open(path);
   const LayerHeader header = read_header(file, path);
-  read_stored(file, header, path);
+  read_checked(file, header, path);
   return header;
 }
 
 LayerRecord read_layer(const fs::path& path, bool rebuild_weights) {
   const hdf5::Group file = hdf5::File::open(path);
-  LayerRecord record = read_stored(file, read_header(file, path), path);
+  LayerRecord record = read_checked(file, read_header(file, path), path);
   for (auto& [name, linear] : record.linears)
     if (rebuild_weights && linear.codes.defined())
       linear.weight =
           dequantise(linear, linear.weight.size(1), linear.weight.scalar_type(), file.place(name));
   return record;
+}
+
+LayerRecord outline_layer(const fs::path& path) {
+  const hdf5::Group file = hdf5::File::open(path);
+  return read_record(file, read_header(file, path), outline);
 }
 
 }  // namespace selfcal

@@ -75,5 +75,8 @@ LayerHeader check_layer(const fs::path& path);
 /// Without `rebuild_weights`, the weight of a layer with codes is only a stand-in of its dtype and
 /// shape, for readers that want the codes.
 LayerRecord read_layer(const fs::path& path, bool rebuild_weights = true);
+/// The same with a stand-in for every tensor, of its dtype and shape: what the file's header says,
+/// checked against no hash.
+LayerRecord outline_layer(const fs::path& path);
 
 }  // namespace selfcal

@@ -6,154 +6,17 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "base/error.hpp"
-#include "stages/export/awq_format.hpp"
-#include "stages/export/compressed_tensors.hpp"
-#include "stages/export/gptq_format.hpp"
+#include "stages/export/layers.hpp"
 #include "stages/export/sharded_writer.hpp"
+#include "stages/export/survey.hpp"
 #include "storage/dtype.hpp"
-#include "storage/layer_scan.hpp"
-#include "storage/module_name.hpp"
 
 namespace selfcal {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-/// How a format keeps a quantised layer, and says so in config.json.
-struct PackedFormat {
-  const char* name;
-  NamedTensors (*pack)(const std::string& name, const CompressedLinear& linear);
-  std::string (*add_quantization)(const std::string& config_text,
-                                  const std::map<std::string, compressed_tensors::Scheme>& modules,
-                                  const std::vector<std::string>& plain);
-};
-
-/// Nothing for the dense format.
-const PackedFormat* packed_format(ExportFormat format) {
-  static const PackedFormat compressed{"compressed-tensors", compressed_tensors::pack,
-                                       compressed_tensors::add_quantization},
-      gptq{"gptq", gptq_format::pack<gptq_format::Version::v1>,
-           gptq_format::add_quantization<gptq_format::Version::v1>},
-      gptq_v2{"gptq_v2", gptq_format::pack<gptq_format::Version::v2>,
-              gptq_format::add_quantization<gptq_format::Version::v2>},
-      awq{"awq", awq_format::pack, awq_format::add_quantization};
-  switch (format) {
-    case ExportFormat::compressed_tensors:
-      return &compressed;
-    case ExportFormat::gptq:
-      return &gptq;
-    case ExportFormat::gptq_v2:
-      return &gptq_v2;
-    case ExportFormat::awq:
-      return &awq;
-    case ExportFormat::dense:
-      return nullptr;
-  }
-  return nullptr;
-}
-
-/// A layer's tensors in the form of the export.
-NamedTensors tensors_of(const LayerRecord& record, ExportFormat format) {
-  NamedTensors tensors = record.changed;
-  for (const auto& [name, linear] : record.linears) {
-    const PackedFormat* packed = packed_format(format);
-    if (packed != nullptr && linear.codes.defined())
-      tensors.merge(packed->pack(name, linear));
-    else
-      tensors[name] = linear.weight;
-  }
-  return tensors;
-}
-
-/// Reads committed layers one at a time; the last one stays, because a shard may begin in the
-/// middle of a layer.
-class Layers {
- public:
-  Layers(const ExportInputs& inputs, ExportFormat format) : inputs_(inputs), format_(format) {}
-
-  const LayerRecord& record(int64_t number) {
-    if (number == number_) return record_;
-    const fs::path path = inputs_.job.layer(number);
-    std::error_code error;
-    if (!fs::exists(path, error))
-      fail(ExitCode::data, "{}: layer {} is not committed", path.string(), number);
-    record_ = read_layer(path, format_ == ExportFormat::dense);
-    number_ = number;
-    if (record_.layer != number || record_.job_id != inputs_.job_id)
-      fail(ExitCode::data, "{}: layer {} of job {}, expected layer {} of job {}", path.string(),
-           record_.layer, printable(record_.job_id), number, inputs_.job_id);
-    return record_;
-  }
-  NamedTensors tensors(int64_t number) { return tensors_of(record(number), format_); }
-
- private:
-  const ExportInputs& inputs_;
-  ExportFormat format_;
-  LayerRecord record_;
-  int64_t number_ = -1;
-};
-
-/// What the export will hold, learned in a first pass over the layers.
-struct Survey {
-  std::vector<std::pair<std::string, TensorEntry>>
-      plan;                         // layers in their order, then what none of them holds
-  std::vector<std::string> copied;  // tensors taken from the dense model as they are
-  std::map<std::string, compressed_tensors::Scheme> quantised;  // by module
-  std::vector<std::string> plain;       // modules whose weight matrix stays dense
-  std::optional<at::ScalarType> dtype;  // of the compressed layers
-};
-
-void expect_dense(const Checkpoint& dense, const std::string& name, const at::Tensor& tensor) {
-  if (dense.entry(name).shape != tensor.sizes().vec())
-    fail(ExitCode::data, "tensor '{}' is {} in its layer file, {} in {}", printable(name),
-         shape_text(tensor.sizes().vec()), shape_text(dense.entry(name).shape),
-         dense.file_of(name).string());
-}
-
-void survey_layer(const LayerRecord& record, ExportFormat format, const Checkpoint& dense,
-                  Survey& survey, std::set<std::string>& replaced) {
-  for (const auto& [name, tensor] : record.changed) {
-    expect_dense(dense, name, tensor);
-    replaced.insert(name);
-  }
-  for (const auto& [name, linear] : record.linears) {
-    expect_dense(dense, name, linear.weight);
-    replaced.insert(name);
-    const at::ScalarType dtype = linear.weight.scalar_type();
-    if (survey.dtype.value_or(dtype) != dtype)
-      fail(ExitCode::data, "tensor '{}' is {}, other layers are {}", printable(name),
-           dtype_name(dtype), dtype_name(*survey.dtype));
-    survey.dtype = dtype;
-    if (packed_format(format) != nullptr && linear.codes.defined())
-      survey.quantised.emplace(module_of(name), compressed_tensors::scheme_of(linear, name));
-    else
-      survey.plain.push_back(module_of(name));
-  }
-  for (const auto& [name, tensor] : tensors_of(record, format))
-    survey.plan.emplace_back(name, planned(tensor.scalar_type(), tensor.sizes().vec()));
-}
-
-Survey survey_job(const ExportInputs& inputs, ExportFormat format, Layers& layers) {
-  Survey survey;
-  std::set<std::string> replaced;
-  for (int64_t layer = 0; layer < inputs.layers; ++layer)
-    survey_layer(layers.record(layer), format, inputs.dense, survey, replaced);
-  for (const auto& name : inputs.dense.names()) {
-    if (replaced.contains(name)) continue;
-    const TensorEntry& entry = inputs.dense.entry(name);
-    survey.plan.emplace_back(name, entry);
-    survey.copied.push_back(name);
-    if (entry.shape.size() == 2) survey.plain.push_back(module_of(name));
-  }
-  const PackedFormat* packed = packed_format(format);
-  if (packed != nullptr && survey.quantised.empty())
-    fail(ExitCode::config, "{}: no layer is quantised, so {} has nothing to hold; export dense",
-         inputs.job.path().string(), packed->name);
-  return survey;
-}
 
 const char* config_name(at::ScalarType dtype) {
   switch (dtype) {
@@ -194,20 +57,31 @@ void copy_companions(const fs::path& from, const fs::path& to) {
   }
 }
 
+/// Through little memory, which stays in the caches.
+void copy_tensor(const Checkpoint& dense, const std::string& name, ShardedWriter& writer) {
+  constexpr uint64_t at_once = 4 << 20;
+  const TensorEntry& entry = dense.entry(name);
+  if (entry.bytes <= at_once) return writer.write(name, dense.read(name, entry.shape));
+  const int64_t rows = entry.shape[0];
+  const auto step = std::max<int64_t>(
+      1, static_cast<int64_t>(at_once / (entry.bytes / static_cast<uint64_t>(rows))));
+  for (int64_t first = 0; first < rows; first += step)
+    writer.write_rows(name, dense.read_rows(name, first, std::min(step, rows - first)));
+}
+
 void write_export(const ExportInputs& inputs, ExportFormat format, const fs::path& folder,
                   uint64_t shard_bytes) {
   Layers layers(inputs, format);
-  const Survey survey = survey_job(inputs, format, layers);
+  const Survey survey = survey_job(inputs, layers);
   std::string config = inputs.dense.config_text();
   if (survey.dtype) config = config_with_dtype(config, *survey.dtype);
-  if (const PackedFormat* packed = packed_format(format))
+  if (const PackedFormat* packed = layers.format())
     config = packed->add_quantization(config, survey.quantised, survey.plain);
 
   ShardedWriter writer(folder, survey.plan, shard_bytes);
   for (int64_t layer = 0; layer < inputs.layers; ++layer)
     for (const auto& [name, tensor] : layers.tensors(layer)) writer.write(name, tensor);
-  for (const auto& name : survey.copied)
-    writer.write(name, inputs.dense.read(name, inputs.dense.entry(name).shape));
+  for (const auto& name : survey.copied) copy_tensor(inputs.dense, name, writer);
   writer.finish();
   copy_companions(inputs.dense.directory(), folder);
   write_text_atomically(folder / "config.json", config);

@@ -38,11 +38,19 @@ void ShardedWriter::open_shard(size_t shard) {
                                            std::map<std::string, std::string>{{"format", "pt"}});
 }
 
-void ShardedWriter::write(const std::string& name, const at::Tensor& tensor) {
+TensorWriter& ShardedWriter::writer_of(const std::string& name) {
   const auto found = shard_of_.find(name);
   if (found == shard_of_.end()) fail(ExitCode::internal, "tensor '{}' is not planned", name);
   if (found->second != open_) open_shard(found->second);
-  writer_->write(name, tensor);
+  return *writer_;
+}
+
+void ShardedWriter::write(const std::string& name, const at::Tensor& tensor) {
+  writer_of(name).write(name, tensor);
+}
+
+void ShardedWriter::write_rows(const std::string& name, const at::Tensor& rows) {
+  writer_of(name).write_rows(name, rows);
 }
 
 void ShardedWriter::finish() {

@@ -19,12 +19,15 @@ class ShardedWriter {
 
   /// Tensors must come in the order of the plan.
   void write(const std::string& name, const at::Tensor& tensor);
+  /// The next rows of a tensor that comes in parts.
+  void write_rows(const std::string& name, const at::Tensor& rows);
   /// Syncs all; writes the index. A tensor that did not come is ExitCode::internal.
   void finish();
 
  private:
   std::string file_name(size_t shard) const;
   void open_shard(size_t shard);
+  TensorWriter& writer_of(const std::string& name);
 
   fs::path folder_;
   std::vector<TensorPlan> shards_;

@@ -267,6 +267,24 @@ TEST_F(Export, NothingIsOverwrittenOrLeftHalf) {
         << entry.path();
 }
 
+/// Headers are surveyed first; the tensors of a layer whose header is whole are checked when they
+/// are packed.
+TEST_F(Export, DamagedTensorLeavesNothing) {
+  prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
+  const fs::path last = job_.layer(export_example::layers - 1);
+  const at::Tensor codes = read_layer(last).linears.begin()->second.codes.contiguous();
+  std::string bytes = read_bytes(last);
+  const size_t place =
+      bytes.find(std::string(static_cast<const char*>(codes.const_data_ptr()), codes.nbytes()));
+  ASSERT_NE(place, std::string::npos);
+  bytes[place] = static_cast<char>(bytes[place] ^ 0x01);
+  write_bytes(last, bytes);
+  for (const auto format : {ExportFormat::compressed_tensors, ExportFormat::dense})
+    expect_error(ExitCode::data, last.filename().string() + ": damaged: content hash found",
+                 [&] { export_model(inputs(), format, folder_ / "out"); });
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
 TEST_F(Export, FullDiskLeavesNothing) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
   const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);

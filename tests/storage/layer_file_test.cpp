@@ -62,6 +62,39 @@ TEST(LayerFile, EverythingComesBack) {
   EXPECT_EQ(check_layer(folder / "0003.h5").content_hash, record.content_hash());
 }
 
+TEST(LayerFile, OutlineHasTypesAndShapesOnly) {
+  const TemporaryFolder folder;
+  const LayerRecord record = example_layer(3);
+  write_layer(folder / "0003.h5", record, "chain");
+  const LayerRecord outline = outline_layer(folder / "0003.h5");
+  EXPECT_EQ(outline.layer, 3);
+  EXPECT_EQ(outline.job_id, record.job_id);
+  EXPECT_EQ(outline.source_hashes, record.source_hashes);
+  const auto expect_like = [](const at::Tensor& found, const at::Tensor& expected) {
+    ASSERT_EQ(found.defined(), expected.defined());
+    if (!found.defined()) return;
+    EXPECT_EQ(found.scalar_type(), expected.scalar_type());
+    EXPECT_EQ(found.sizes(), expected.sizes());
+    EXPECT_LE(found.storage().nbytes(), sizeof(double));
+  };
+  ASSERT_EQ(outline.linears.size(), record.linears.size());
+  for (const auto& [name, expected] : record.linears) {
+    const CompressedLinear& found = outline.linears.at(name);
+    EXPECT_EQ(found.bits, expected.bits);
+    EXPECT_EQ(found.group_size, expected.group_size);
+    EXPECT_EQ(found.symmetric, expected.symmetric);
+    expect_like(found.weight, expected.weight);
+    expect_like(found.codes, expected.codes);
+    expect_like(found.scale, expected.scale);
+    expect_like(found.zero, expected.zero);
+    expect_like(found.g_idx, expected.g_idx);
+    expect_like(found.mask, expected.mask);
+  }
+  ASSERT_EQ(outline.changed.size(), record.changed.size());
+  for (const auto& [name, expected] : record.changed)
+    expect_like(outline.changed.at(name), expected);
+}
+
 TEST(LayerFile, ContentHashFollowsContentOnly) {
   const LayerRecord record = example_layer(3);
   LayerRecord other = example_layer(3);

@@ -1,0 +1,118 @@
+#include "stages/export/survey.hpp"
+
+#include <ATen/ATen.h>
+
+#include <set>
+
+#include "base/error.hpp"
+#include "storage/dtype.hpp"
+#include "storage/module_name.hpp"
+#include "storage/tensor_writer.hpp"
+
+namespace selfcal {
+namespace {
+
+/// What a packed layer takes. Layers of the same types and shapes take the same: one of them is
+/// packed to see it.
+class PackedForms {
+ public:
+  struct Form {
+    compressed_tensors::Scheme scheme;
+    std::vector<std::pair<std::string, TensorEntry>> tensors;  // by what follows the module's name
+  };
+
+  explicit PackedForms(Layers& layers) : layers_(layers) {}
+
+  const Form& of(int64_t layer, const std::string& name, const CompressedLinear& outline) {
+    const auto [found, is_new] = forms_.try_emplace(key_of(outline));
+    Form& form = found->second;
+    if (!is_new) return form;
+    const CompressedLinear& linear = layers_.record(layer).linears.at(name);
+    form.scheme = compressed_tensors::scheme_of(linear, name);
+    for (const auto& [packed, tensor] : layers_.format()->pack(name, linear))
+      form.tensors.emplace_back(packed.substr(module_of(name).size()),
+                                planned(tensor.scalar_type(), tensor.sizes().vec()));
+    return form;
+  }
+
+ private:
+  static std::string key_of(const CompressedLinear& linear) {
+    std::string key =
+        fmt::format("{} bits by {}, {}", linear.bits, linear.group_size, linear.symmetric);
+    for (const at::Tensor& tensor : {linear.weight, linear.codes, linear.scale, linear.zero,
+                                     linear.g_idx, linear.mask})
+      key += tensor.defined() ? fmt::format("; {} {}", dtype_name(tensor.scalar_type()),
+                                            shape_text(tensor.sizes().vec()))
+                              : "; none";
+    return key;
+  }
+
+  Layers& layers_;
+  std::map<std::string, Form> forms_;
+};
+
+void expect_dense(const Checkpoint& dense, const std::string& name, const at::Tensor& tensor) {
+  if (dense.entry(name).shape != tensor.sizes().vec())
+    fail(ExitCode::data, "tensor '{}' is {} in its layer file, {} in {}", printable(name),
+         shape_text(tensor.sizes().vec()), shape_text(dense.entry(name).shape),
+         dense.file_of(name).string());
+}
+
+/// The tensors of `layer`, by name.
+std::map<std::string, TensorEntry> survey_layer(int64_t layer, const Checkpoint& dense,
+                                                const Layers& layers, PackedForms& forms,
+                                                Survey& survey, std::set<std::string>& replaced) {
+  std::map<std::string, TensorEntry> held;
+  const auto keep = [&](const std::string& name, const at::Tensor& tensor) {
+    held[name] = planned(tensor.scalar_type(), tensor.sizes().vec());
+  };
+  const LayerRecord outline = layers.outline(layer);
+  for (const auto& [name, tensor] : outline.changed) {
+    expect_dense(dense, name, tensor);
+    replaced.insert(name);
+    keep(name, tensor);
+  }
+  for (const auto& [name, linear] : outline.linears) {
+    expect_dense(dense, name, linear.weight);
+    replaced.insert(name);
+    const at::ScalarType dtype = linear.weight.scalar_type();
+    if (survey.dtype.value_or(dtype) != dtype)
+      fail(ExitCode::data, "tensor '{}' is {}, other layers are {}", printable(name),
+           dtype_name(dtype), dtype_name(*survey.dtype));
+    survey.dtype = dtype;
+    const std::string module = module_of(name);
+    if (layers.format_of(linear) == nullptr) {
+      survey.plain.push_back(module);
+      keep(name, linear.weight);
+      continue;
+    }
+    const PackedForms::Form& form = forms.of(layer, name, linear);
+    survey.quantised.emplace(module, form.scheme);
+    for (const auto& [ending, entry] : form.tensors) held[module + ending] = entry;
+  }
+  return held;
+}
+
+}  // namespace
+
+Survey survey_job(const ExportInputs& inputs, Layers& layers) {
+  Survey survey;
+  std::set<std::string> replaced;
+  PackedForms forms(layers);
+  for (int64_t layer = 0; layer < inputs.layers; ++layer)
+    for (auto& tensor : survey_layer(layer, inputs.dense, layers, forms, survey, replaced))
+      survey.plan.push_back(std::move(tensor));
+  for (const auto& name : inputs.dense.names()) {
+    if (replaced.contains(name)) continue;
+    const TensorEntry& entry = inputs.dense.entry(name);
+    survey.plan.emplace_back(name, entry);
+    survey.copied.push_back(name);
+    if (entry.shape.size() == 2) survey.plain.push_back(module_of(name));
+  }
+  if (layers.format() != nullptr && survey.quantised.empty())
+    fail(ExitCode::config, "{}: no layer is quantised, so {} has nothing to hold; export dense",
+         inputs.job.path().string(), layers.format()->name);
+  return survey;
+}
+
+}  // namespace selfcal
