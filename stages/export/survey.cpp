@@ -39,8 +39,8 @@ class PackedForms {
   static std::string key_of(const CompressedLinear& linear) {
     std::string key =
         fmt::format("{} bits by {}, {}", linear.bits, linear.group_size, linear.symmetric);
-    for (const at::Tensor& tensor : {linear.weight, linear.codes, linear.scale, linear.zero,
-                                     linear.g_idx, linear.mask})
+    for (const at::Tensor& tensor :
+         {linear.weight, linear.codes, linear.scale, linear.zero, linear.g_idx, linear.mask})
       key += tensor.defined() ? fmt::format("; {} {}", dtype_name(tensor.scalar_type()),
                                             shape_text(tensor.sizes().vec()))
                               : "; none";
