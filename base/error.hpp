@@ -36,4 +36,12 @@ template <class... Args>
   throw Error(code, fmt::format(text, std::forward<Args>(args)...));
 }
 
+/// Runs `work`, which agrees with no other rank; the text of an error begins with `place` then.
+template <class Work>
+void at_place(const std::string& place, const Work& work) try {
+  work();
+} catch (const Error& error) {
+  throw Error(error.code(), place + ": " + error.what());
+}
+
 }  // namespace selfcal

@@ -177,15 +177,14 @@ ScaledBlock scale_block(const LayerWork& work, int64_t layer, BlockWeights& weig
   for (const int tap : taps) last_stage = std::max(last_stage, spec.taps[size_t(tap)].stage);
 
   ScaleFolder scales(work, layer, pairs, weights);
-  LeafStates states(work, block, hidden, scales.dense());
+  LeafStates states(work, layer, hidden, scales.dense());
   for (int stage = 0; stage <= last_stage; ++stage) {
     for (const int index : taps) {
-      const Tap& tap = spec.taps[size_t(index)];
-      if (tap.stage != stage) continue;
+      if (spec.taps[size_t(index)].stage != stage) continue;
       stop_together(work.team, work.stop);
       scales.take(
           index,
-          measure_tap(work, states, tap, {.products = true, .magnitude = pairs.contains(index)}),
+          measure_tap(work, states, index, {.products = true, .magnitude = pairs.contains(index)}),
           &states);
     }
     if (stage < last_stage) states.advance();

@@ -56,8 +56,8 @@ Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Dev
 }
 
 std::optional<Factor> factorise_together(const Communicator& team, const at::Tensor& hessian,
-                                         const MethodSettings& settings, PhaseTimer& timer,
-                                         const kernels::Context& context) {
+                                         const MethodSettings& settings, const std::string& name,
+                                         PhaseTimer& timer, const kernels::Context& context) {
   const FactorTeam ranks{team.rank(), team.size(), [&](std::span<std::byte> data, int root) {
                            const auto scope = timer.measure(Phase::gather);
                            team.broadcast(data, root);
@@ -66,7 +66,7 @@ std::optional<Factor> factorise_together(const Communicator& team, const at::Ten
   std::vector<std::span<std::byte>> parts;
   agree(team, timer, [&] {
     const auto scope = timer.measure(Phase::factorise);
-    dealt.emplace(hessian, settings, ranks, context);
+    at_place(name, [&] { dealt.emplace(hessian, settings, ranks, context); });
   });
   {
     const auto scope = timer.measure(Phase::factorise);

@@ -18,9 +18,9 @@ Factor spread_factor(const Communicator& team, Factor factor, int owner, at::Dev
 
 /// Collective: the factor of a Hessian that all ranks have, found together, with the bits that one
 /// rank comes to, in the host's memory. As many bytes on their way as the whole factor has.
-/// Nothing, on all ranks, where that takes more than one attempt.
+/// Nothing, on all ranks, where that takes more than one attempt. Errors begin with `name`.
 std::optional<Factor> factorise_together(const Communicator& team, const at::Tensor& hessian,
-                                         const MethodSettings& settings, PhaseTimer& timer,
-                                         const kernels::Context& context);
+                                         const MethodSettings& settings, const std::string& name,
+                                         PhaseTimer& timer, const kernels::Context& context);
 
 }  // namespace selfcal

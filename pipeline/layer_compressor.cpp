@@ -98,15 +98,14 @@ CompressedBlock compress_layer(const LayerWork& work, int64_t layer, BlockWeight
 
   CompressedBlock compressed;
   std::optional<LeafStates> states;
-  if (!scaled_with_statistics) states.emplace(work, block, hidden, weights);
+  if (!scaled_with_statistics) states.emplace(work, layer, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     if (stage + 1 == spec.stages && work.before_last_stage) work.before_last_stage();
     const TapProblems problems = problems_of(work, layer, stage, scaled);
     for (const auto& [tap, group] : problems)
       if (!statistics.taps.contains(tap))
-        statistics.taps[tap] =
-            measure_tap(work, *states, spec.taps.at(static_cast<size_t>(tap)), needs.at(tap));
+        statistics.taps[tap] = measure_tap(work, *states, tap, needs.at(tap));
     if (replace_at_once) {
       for (auto& [name, linear] : solve_problems(work, problems, statistics)) {
         weights.at(name.substr(prefix.size())) = linear.weight;
@@ -154,14 +153,13 @@ BlockStatistics measure_block(const LayerWork& work, int64_t layer, const BlockW
   const Block& block = work.model.block(layer);
   const BlockSpec& spec = block.spec();
   BlockStatistics statistics;
-  LeafStates states(work, block, hidden, weights);
+  LeafStates states(work, layer, hidden, weights);
   for (int stage = 0; stage < spec.stages; ++stage) {
     honour_stop(work);
     for (const auto& linear : spec.linears)
       if (linear.stage == stage && needs.contains(linear.tap) &&
           !statistics.taps.contains(linear.tap))
-        statistics.taps[linear.tap] = measure_tap(
-            work, states, spec.taps.at(static_cast<size_t>(linear.tap)), needs.at(linear.tap));
+        statistics.taps[linear.tap] = measure_tap(work, states, linear.tap, needs.at(linear.tap));
     states.advance();
   }
   states.finish(hidden);

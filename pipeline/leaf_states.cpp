@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "pipeline/tensor_message.hpp"
 #include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/column_norms.hpp"
@@ -39,10 +41,12 @@ const BlockWeights& PlacedWeights::current() {
   return placed_;
 }
 
-void LeafStates::for_each(const std::string& tap,
-                          const std::function<void(const at::Tensor&)>& visit) const {
+void LeafStates::for_each(int index, const std::function<void(const at::Tensor&)>& visit) const {
+  const std::string place = input_name(work_.model, layer_, index);
   for (size_t leaf = 0; leaf < hidden_.size(); ++leaf)
-    look_at(leaf, [&](const State& state) { visit(state.at(tap)); });
+    look_at(leaf, [&](const State& state) {
+      at_place(place, [&] { visit(state.at(tap(index).name)); });
+    });
 }
 
 void LeafStates::look_at(size_t leaf, const std::function<void(const State&)>& visit) const {
@@ -93,18 +97,25 @@ State LeafStates::computed_again(size_t leaf) const {
   return state;
 }
 
-TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const Tap& tap,
+std::string input_name(const Model& model, int64_t layer, int tap) {
+  const auto& linears = model.block(layer).spec().linears;
+  const auto reader = std::ranges::find(linears, tap, &Linear::tap);
+  return "input of " + model.block_prefix(layer) + (reader == linears.end() ? "?" : reader->name);
+}
+
+TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, int tap,
                           TapNeeds needs) {
+  const int64_t columns = states.tap(tap).columns;
   const auto scope = work.timer.measure(Phase::statistics);
   TapStatistics statistics;
   if (needs.products || needs.magnitude) {
-    HessianAccumulator accumulator(tap.columns, work.context);
+    HessianAccumulator accumulator(columns, work.context);
     agree(work.team, work.timer,
-          [&] { states.for_each(tap.name, [&](const at::Tensor& x) { accumulator.observe(x); }); });
+          [&] { states.for_each(tap, [&](const at::Tensor& x) { accumulator.observe(x); }); });
     reduce(work, [&] { work.team.all_reduce(accumulator.exponents(), ReduceOp::max); });
     MagnitudeAccumulator magnitudes(accumulator.exponents(), work.context);
     agree(work.team, work.timer, [&] {
-      states.for_each(tap.name, [&](const at::Tensor& x) {
+      states.for_each(tap, [&](const at::Tensor& x) {
         accumulator.add(x);
         if (needs.magnitude) magnitudes.add(x.to(at::kCPU));
       });
@@ -117,10 +128,9 @@ TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const
     if (needs.magnitude) statistics.magnitude = magnitudes.finish(work.tokens);
   }
   if (needs.norms) {
-    ColumnNorms norms(tap.columns, work.context);
-    agree(work.team, work.timer, [&] {
-      states.for_each(tap.name, [&](const at::Tensor& x) { norms.add(x.to(at::kCPU)); });
-    });
+    ColumnNorms norms(columns, work.context);
+    agree(work.team, work.timer,
+          [&] { states.for_each(tap, [&](const at::Tensor& x) { norms.add(x.to(at::kCPU)); }); });
     reduce(work, [&] { work.team.all_reduce(norms.exponents(), ReduceOp::max); });
     norms.count();
     reduce(work, [&] { work.team.all_reduce(norms.sums(), ReduceOp::sum); });

@@ -28,14 +28,20 @@ class PlacedWeights {
 /// measured on its outputs.
 class LeafStates {
  public:
-  LeafStates(const LayerWork& work, const Block& block, const HiddenStates& hidden,
+  LeafStates(const LayerWork& work, int64_t layer, const HiddenStates& hidden,
              const BlockWeights& weights)
-      : work_(work), block_(block), hidden_(hidden), weights_(weights, work.context.device) {}
+      : work_(work),
+        layer_(layer),
+        block_(work.model.block(layer)),
+        hidden_(hidden),
+        weights_(weights, work.context.device) {}
 
   /// Calls visit(state) with that of one of the rank's leaves. May wait for it: within agree().
   void look_at(size_t leaf, const std::function<void(const State&)>& visit) const;
-  /// Calls visit(tap) for every leaf, in order. The same.
-  void for_each(const std::string& tap, const std::function<void(const at::Tensor&)>& visit) const;
+  /// Calls visit(input) with what layers read at a tap, for every leaf, in order; errors name it.
+  /// The same.
+  void for_each(int tap, const std::function<void(const at::Tensor&)>& visit) const;
+  const Tap& tap(int index) const { return block_.spec().taps.at(static_cast<size_t>(index)); }
   /// Lets the states be behind the linear layers of one more stage. Independent; the weights of
   /// that stage stay as they are now.
   void advance() { ++stage_; }
@@ -53,6 +59,7 @@ class LeafStates {
   void between_leaves() const;
 
   const LayerWork& work_;
+  int64_t layer_;
   const Block& block_;
   const HiddenStates& hidden_;
   mutable PlacedWeights weights_;
@@ -60,8 +67,10 @@ class LeafStates {
   int stage_ = 0;                   // a state is through so many when it is looked at
 };
 
+/// Of a block's tap, for errors: "input of model.layers.3.mlp.gate_proj".
+std::string input_name(const Model& model, int64_t layer, int tap);
+
 /// Collective.
-TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, const Tap& tap,
-                          TapNeeds needs);
+TapStatistics measure_tap(const LayerWork& work, const LeafStates& states, int tap, TapNeeds needs);
 
 }  // namespace selfcal

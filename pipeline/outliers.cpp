@@ -12,6 +12,7 @@
 #include "base/log.hpp"
 #include "pipeline/block_reader.hpp"
 #include "pipeline/embedding.hpp"
+#include "pipeline/leaf_states.hpp"
 #include "pipeline/timed_agreement.hpp"
 #include "stages/calibrate/column_norms.hpp"
 #include "stages/kernels/cpu/tiles.hpp"
@@ -136,7 +137,7 @@ class DensePass {
       for (auto& leaf : hidden_) {
         State state = block.begin(leaf, placed);
         for (int stage = 0; stage < block.spec().stages; ++stage) {
-          add_taps(block.spec(), stage, state, norms);
+          add_taps(layer, stage, state, norms);
           state = block.advance(std::move(state), stage, placed);
         }
         leaf = block.finish(std::move(state));
@@ -153,13 +154,15 @@ class DensePass {
     return finished;
   }
 
-  void add_taps(const BlockSpec& spec, int stage, const State& state,
-                std::map<int, ColumnNorms>& norms) {
+  void add_taps(int64_t layer, int stage, const State& state, std::map<int, ColumnNorms>& norms) {
     const auto scope = session_.timer.measure(Phase::statistics);
-    for (size_t tap = 0; tap < spec.taps.size(); ++tap)
-      if (const auto found = norms.find(static_cast<int>(tap));
-          found != norms.end() && spec.taps[tap].stage == stage)
-        found->second.add(state.at(spec.taps[tap].name).to(at::kCPU));
+    const auto& taps = session_.model.block(layer).spec().taps;
+    for (auto& [index, columns] : norms) {
+      const Tap& tap = taps.at(static_cast<size_t>(index));
+      if (tap.stage == stage)
+        at_place(input_name(session_.model, layer, index),
+                 [&] { columns.add(state.at(tap.name).to(at::kCPU)); });
+    }
   }
 
   /// A run of rows of one layer that a task compares; the cut follows the shapes only.

@@ -240,14 +240,17 @@ class TeamSolve {
 
   void find_whole(Group& group) const {
     const auto scope = timer_.measure(Phase::factorise);
-    group.factor = make_method(group.settings(), context_)->factorise(group.hessian);
+    at_place(group.problems.front()->name, [&] {
+      group.factor = make_method(group.settings(), context_)->factorise(group.hessian);
+    });
   }
 
   /// What the owner has found, or all find, on all ranks. Collective.
   Factor share_factor(Group& group) const {
     const auto scope = timer_.measure(Phase::gather);
     if (is_dealt(group)) {
-      if (auto found = factorise_together(team_, group.hessian, group.settings(), timer_, context_))
+      if (auto found = factorise_together(team_, group.hessian, group.settings(),
+                                          group.problems.front()->name, timer_, context_))
         return *std::move(found);
       // One attempt was not enough: one rank makes the others.
       group.owner = team_.size() - 1;
@@ -259,9 +262,11 @@ class TeamSolve {
 
   void measure_controls(const Group& group, const LinearProblem& problem, const RowRun& run) {
     const auto method = make_method(problem.settings, context_);
-    keep(problem, run,
-         to_tensors(method->controls(problem.weight.narrow(0, run.first, run.rows),
-                                     near_hessian(group), problem.weight.scalar_type())));
+    at_place(problem.name, [&] {
+      keep(problem, run,
+           to_tensors(method->controls(problem.weight.narrow(0, run.first, run.rows),
+                                       near_hessian(group), problem.weight.scalar_type())));
+    });
   }
 
   /// This rank's rows of the group. Collective.
@@ -275,11 +280,12 @@ class TeamSolve {
       if (run.owner == team_.rank()) mine[run.problem] = run;
     for (size_t i = 0; i < mine.size(); ++i)
       if (rows_meet(*group.problems[i]))
-        solve_rows(*group.problems[i], mine[i], hessian, factor, all_ranks());
+        solve_rows(*group.problems[i], mine[i], hessian, factor, all_ranks(*group.problems[i]));
     agree(team_, timer_, [&] {
       for (size_t i = 0; i < mine.size(); ++i)
         if (!rows_meet(*group.problems[i]) && mine[i].rows > 0)
-          solve_rows(*group.problems[i], mine[i], hessian, factor);
+          at_place(group.problems[i]->name,
+                   [&] { solve_rows(*group.problems[i], mine[i], hessian, factor); });
     });
   }
 
@@ -287,8 +293,10 @@ class TeamSolve {
     return make_method(problem.settings, context_)->rows_meet();
   }
 
-  RowTeam all_ranks() const {
-    return {[this](const std::function<void()>& local) { agree(team_, local); },
+  RowTeam all_ranks(const LinearProblem& problem) const {
+    return {[this, &problem](const std::function<void()>& local) {
+              agree(team_, [&] { at_place(problem.name, local); });
+            },
             [this](std::span<int64_t> counts) { team_.all_reduce(counts, ReduceOp::sum); }};
   }
 

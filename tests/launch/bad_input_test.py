@@ -2,6 +2,7 @@
 """Bad input ends in one clear line and the right exit code, on every number of ranks, and nothing is lost."""
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -53,12 +54,18 @@ def nan_weight(entry, raw):
     return raw[:200] + b"\xc0\x7f" + raw[202:]
 
 
+def huge_weight(entry, raw):
+    """3e38 in bfloat16: finite, but what it multiplies is not."""
+    return raw[:20] + b"\x62\x7f" + raw[22:]
+
+
 def swapped_shape(entry, raw):
     entry["shape"] = entry["shape"][::-1]
     return raw
 
 
 WEIGHT = "model.layers.3.mlp.down_proj.weight"
+NORM = "model.layers.2.input_layernorm.weight"
 
 # name: (change of the model folder, exit code, words of the one line)
 BAD_MODELS = {
@@ -127,6 +134,19 @@ class BadInput(SelfcalCase):
                 with self.subTest(name, ranks=ranks):
                     self.check(self.compress_in(folder, ranks), code, words, ranks)
             self.assertFalse(list(folder.glob("run/jobs/*/model.h5")), "a checkpoint that looks whole")
+
+    def test_activations_that_overflow(self):
+        """Finite weights whose products are not: the first input that shows it is named."""
+        folder = self.fresh("overflow")
+        rewrite_tensor(folder / "model", NORM, huge_weight)
+        config = CONFIG.replace("source: self", "source: vocabulary")
+        expected = ["input of model.layers.2.self_attn.q_proj: activation not finite"]
+        for method in ("{name: gptq, bits: 4, group_size: 16}", "{name: wanda, pattern: \"2:4\"}"):
+            (folder / "config.yaml").write_text(re.sub(r"method: .*", f"method: {method}", config))
+            for ranks in (None, 2, 3):
+                with self.subTest(method, ranks=ranks):
+                    shutil.rmtree(folder / "run", ignore_errors=True)
+                    self.check(self.compress_in(folder, ranks), DATA, expected, ranks)
 
     def test_bad_configs(self):
         for name, (change, code, words) in BAD_CONFIGS.items():

@@ -41,7 +41,7 @@ class ModuleLosses : public testing::TestWithParam<const char*> {
     const LayerWork work{*model, config, team,        stop,
                          timer,  pace,   {&pool, {}}, leaf_count * rows * length,
                          leaves, memory};
-    LeafStates states(work, block, mine, weights);
+    LeafStates states(work, 0, mine, weights);
     for (int stage = 0; stage < stage_of(pair); ++stage) states.advance();
     const std::vector<MethodSettings> all(pair.consumers.size(), settings);
     return ModuleLoss(work, block, states, weights, pair, all)(scales, step);
