@@ -150,14 +150,20 @@ class UnitProduct {
   void multiply(const Tile& tile, const uint16_t* rows, int64_t j, int64_t k, int64_t depth,
                 float* to, int64_t stride) const {
     const int64_t column = tile.column - first_ + j;
-    const bool more = k + run_ < inputs_, another = j + panel_columns < tile.columns;
-    const int32_t* following = more      ? weight_.from(column, k + run_)
-                               : another ? weight_.from(column + panel_columns, 0)
-                                         : nullptr;
     const auto multiply =
         weight_.two_of_four(column) ? units_.multiply_two_of_four : units_.multiply;
     multiply(tile.rows, padded_depth(depth), rows, x_.stride(), weight_.from(column, k), to, stride,
-             k > 0, following);
+             k > 0, following(tile, j, k));
+  }
+
+  /// The panel after that of column j of the tile from input k on.
+  const int32_t* following(const Tile& tile, int64_t j, int64_t k) const {
+    // Vectors read what has come in one chunk from a cache that is near enough.
+    if (!units_.has_tiles && chunk_ >= inputs_) return nullptr;
+    const int64_t column = tile.column - first_ + j, chunk = k / chunk_ * chunk_, next = k + run_;
+    if (next < std::min(chunk + chunk_, inputs_)) return weight_.from(column, next);
+    if (j + panel_columns < tile.columns) return weight_.from(column + panel_columns, chunk);
+    return nullptr;
   }
 
   const MatrixUnits& units_;

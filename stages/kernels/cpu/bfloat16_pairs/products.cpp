@@ -99,12 +99,27 @@ void multiply_up_to(int64_t count, int64_t depth, const uint16_t* a, int64_t a_s
                                             accumulate);
 }
 
+/// Part `index` of `count` of what is read next goes into the second-level cache.
+void fetch_part(const int32_t* panel, int64_t numbers, int64_t index, int64_t count) {
+  constexpr int64_t line = 16;
+  constexpr int second_level = 2;
+  const int64_t lines = (numbers + line - 1) / line, end = lines * (index + 1) / count;
+  for (int64_t i = lines * index / count; i < end; ++i)
+    __builtin_prefetch(panel + i * line, 0, second_level);
+}
+
 template <class Step, int vectors>
 void multiply(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_stride,
-              const int32_t* panel, float* c, int64_t c_stride, bool accumulate, const int32_t*) {
-  for (; rows > 0; rows -= rows_at_once, a += rows_at_once * a_stride, c += rows_at_once * c_stride)
-    multiply_up_to<Step, rows_at_once, vectors>(rows < rows_at_once ? rows : rows_at_once, depth, a,
+              const int32_t* panel, float* c, int64_t c_stride, bool accumulate,
+              const int32_t* following) {
+  const int64_t blocks = (rows + rows_at_once - 1) / rows_at_once;
+  for (int64_t block = 0; block < blocks;
+       ++block, a += rows_at_once * a_stride, c += rows_at_once * c_stride) {
+    if (following) fetch_part(following, depth / 2 * MatrixUnits::panel_columns, block, blocks);
+    const int64_t left = rows - block * rows_at_once;
+    multiply_up_to<Step, rows_at_once, vectors>(left < rows_at_once ? left : rows_at_once, depth, a,
                                                 a_stride, panel, c, c_stride, accumulate);
+  }
 }
 
 }  // namespace
