@@ -10,7 +10,7 @@ namespace selfcal {
 /// The tokens of each leaf, as a view. tokens: [sequences, length] of the whole set.
 std::vector<at::Tensor> rows_of(const at::Tensor& tokens, const std::vector<Leaf>& leaves);
 
-inline constexpr int64_t words_at_once = int64_t{64} << 20;
+inline constexpr int64_t words_at_once = int64_t{8} << 20;
 
 /// Collective: the first rank reads the table, a run of rows of at most `at_once` bytes at a time
 /// or a row, and each rank keeps those of the words in its own `tokens`, [rows, tokens] each. Their

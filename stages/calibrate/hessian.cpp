@@ -67,16 +67,40 @@ void add_as_integers(const float* products, const double* row_scale, double colu
   }
 }
 
-/// Copies the lower triangle of a square matrix to the upper, block by block.
-void mirror_lower(const kernels::Context& context, float* matrix, int64_t n) {
-  constexpr int64_t block = 32;
-  kernels::for_ranges(context, n, block, [&](int64_t first, int64_t count) {
-    for (int64_t column = first; column < n; column += block)
-      for (int64_t i = first; i < first + count; ++i)
-        for (int64_t j = std::max(column, i + 1); j < std::min(column + block, n); ++j)
-          matrix[i * n + j] = matrix[j * n + i];
-  });
-}
+/// A tile of H: of columns [column, column + columns) the rows of a strip, [columns][lanes::rows].
+class HessianTile {
+ public:
+  HessianTile(int64_t row, int64_t rows, int64_t column, int64_t columns)
+      : row_(row), rows_(rows), column_(column), columns_(columns) {}
+
+  /// From the sums of its first column on.
+  void fill(const int64_t* sums, double tokens, const double* unit, const double* scale) {
+    for (int64_t j = 0; j < columns_; ++j, sums += lanes::rows)
+      kernels::vector_kernels().divide_sums(sums, lanes::rows, tokens, unit + row_,
+                                            scale[column_ + j], entries_[j]);
+  }
+
+  /// With its mirror image, into H [n, n].
+  void write(float* h, int64_t n) {
+    if (row_ == column_) {
+      for (int64_t j = 0; j < columns_; ++j)
+        for (int64_t r = j + 1; r < rows_; ++r) entries_[j][r] = entries_[r][j];
+    } else {
+      float mirrored[lanes::rows][lanes::rows];
+      kernels::vector_kernels().transpose(
+          {entries_[0], kernels::Number::float32, columns_, lanes::rows}, lanes::rows, 0,
+          lanes::rows, mirrored[0]);
+      for (int64_t r = 0; r < rows_; ++r)
+        std::copy_n(mirrored[r], columns_, h + (row_ + r) * n + column_);
+    }
+    for (int64_t j = 0; j < columns_; ++j)
+      std::copy_n(entries_[j], rows_, h + (column_ + j) * n + row_);
+  }
+
+ private:
+  const int64_t row_, rows_, column_, columns_;
+  float entries_[lanes::rows][lanes::rows];
+};
 
 }  // namespace
 
@@ -167,12 +191,11 @@ void HessianAccumulator::add_whole(const at::Tensor& x) {
                   columns = std::min(LeafProducts::tile_columns, columns_ - column);
     std::vector<int32_t> tile(columns * lanes::rows);
     products.add(first_row, column, columns, tile.data());
-    for (int64_t j = std::max(column, first_row); j < column + columns; ++j) {
-      const int32_t* products_of_j = tile.data() + (j - column) * lanes::rows;
-      int64_t* sums = sums_of_strip(strip) + (j - first_row) * lanes::rows;
-      for (int64_t i = 0; i < lanes::rows; ++i)
-        sums[i] += int64_t(products_of_j[i]) << (entry_bits - 2 * whole_bits);
-    }
+    const int64_t begin = std::max(column, first_row);
+    const int32_t* found = tile.data() + (begin - column) * lanes::rows;
+    int64_t* sums = sums_of_strip(strip) + (begin - first_row) * lanes::rows;
+    for (int64_t i = 0; i < (column + columns - begin) * lanes::rows; ++i)
+      sums[i] += int64_t(found[i]) << (entry_bits - 2 * whole_bits);
   });
 }
 
@@ -208,22 +231,20 @@ at::Tensor HessianAccumulator::finish(int64_t tokens) {
   sums();
   at::Tensor hessian = at::empty({columns_, columns_}, at::kFloat);
   float* h = hessian.mutable_data_ptr<float>();
-  // Powers of two, so that their products are exact.
-  std::vector<double> scale(columns_), unit(columns_);
+  // Powers of two, so that their products are exact; zeros for rows past the last of a strip.
+  std::vector<double> scale(columns_), unit(strips_of(columns_) * lanes::rows);
   for (int64_t i = 0; i < columns_; ++i) {
     scale[i] = std::ldexp(1.0, exponents_[i]);
     unit[i] = std::ldexp(1.0, exponents_[i] - entry_bits);
   }
   kernels::for_ranges(context_, columns_, lanes::rows, [&](int64_t first, int64_t count) {
     const int64_t* sums = sums_of_strip(first / lanes::rows);
-    for (int64_t j = first; j < columns_; ++j, sums += lanes::rows) {
-      const int64_t above = std::min(count, j + 1 - first);
-      float* column = h + j * columns_ + first;
-      for (int64_t i = 0; i < above; ++i)
-        column[i] = float(double(sums[i]) / double(tokens) * (unit[first + i] * scale[j]));
+    for (int64_t column = first; column < columns_; column += lanes::rows) {
+      HessianTile tile(first, count, column, std::min(lanes::rows, columns_ - column));
+      tile.fill(sums + (column - first) * lanes::rows, double(tokens), unit.data(), scale.data());
+      tile.write(h, columns_);
     }
   });
-  mirror_lower(context_, h, columns_);
   return hessian.to(context_.device.memory);
 }
 

@@ -125,6 +125,9 @@ struct VectorKernels {
   /// x = high + low to some 16 bits, both the nearest bfloat16.
   void (*split_in_two)(const float* x, int64_t n, uint16_t* high, uint16_t* low);
   void (*add)(const void* a, const void* b, Number number, int64_t n, void* y);
+  /// y = sums / divisor * (units * factor), in float64 but for y.
+  void (*divide_sums)(const int64_t* sums, int64_t n, double divisor, const double* units,
+                      double factor, float* y);
   /// y = activation(x) * factor; factor may be null.
   void (*activate)(Activation activation, const void* x, const void* factor, Number number,
                    int64_t n, void* y);

@@ -36,6 +36,8 @@ void narrow_rows(int64_t rows, int64_t n, const float* x, int64_t x_stride, cons
                  Number bias_number, void* y, int64_t y_stride, Number number);
 void split_in_two(const float* x, int64_t n, uint16_t* high, uint16_t* low);
 void add(const void* a, const void* b, Number number, int64_t n, void* y);
+void divide_sums(const int64_t* sums, int64_t n, double divisor, const double* units, double factor,
+                 float* y);
 void activate(Activation activation, const void* x, const void* factor, Number number, int64_t n,
               void* y);
 void soft_cap(float* x, int64_t n, float cap);

@@ -80,6 +80,12 @@ void add(const void* a, const void* b, Number number, int64_t n, void* y) {
   });
 }
 
+void divide_sums(const int64_t* sums, int64_t n, double divisor, const double* units, double factor,
+                 float* y) {
+  for (int64_t i = 0; i < n; ++i)
+    y[i] = static_cast<float>(static_cast<double>(sums[i]) / divisor * (units[i] * factor));
+}
+
 void rms_norm_row(const void* x, const void* weight, Number number, int64_t n, float epsilon,
                   float offset, void* y) {
   with_type(x, number, [&](const auto* from) {
