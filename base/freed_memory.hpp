@@ -16,11 +16,12 @@ void return_freed_memory();
 
 /// Keeps the memory of a process near what it needs: gaps between tensors that live, which the next
 /// ones do not fit, would grow to more than that. Pages that are given back cost time to be cleared
-/// again: keeping half as much takes some 6 % of a small model's time.
+/// again: keeping half as much takes a job of 64 x 512 tokens of a small model 13 % longer, keeping
+/// four times as much none less.
 class FreedMemory {
  public:
   /// How much more than was ever in use when bound() was called may be resident, in bytes.
-  static constexpr int64_t most_kept = 128 << 20;
+  static constexpr int64_t most_kept = 256 << 20;
 
   /// To be called between pieces of work, of some milliseconds or more: notes what is in use, and
   /// returns freed memory if too much is resident. Takes microseconds where it is not.
