@@ -14,12 +14,17 @@ struct Usage {
   int64_t in_use = 0;    // of the allocator's memory
   int64_t resident = 0;  // without what is mapped from files
 
+  /// What other threads free meanwhile does not count as resident and in nobody's use.
   static Usage now() {
     int64_t all = 0, resident = 0, mapped = 0;  // pages
+    const int64_t before = allocated();
     std::ifstream("/proc/self/statm") >> all >> resident >> mapped;
+    return {std::max(before, allocated()), (resident - mapped) * sysconf(_SC_PAGESIZE)};
+  }
+
+  static int64_t allocated() {
     const struct mallinfo2 info = mallinfo2();
-    return {static_cast<int64_t>(info.uordblks + info.hblkhd),
-            (resident - mapped) * sysconf(_SC_PAGESIZE)};
+    return static_cast<int64_t>(info.uordblks + info.hblkhd);
   }
 };
 
