@@ -12,25 +12,35 @@
 namespace selfcal {
 namespace {
 
-/// What a packed layer takes. Layers of the same types and shapes take the same: one of them is
-/// packed to see it.
+/// "model.layers.7." of "model.layers.7.mlp.up_proj.weight": up to the first number.
+std::string block_of(const std::string& name) {
+  for (size_t begin = 0, end = 0; (end = name.find('.', begin)) != std::string::npos;
+       begin = end + 1)
+    if (end > begin && name.find_first_not_of("0123456789", begin) == end)
+      return name.substr(0, end + 1);
+  return "";
+}
+
+/// What a packed layer takes. Layers of one place in their blocks, and of the same types and
+/// shapes, take the same: one of them is packed to see it.
 class PackedForms {
  public:
   struct Form {
     compressed_tensors::Scheme scheme;
-    std::vector<std::pair<std::string, TensorEntry>> tensors;  // by what follows the module's name
+    std::vector<std::pair<std::string, TensorEntry>> tensors;  // by their names in the block
   };
 
   explicit PackedForms(Layers& layers) : layers_(layers) {}
 
   const Form& of(int64_t layer, const std::string& name, const CompressedLinear& outline) {
-    const auto [found, is_new] = forms_.try_emplace(key_of(outline));
+    const size_t block = block_of(name).size();
+    const auto [found, is_new] = forms_.try_emplace(name.substr(block) + key_of(outline));
     Form& form = found->second;
     if (!is_new) return form;
     const CompressedLinear& linear = layers_.record(layer).linears.at(name);
     form.scheme = compressed_tensors::scheme_of(linear, name);
     for (const auto& [packed, tensor] : layers_.format()->pack(name, linear))
-      form.tensors.emplace_back(packed.substr(module_of(name).size()),
+      form.tensors.emplace_back(packed.substr(block),
                                 planned(tensor.scalar_type(), tensor.sizes().vec()));
     return form;
   }
@@ -38,7 +48,7 @@ class PackedForms {
  private:
   static std::string key_of(const CompressedLinear& linear) {
     std::string key =
-        fmt::format("{} bits by {}, {}", linear.bits, linear.group_size, linear.symmetric);
+        fmt::format(": {} bits by {}, {}", linear.bits, linear.group_size, linear.symmetric);
     for (const at::Tensor& tensor :
          {linear.weight, linear.codes, linear.scale, linear.zero, linear.g_idx, linear.mask})
       key += tensor.defined() ? fmt::format("; {} {}", dtype_name(tensor.scalar_type()),
@@ -88,7 +98,7 @@ std::map<std::string, TensorEntry> survey_layer(int64_t layer, const Checkpoint&
     }
     const PackedForms::Form& form = forms.of(layer, name, linear);
     survey.quantised.emplace(module, form.scheme);
-    for (const auto& [ending, entry] : form.tensors) held[module + ending] = entry;
+    for (const auto& [ending, entry] : form.tensors) held[block_of(name) + ending] = entry;
   }
   return held;
 }
