@@ -110,8 +110,9 @@ Survey survey_job(const ExportInputs& inputs, Layers& layers) {
   std::set<std::string> replaced;
   PackedForms forms(layers);
   for (int64_t layer = 0; layer < inputs.layers; ++layer)
-    for (auto& tensor : survey_layer(layer, inputs.dense, layers, forms, survey, replaced))
-      survey.plan.push_back(std::move(tensor));
+    for (const auto& [name, entry] :
+         survey_layer(layer, inputs.dense, layers, forms, survey, replaced))
+      survey.plan.emplace_back(name, entry);
   for (const auto& name : inputs.dense.names()) {
     if (replaced.contains(name)) continue;
     const TensorEntry& entry = inputs.dense.entry(name);
