@@ -52,10 +52,12 @@ NamedTensors Layers::tensors(int64_t number) {
   const LayerRecord& layer = record(number);
   NamedTensors tensors = layer.changed;
   for (const auto& [name, linear] : layer.linears)
-    if (const PackedFormat* packed = format_of(linear))
+    if (const PackedFormat* packed = format_of(linear)) {
+      compressed_tensors::scheme_of(linear, name);  // what it checks, for every format
       tensors.merge(packed->pack(name, linear));
-    else
+    } else {
       tensors[name] = linear.weight;
+    }
   return tensors;
 }
 

@@ -285,6 +285,24 @@ TEST_F(Export, DamagedTensorLeavesNothing) {
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 
+/// One layer is packed ahead for all of its shape; what it holds is checked in each.
+TEST_F(Export, EveryLayerIsCheckedInEveryFormat) {
+  prepare(at::kBFloat16, false,
+          [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
+            CompressedLinear linear =
+                example_quantised(rows, columns, 4, 16, false, layer, at::kBFloat16);
+            linear.symmetric = true;
+            if (layer + 1 < export_example::layers) linear.zero.fill_(8);
+            linear.weight = dequantise(linear, columns, at::kBFloat16, "weight");
+            return linear;
+          });
+  for (const auto format : {ExportFormat::compressed_tensors, ExportFormat::gptq,
+                            ExportFormat::gptq_v2, ExportFormat::awq})
+    expect_error(ExitCode::data, "symmetric, but a zero is not 8",
+                 [&] { export_model(inputs(), format, folder_ / "out"); });
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
 TEST_F(Export, FullDiskLeavesNothing) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
   const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
