@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "base/hash.hpp"
 #include "comm/agreement.hpp"
+#include "storage/copied_rows.hpp"
 #include "storage/disk_space.hpp"
 #include "storage/dtype.hpp"
 #include "storage/hdf5.hpp"
@@ -18,7 +19,6 @@ namespace {
 
 constexpr int64_t schema = 1;
 constexpr int64_t from_dense = -1;
-constexpr int64_t slab_bytes = int64_t{4} << 20;
 
 struct PlannedGroup {
   std::string name;
@@ -38,11 +38,6 @@ struct PlannedDataset {
     int64_t product = static_cast<int64_t>(c10::elementSize(dtype));
     for (const int64_t size : shape) product *= size;
     return product;
-  }
-  /// Rows that are copied at once; depends on the shape only, so that all ranks take as many steps.
-  int64_t slab_rows() const {
-    return std::max<int64_t>(
-        1, slab_bytes / std::max<int64_t>(1, bytes() / std::max<int64_t>(1, rows())));
   }
 };
 
@@ -171,7 +166,7 @@ void copy_rows(const hdf5::Group& file, const Plan& plan, const Communicator& ra
                Source source) {
   for (const auto& dataset : plan.datasets) {
     const hdf5::Group parent = parent_of(file, dataset);
-    const int64_t step = dataset.slab_rows() * ranks.size();
+    const int64_t step = copied_rows(dataset.rows(), dataset.bytes()) * ranks.size();
     for (int64_t first = 0; first < dataset.rows(); first += step) {
       const int64_t here = std::min(step, dataset.rows() - first);
       const int64_t begin = first + here * ranks.rank() / ranks.size();

@@ -11,6 +11,7 @@
 #include "stages/export/layers.hpp"
 #include "stages/export/sharded_writer.hpp"
 #include "stages/export/survey.hpp"
+#include "storage/copied_rows.hpp"
 #include "storage/dtype.hpp"
 
 namespace selfcal {
@@ -57,14 +58,11 @@ void copy_companions(const fs::path& from, const fs::path& to) {
   }
 }
 
-/// Through little memory, which stays in the caches.
 void copy_tensor(const Checkpoint& dense, const std::string& name, ShardedWriter& writer) {
-  constexpr uint64_t at_once = 4 << 20;
   const TensorEntry& entry = dense.entry(name);
-  if (entry.bytes <= at_once) return writer.write(name, dense.read(name, entry.shape));
-  const int64_t rows = entry.shape[0];
-  const auto step = std::max<int64_t>(
-      1, static_cast<int64_t>(at_once / (entry.bytes / static_cast<uint64_t>(rows))));
+  const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
+  const int64_t step = copied_rows(rows, static_cast<int64_t>(entry.bytes));
+  if (step >= rows) return writer.write(name, dense.read(name, entry.shape));
   for (int64_t first = 0; first < rows; first += step)
     writer.write_rows(name, dense.read_rows(name, first, std::min(step, rows - first)));
 }

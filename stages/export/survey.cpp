@@ -12,13 +12,11 @@
 namespace selfcal {
 namespace {
 
-/// "model.layers.7." of "model.layers.7.mlp.up_proj.weight": up to the first number.
-std::string block_of(const std::string& name) {
-  for (size_t begin = 0, end = 0; (end = name.find('.', begin)) != std::string::npos;
-       begin = end + 1)
-    if (end > begin && name.find_first_not_of("0123456789", begin) == end)
-      return name.substr(0, end + 1);
-  return "";
+/// "model.layers.7." of "model.layers.7.mlp.up_proj.weight", a tensor of layer 7.
+std::string block_of(const std::string& name, int64_t layer) {
+  const std::string number = fmt::format(".{}.", layer);
+  const size_t place = name.find(number);
+  return place == std::string::npos ? "" : name.substr(0, place + number.size());
 }
 
 /// What a packed layer takes. Layers of one place in their blocks, and of the same types and
@@ -33,7 +31,7 @@ class PackedForms {
   explicit PackedForms(Layers& layers) : layers_(layers) {}
 
   const Form& of(int64_t layer, const std::string& name, const CompressedLinear& outline) {
-    const size_t block = block_of(name).size();
+    const size_t block = block_of(name, layer).size();
     const auto [found, is_new] = forms_.try_emplace(name.substr(block) + key_of(outline));
     Form& form = found->second;
     if (!is_new) return form;
@@ -98,7 +96,7 @@ std::map<std::string, TensorEntry> survey_layer(int64_t layer, const Checkpoint&
     }
     const PackedForms::Form& form = forms.of(layer, name, linear);
     survey.quantised.emplace(module, form.scheme);
-    for (const auto& [ending, entry] : form.tensors) held[block_of(name) + ending] = entry;
+    for (const auto& [ending, entry] : form.tensors) held[block_of(name, layer) + ending] = entry;
   }
   return held;
 }

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int rows_at_once = 12;  // whose sums fill the registers, two vectors each
 constexpr int numbers_of_a_line = 32;
+constexpr int second_level = 2;  // cache
 
 /// What a panel holds of two numbers along the sum: both.
 struct AllPairs {
@@ -53,7 +54,6 @@ struct TwoOfFour {
 template <class Step, int rows, int vectors>
 void multiply_rows(int64_t depth, const uint16_t* a, int64_t a_stride, const int32_t* panel,
                    float* c, int64_t c_stride, bool accumulate) {
-  constexpr int second_level = 2;
   __m512 sums[rows][vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r)
@@ -101,8 +101,7 @@ void multiply_up_to(int64_t count, int64_t depth, const uint16_t* a, int64_t a_s
 
 /// Part `index` of `count` of what is read next goes into the second-level cache.
 void fetch_part(const int32_t* panel, int64_t numbers, int64_t index, int64_t count) {
-  constexpr int64_t line = 16;
-  constexpr int second_level = 2;
+  constexpr int64_t line = numbers_of_a_line / 2;  // pairs
   const int64_t lines = (numbers + line - 1) / line, end = lines * (index + 1) / count;
   for (int64_t i = lines * index / count; i < end; ++i)
     __builtin_prefetch(panel + i * line, 0, second_level);
