@@ -121,7 +121,7 @@ void export_run(const ExportOptions& options) {
       fs::exists(job.layer(0)) ? read_layer_header(job.layer(0)).job_id : std::string();
   if (job_id.empty())
     fail(ExitCode::data, "{}: no committed layer 0; is the run complete?", job.path().string());
-  export_model({model->checkpoint(), job, model->shape().layers, job_id},
+  export_model(Communicator::local(), {model->checkpoint(), job, model->shape().layers, job_id},
                export_format_of(options.format), options.out);
 }
 

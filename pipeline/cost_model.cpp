@@ -130,13 +130,13 @@ class CostModel {
     return seconds;
   }
 
-  /// The whole model in the gathered checkpoint and in every export.
+  /// The whole model in the gathered checkpoint and in every export, which all ranks write.
   void add_output() {
     const double copies = 1.0 + static_cast<double>(config_.exports.size());
     double bytes = static_cast<double>(model_.outer_parameters) * model_.element_bytes();
     for (int64_t layer = 0; layer < model_.shape.layers; ++layer)
       bytes += cost_.compressed_bytes(settings_of(layer)) + cost_.skipped_bytes(settings_of(layer));
-    add(Phase::write, copies * bytes / machine_.disk);
+    add(Phase::write, copies * bytes / machine_.disk_of(layout_.ranks()));
   }
 
   double calibration_tokens() const {

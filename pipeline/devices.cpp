@@ -33,7 +33,9 @@ Machine device_machine(const std::string& name, at::ScalarType dtype) {
     fail(ExitCode::usage, "--device: found {}, expected one of {}", name, names_of(data_sheets()));
   const DataSheet& sheet = found->second;
   const double products = dtype == at::kBFloat16 ? sheet.bfloat16 : sheet.float32;
+  constexpr int devices_of_a_host = 8;
   Machine machine;
+  machine.cores = machine.ranks = devices_of_a_host;  // a core for each
   machine.device = name;
   machine.device_memory = sheet.memory;
   machine.network = sheet.network;

@@ -29,24 +29,28 @@ void gather(const Job& job, bool changed) {
   gather_checkpoint(session.world, session.model.checkpoint(), folder, settings);
 }
 
-/// One rank writes; a directory of an earlier, unchanged run stays.
+/// A directory of an earlier, unchanged run stays.
 void write_exports(const Job& job, bool changed) {
   const Session& session = job.session;
   const JobDirectory folder = session.directory.job(session.config.name);
   const bool anew = any(session.world, changed);
-  agree(session.world, [&] {
-    if (session.world.rank() != 0) return;
-    const auto scope = session.timer.measure(Phase::write);
-    for (const auto& format : session.config.exports) {
-      const fs::path directory = folder.exported(format);
-      if (fs::exists(directory) && !anew) continue;
+  const auto scope = session.timer.measure(Phase::write);
+  for (const auto& format : session.config.exports) {
+    const fs::path directory = folder.exported(format);
+    bool missing = false;
+    agree(session.world, [&] {
+      if (session.world.rank() != 0) return;
+      missing = anew || !fs::exists(directory);
+      if (!missing) return;
       fs::remove_all(directory);  // ours: it lies in the run directory
       make_folder(directory.parent_path());
-      export_model({session.model.checkpoint(), folder, session.model.shape().layers, job.id},
-                   export_format_of(format), directory);
-      log::info("export: {}", directory.string());
-    }
-  });
+    });
+    if (!any(session.world, missing)) continue;
+    export_model(session.world,
+                 {session.model.checkpoint(), folder, session.model.shape().layers, job.id},
+                 export_format_of(format), directory);
+    log::info("export: {}", directory.string());
+  }
 }
 
 RunReport describe(const Job& job) {

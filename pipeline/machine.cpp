@@ -11,6 +11,12 @@ double Machine::share(int threads) const {
   return std::min<double>(threads, static_cast<double>(cores) / ranks) / std::max(1, rates.threads);
 }
 
+double Machine::disk_of(int ranks_that_write) const {
+  constexpr int most_hosts = 16;  // taken: what a file system of a cluster keeps up with
+  const int hosts = (ranks_that_write + ranks - 1) / ranks;
+  return disk * std::clamp(hosts, 1, most_hosts);
+}
+
 Machine this_machine(int ranks_on_it) {
   Machine machine;
   cpu_set_t mask;

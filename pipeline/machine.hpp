@@ -14,7 +14,7 @@ struct Machine {
   HardwareRates rates;
   double network = 2e9;     // bytes/s between ranks
   double latency = 5e-5;    // seconds of one step of a collective
-  double disk = 1e9;        // bytes/s of files
+  double disk = 1e9;        // bytes/s of files, of one host
   double commit = 0.03;     // seconds of fsync and rename of a layer file
   bool knows_disk = false;  // whether they are measured where the run writes, else they are taken
   std::string device;       // the data sheet that the rates are of; empty: a CPU
@@ -23,6 +23,8 @@ struct Machine {
   /// What part of `rates` a rank of so many threads has: all its threads, unless the ranks of the
   /// machine have more of them than it has cores.
   double share(int threads) const;
+  /// Bytes/s of a file that so many ranks write together, as many of them on a host as here.
+  double disk_of(int ranks_that_write) const;
 };
 
 /// Cores this process may use and the memory of this machine; rates are measured apart.

@@ -139,7 +139,7 @@ std::string time_table(const Plan& plan) {
   text += fmt::format("  {:<12} {:>9.1f}  ({})\n", "all", plan.total_seconds,
                       duration_text(plan.total_seconds));
   const Machine& machine = plan.machine;
-  return text + fmt::format("files at {} {:.0f} MB/s and {:.0f} ms a commit\n",
+  return text + fmt::format("files at {} {:.0f} MB/s a host and {:.0f} ms a commit\n",
                             machine.knows_disk ? "a measured" : "an assumed", machine.disk / 1e6,
                             machine.commit * 1e3);
 }

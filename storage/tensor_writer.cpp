@@ -24,18 +24,21 @@ TensorEntry planned(at::ScalarType dtype, std::vector<int64_t> shape) {
 }
 
 TensorWriter::TensorWriter(const fs::path& path, TensorPlan plan,
-                           const std::map<std::string, std::string>& metadata)
-    : path_(path), missing_(std::move(plan)) {
-  const std::string header = make_tensor_header(missing_, metadata);
-  for (const auto& [name, entry] : missing_) data_bytes_ += entry.bytes;
-  data_begin_ = 8 + header.size();
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+                           const std::map<std::string, std::string>& metadata, Header header)
+    : path_(path), plan_(std::move(plan)) {
+  const std::string text = make_tensor_header(plan_, metadata);
+  for (const auto& [name, entry] : plan_) data_bytes_ += entry.bytes;
+  data_begin_ = 8 + text.size();
+  const int flags = header == Header::write ? O_CREAT | O_TRUNC : 0;
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC | flags, 0644);
   if (descriptor_ < 0)
-    fail(ExitCode::io, "{}: cannot create: {}", path_.string(), std::strerror(errno));
+    fail(ExitCode::io, "{}: cannot {}: {}", path_.string(),
+         header == Header::write ? "create" : "open", std::strerror(errno));
+  if (header == Header::is_there) return;
   try {
-    const uint64_t length = header.size();
+    const uint64_t length = text.size();
     write_at(0, &length, sizeof length);
-    write_at(8, header.data(), header.size());
+    write_at(8, text.data(), text.size());
   } catch (...) {
     ::close(descriptor_);
     throw;
@@ -46,43 +49,29 @@ TensorWriter::~TensorWriter() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-TensorPlan::iterator TensorWriter::awaited(const std::string& name, const at::Tensor& tensor,
-                                           bool whole) {
-  const auto entry = missing_.find(name);
-  if (entry == missing_.end())
-    fail(ExitCode::internal, "{}: tensor '{}' is not awaited", path_.string(), name);
-  auto expected = entry->second.shape;
-  if (!whole && !expected.empty() && tensor.dim() > 0)
-    expected[0] = std::min(expected[0], tensor.size(0));
-  if (tensor.scalar_type() != entry->second.dtype || tensor.sizes() != at::IntArrayRef(expected))
-    fail(ExitCode::internal, "{}: tensor '{}' is {} {}, planned as {} {}", path_.string(), name,
-         dtype_name(tensor.scalar_type()), shape_text(tensor.sizes().vec()),
-         dtype_name(entry->second.dtype), shape_text(entry->second.shape));
-  return entry;
-}
-
 void TensorWriter::write(const std::string& name, const at::Tensor& tensor) {
-  const auto entry = awaited(name, tensor, /*whole=*/true);
-  const at::Tensor dense = tensor.contiguous();
-  write_at(data_begin_ + entry->second.offset, dense.const_data_ptr(), entry->second.bytes);
-  missing_.erase(entry);
+  const TensorEntry& entry = planned_entry(name);
+  expect_planned(name, entry, tensor, entry.shape);
+  write_tensor(entry.offset, tensor);
 }
 
-void TensorWriter::write_rows(const std::string& name, const at::Tensor& rows) {
-  const auto entry = awaited(name, rows, /*whole=*/false);
-  const at::Tensor dense = rows.contiguous();
-  TensorEntry& rest = entry->second;
-  write_at(data_begin_ + rest.offset, dense.const_data_ptr(), dense.nbytes());
-  rest.offset += dense.nbytes();
-  rest.bytes -= dense.nbytes();
-  rest.shape[0] -= dense.size(0);
-  if (rest.shape[0] == 0) missing_.erase(entry);
+void TensorWriter::write_rows(const std::string& name, int64_t first, const at::Tensor& rows) {
+  const TensorEntry& entry = planned_entry(name);
+  const int64_t count = rows.dim() == 0 ? 0 : rows.size(0),
+                all = entry.shape.empty() ? 0 : entry.shape[0];
+  if (first < 0 || first > all - count)
+    fail(ExitCode::internal, "{}: tensor '{}' has no rows {} to {}", path_.string(), name, first,
+         first + count);
+  std::vector<int64_t> shape = entry.shape;
+  if (!shape.empty()) shape[0] = count;
+  expect_planned(name, entry, rows, shape);
+  if (count > 0)
+    write_tensor(
+        entry.offset + entry.bytes / static_cast<uint64_t>(all) * static_cast<uint64_t>(first),
+        rows);
 }
 
-void TensorWriter::finish() {
-  if (!missing_.empty())
-    fail(ExitCode::internal, "{}: tensor '{}' was planned but not written", path_.string(),
-         missing_.begin()->first);
+uint64_t TensorWriter::close() {
   const int descriptor = std::exchange(descriptor_, -1);
   const bool synced = ::fsync(descriptor) == 0;
   const int error = errno;
@@ -90,6 +79,36 @@ void TensorWriter::finish() {
   if (!synced || !closed)
     fail(ExitCode::io, "{}: write failed: {}", path_.string(),
          std::strerror(synced ? errno : error));
+  return written_;
+}
+
+void TensorWriter::finish() {
+  if (written_ != data_bytes_)
+    fail(ExitCode::internal, "{}: {} bytes of tensors were planned, {} written", path_.string(),
+         data_bytes_, written_);
+  close();
+}
+
+const TensorEntry& TensorWriter::planned_entry(const std::string& name) const {
+  const auto entry = plan_.find(name);
+  if (entry == plan_.end())
+    fail(ExitCode::internal, "{}: tensor '{}' is not planned", path_.string(), name);
+  return entry->second;
+}
+
+void TensorWriter::expect_planned(const std::string& name, const TensorEntry& entry,
+                                  const at::Tensor& tensor,
+                                  const std::vector<int64_t>& shape) const {
+  if (tensor.scalar_type() != entry.dtype || tensor.sizes() != at::IntArrayRef(shape))
+    fail(ExitCode::internal, "{}: tensor '{}' is {} {}, planned as {} {}", path_.string(), name,
+         dtype_name(tensor.scalar_type()), shape_text(tensor.sizes().vec()),
+         dtype_name(entry.dtype), shape_text(entry.shape));
+}
+
+void TensorWriter::write_tensor(uint64_t offset, const at::Tensor& tensor) {
+  const at::Tensor dense = tensor.contiguous();
+  write_at(data_begin_ + offset, dense.const_data_ptr(), dense.nbytes());
+  written_ += dense.nbytes();
 }
 
 void TensorWriter::write_at(uint64_t offset, const void* data, size_t bytes) {

@@ -32,13 +32,14 @@ void write_logits(const fs::path& model_directory, const fs::path& tokens, const
   const int64_t batch = ids.size(0), length = ids.size(1), vocabulary = model->shape().vocabulary;
   write_atomically(out, [&](const fs::path& temporary) {
     TensorWriter writer(temporary, {{"logits", planned(at::kFloat, {batch, length, vocabulary})}});
+    int64_t first_row = 0;
     for (const at::Tensor& hidden : leaves)
       for (const at::Tensor& row : hidden.split(1)) {
         at::Tensor logits = at::empty({1, length, vocabulary}, at::kFloat);
         for_logits(*model, row, outer, [&](const at::Tensor& part, int64_t first) {
           logits[0].slice(0, first, first + part.size(0)).copy_(part);
         });
-        writer.write_rows("logits", logits);
+        writer.write_rows("logits", first_row++, logits);
       }
     writer.finish();
   });

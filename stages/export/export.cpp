@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
+#include "comm/agreement.hpp"
 #include "stages/export/layers.hpp"
 #include "stages/export/sharded_writer.hpp"
 #include "stages/export/survey.hpp"
@@ -58,31 +60,88 @@ void copy_companions(const fs::path& from, const fs::path& to) {
   }
 }
 
-void copy_tensor(const Checkpoint& dense, const std::string& name, ShardedWriter& writer) {
-  const TensorEntry& entry = dense.entry(name);
-  const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
-  const int64_t step = copied_rows(rows, static_cast<int64_t>(entry.bytes));
-  if (step >= rows) return writer.write(name, dense.read(name, entry.shape));
-  for (int64_t first = 0; first < rows; first += step)
-    writer.write_rows(name, dense.read_rows(name, first, std::min(step, rows - first)));
-}
+/// The part of one of `writers`, which read and pack side by side: some layers, and some rows of
+/// every tensor that no layer holds.
+class ExportPart {
+ public:
+  ExportPart(const ExportInputs& inputs, ExportFormat format, const fs::path& folder,
+             uint64_t shard_bytes, int writer, int writers)
+      : inputs_(inputs),
+        layers_(inputs, format),
+        survey_(survey_job(inputs, layers_)),
+        files_(folder, survey_.plan, shard_bytes),
+        folder_(folder),
+        writer_(writer),
+        writers_(writers) {}
 
-void write_export(const ExportInputs& inputs, ExportFormat format, const fs::path& folder,
-                  uint64_t shard_bytes) {
-  Layers layers(inputs, format);
-  const Survey survey = survey_job(inputs, layers);
-  std::string config = inputs.dense.config_text();
-  if (survey.dtype) config = config_with_dtype(config, *survey.dtype);
-  if (const PackedFormat* packed = layers.format())
-    config = packed->add_quantization(config, survey.quantised, survey.plain);
+  /// One writer's: what the others write into.
+  void begin() const { files_.begin(); }
 
-  ShardedWriter writer(folder, survey.plan, shard_bytes);
-  for (int64_t layer = 0; layer < inputs.layers; ++layer)
-    for (const auto& [name, tensor] : layers.tensors(layer)) writer.write(name, tensor);
-  for (const auto& name : survey.copied) copy_tensor(inputs.dense, name, writer);
-  writer.finish();
-  copy_companions(inputs.dense.directory(), folder);
-  write_text_atomically(folder / "config.json", config);
+  /// Returns the bytes that were written.
+  uint64_t write() {
+    for (int64_t layer = share(inputs_.layers, writer_); layer < share(inputs_.layers, writer_ + 1);
+         ++layer)
+      for (const auto& [name, tensor] : layers_.tensors(layer)) files_.write(name, tensor);
+    for (const auto& name : survey_.copied) copy(name);
+    return files_.close();
+  }
+
+  /// One writer's, when all have written so many bytes: the rest of the directory.
+  void finish(uint64_t written) const {
+    files_.finish(written);
+    copy_companions(inputs_.dense.directory(), folder_);
+    std::string config = inputs_.dense.config_text();
+    if (survey_.dtype) config = config_with_dtype(config, *survey_.dtype);
+    if (const PackedFormat* packed = layers_.format())
+      config = packed->add_quantization(config, survey_.quantised, survey_.plain);
+    write_text_atomically(folder_ / "config.json", config);
+  }
+
+ private:
+  int64_t share(int64_t count, int64_t writer) const { return count * writer / writers_; }
+
+  void copy(const std::string& name) {
+    const TensorEntry& entry = inputs_.dense.entry(name);
+    if (entry.shape.empty()) {
+      if (writer_ == 0) files_.write(name, inputs_.dense.read(name, {}));
+      return;
+    }
+    const int64_t rows = entry.shape[0], end = share(rows, writer_ + 1),
+                  step = copied_rows(rows, static_cast<int64_t>(entry.bytes));
+    for (int64_t first = share(rows, writer_); first < end; first += step)
+      files_.write_rows(name, first,
+                        inputs_.dense.read_rows(name, first, std::min(step, end - first)));
+  }
+
+  const ExportInputs& inputs_;
+  Layers layers_;
+  Survey survey_;
+  ShardedWriter files_;
+  fs::path folder_;
+  int writer_, writers_;
+};
+
+/// Runs what all ranks agree on.
+using Together = std::function<void(const std::function<void()>&)>;
+
+/// Collective. No more ranks than there are layers take part.
+void write_together(const Communicator& ranks, const Together& together, const ExportInputs& inputs,
+                    ExportFormat format, const fs::path& folder, uint64_t shard_bytes) {
+  const auto writers = static_cast<int>(std::clamp<int64_t>(inputs.layers, 1, ranks.size()));
+  std::optional<ExportPart> part;
+  together([&] {
+    if (ranks.rank() < writers)
+      part.emplace(inputs, format, folder, shard_bytes, ranks.rank(), writers);
+    if (ranks.rank() == 0) part->begin();
+  });
+  int64_t written = 0;
+  together([&] {
+    if (part) written = static_cast<int64_t>(part->write());
+  });
+  ranks.all_reduce(std::span(&written, 1), ReduceOp::sum);
+  together([&] {
+    if (ranks.rank() == 0) part->finish(static_cast<uint64_t>(written));
+  });
 }
 
 }  // namespace
@@ -97,26 +156,41 @@ ExportFormat export_format_of(const std::string& name) {
        "export format '{}': expected compressed-tensors, gptq, gptq_v2, awq or dense", name);
 }
 
-void export_model(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,
-                  uint64_t shard_bytes) {
-  std::error_code error;
+void export_model(const Communicator& ranks, const ExportInputs& inputs, ExportFormat format,
+                  const fs::path& directory, uint64_t shard_bytes) {
+  const bool first = ranks.rank() == 0;
   const fs::path target = fs::absolute(directory).lexically_normal();
   const fs::path folder = target.has_filename() ? target : target.parent_path();
-  if (fs::exists(fs::symlink_status(folder, error)))
-    fail(ExitCode::usage, "{}: exists already; an export never overwrites", folder.string());
+  int64_t process = ::getpid();
+  ranks.broadcast(std::as_writable_bytes(std::span(&process, 1)), 0);
   const fs::path temporary =
-      folder.parent_path() / fmt::format(".{}.{}.tmp", folder.filename().string(), ::getpid());
-  make_folder(temporary);
+      folder.parent_path() / fmt::format(".{}.{}.tmp", folder.filename().string(), process);
+  const Together together = [&](const std::function<void()>& work) {
+    agree(ranks, [&] {
+      try {
+        work();
+      } catch (const fs::filesystem_error& failure) {
+        fail(ExitCode::io, "{}: cannot write: {}", folder.string(), failure.code().message());
+      }
+    });
+  };
+  std::error_code error;
+  together([&] {
+    if (!first) return;
+    if (fs::exists(fs::symlink_status(folder, error)))
+      fail(ExitCode::usage, "{}: exists already; an export never overwrites", folder.string());
+    make_folder(temporary);
+  });
   try {
-    write_export(inputs, format, temporary, shard_bytes);
-    sync_path(temporary);
-    fs::rename(temporary, folder);
-    sync_path(folder.parent_path());
-  } catch (const fs::filesystem_error& failure) {
-    fs::remove_all(temporary, error);
-    fail(ExitCode::io, "{}: cannot write: {}", folder.string(), failure.code().message());
+    write_together(ranks, together, inputs, format, temporary, shard_bytes);
+    together([&] {
+      if (!first) return;
+      sync_path(temporary);
+      fs::rename(temporary, folder);
+      sync_path(folder.parent_path());
+    });
   } catch (...) {
-    fs::remove_all(temporary, error);
+    if (first) fs::remove_all(temporary, error);
     throw;
   }
 }

@@ -1,7 +1,7 @@
-// Tensors in their order into safetensors shards, each written as its tensors come.
+// Tensors into safetensors shards, by one process or several.
 #pragma once
 #include <map>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,30 +10,37 @@
 namespace selfcal {
 
 /// Writes model.safetensors, or model-00001-of-00003.safetensors ... and
-/// model.safetensors.index.json, into a folder.
+/// model.safetensors.index.json, into a folder. Processes with the same plan may each write some of
+/// the tensors or rows; one of them begins and finishes.
 class ShardedWriter {
  public:
-  /// `plan`: every tensor in the order in which it will be written.
+  /// `plan`: every tensor, in the order in which they fill the shards. One of more than
+  /// `shard_bytes` stands alone.
   ShardedWriter(fs::path folder, const std::vector<std::pair<std::string, TensorEntry>>& plan,
                 uint64_t shard_bytes);
 
-  /// Tensors must come in the order of the plan.
+  /// Makes all shards: before anything is written to one.
+  void begin() const;
+  /// Fastest in the order of the plan: one shard is open at a time.
   void write(const std::string& name, const at::Tensor& tensor);
-  /// The next rows of a tensor that comes in parts.
-  void write_rows(const std::string& name, const at::Tensor& rows);
-  /// Syncs all; writes the index. A tensor that did not come is ExitCode::internal.
-  void finish();
+  /// Rows [first, first + n) of a tensor.
+  void write_rows(const std::string& name, int64_t first, const at::Tensor& rows);
+  /// Syncs what was written here; returns its bytes.
+  uint64_t close();
+  /// Writes the index; `written`: what all processes have written. If that is not what was planned
+  /// ExitCode::internal.
+  void finish(uint64_t written) const;
 
  private:
   std::string file_name(size_t shard) const;
-  void open_shard(size_t shard);
   TensorWriter& writer_of(const std::string& name);
 
   fs::path folder_;
   std::vector<TensorPlan> shards_;
   std::map<std::string, size_t> shard_of_;
-  std::unique_ptr<TensorWriter> writer_;
-  size_t open_ = 0;
+  std::optional<TensorWriter> open_;
+  size_t open_shard_ = 0;
+  uint64_t written_ = 0;
 };
 
 }  // namespace selfcal

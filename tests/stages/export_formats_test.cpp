@@ -95,7 +95,7 @@ TEST_F(ExportFormats, GptqFormatHoldsTheSameWeights) {
     export_example::write(model, job, at::kBFloat16, false,
                           suited(form.bits, form.group_size, form.symmetric, form.by_index));
     const Checkpoint dense(model);
-    export_model({dense, job, export_example::layers, export_example::job_id}, ExportFormat::gptq,
+    export_alone({dense, job, export_example::layers, export_example::job_id}, ExportFormat::gptq,
                  out);
     const Checkpoint exported(out);
     const Json config = Json::parse(exported.config_text())["quantization_config"];
@@ -125,7 +125,7 @@ TEST_F(ExportFormats, GptqVersion2HoldsZerosOf0) {
       export_example::write(model, job, at::kBFloat16, false,
                             suited(bits, 16, false, by_index, /*lowest_zero=*/0));
       const Checkpoint dense(model);
-      export_model({dense, job, export_example::layers, export_example::job_id},
+      export_alone({dense, job, export_example::layers, export_example::job_id},
                    ExportFormat::gptq_v2, out);
       const Checkpoint exported(out);
       const Json config = Json::parse(exported.config_text())["quantization_config"];
@@ -163,7 +163,7 @@ TEST_F(ExportFormats, GptqFormatsHold3Bits) {
                                              : of_all(layer, name, rows, columns);
             });
         const Checkpoint dense(model);
-        export_model({dense, job, export_example::layers, export_example::job_id}, format, out);
+        export_alone({dense, job, export_example::layers, export_example::job_id}, format, out);
         const Checkpoint exported(out);
         EXPECT_EQ(Json::parse(exported.config_text())["quantization_config"]["bits"], 3);
         int compared = 0;
@@ -184,7 +184,7 @@ TEST_F(ExportFormats, GptqFormatNamesOtherSchemes) {
           [](int64_t layer, const std::string& name, int64_t rows, int64_t columns) {
             return suited(name == "mlp.up_proj" ? 8 : 4, 16, true)(layer, name, rows, columns);
           });
-  export_model(inputs(), ExportFormat::gptq, folder_ / "gptq");
+  export_alone(inputs(), ExportFormat::gptq, folder_ / "gptq");
   const Json config =
       Json::parse(Checkpoint(folder_ / "gptq").config_text())["quantization_config"];
   EXPECT_EQ(config["bits"], 4);
@@ -207,7 +207,7 @@ TEST_F(ExportFormats, AwqFormatHoldsTheSameWeights) {
         model, job, at::kBFloat16, false,
         suited(4, form.group_size, form.symmetric, /*by_index=*/false, form.lowest_zero));
     const Checkpoint dense(model);
-    export_model({dense, job, export_example::layers, export_example::job_id}, ExportFormat::awq,
+    export_alone({dense, job, export_example::layers, export_example::job_id}, ExportFormat::awq,
                  out);
     const Checkpoint exported(out);
     const Json config = Json::parse(exported.config_text())["quantization_config"];
@@ -232,7 +232,7 @@ TEST_F(ExportFormats, WhatAFormatCannotHoldIsRefused) {
                           compress);
     const Checkpoint dense(folder_ / fmt::format("model{}", number));
     expect_error(ExitCode::config, text, [&] {
-      export_model({dense, job, export_example::layers, export_example::job_id}, format,
+      export_alone({dense, job, export_example::layers, export_example::job_id}, format,
                    folder_ / "out");
     });
     EXPECT_FALSE(fs::exists(folder_ / "out"));

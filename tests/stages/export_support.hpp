@@ -32,6 +32,12 @@ inline at::Tensor packed_values(const at::Tensor& rows_of_words, int64_t count, 
   return values;
 }
 
+/// By one rank.
+inline void export_alone(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,
+                         uint64_t shard_bytes = 5'000'000'000) {
+  export_model(Communicator::local(), inputs, format, directory, shard_bytes);
+}
+
 class ExportFixture : public testing::Test {
  protected:
   void prepare(at::ScalarType dtype, bool tied, const export_example::Compress& compress) {

@@ -58,8 +58,8 @@ class Export : public ExportFixture {
  protected:
   /// Exports both forms and compares every weight with the layer files, bit for bit.
   void expect_faithful(const std::string& name) {
-    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
-    export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+    export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+    export_alone(inputs(), ExportFormat::dense, folder_ / "dense");
     const Checkpoint packed(folder_ / "packed"), dense(folder_ / "dense");
     const Json config = Json::parse(packed.config_text());
     EXPECT_EQ(dense.names(), dense_->names());
@@ -191,21 +191,21 @@ TEST_F(Export, PrunedModelsAreDense) {
           [](int64_t layer, const std::string&, int64_t rows, int64_t columns) {
             return example_pruned(rows, columns, layer, at::kBFloat16);
           });
-  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+  export_alone(inputs(), ExportFormat::dense, folder_ / "dense");
   const Checkpoint dense(folder_ / "dense");
   const std::string name = layer_prefix(1) + "mlp.up_proj.weight";
   EXPECT_EQ(tensor_hash(dense.read(name, dense.entry(name).shape)),
             tensor_hash(read_layer(job_.layer(1)).linears.at(name).weight));
   EXPECT_FALSE(Json::parse(dense.config_text()).contains("quantization_config"));
   expect_error(ExitCode::config, "no layer is quantised", [&] {
-    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+    export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
   });
   EXPECT_FALSE(fs::exists(folder_ / "packed"));
 }
 
 TEST_F(Export, DtypeOfTheConfigIsThatOfTheWeights) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kFloat));
-  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+  export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
   EXPECT_EQ(Json::parse(Checkpoint(folder_ / "packed").config_text())["torch_dtype"], "float32");
 }
 
@@ -217,15 +217,15 @@ TEST_F(Export, ScalesThatALoaderWouldRoundAreRefused) {
         return linear;
       });
   expect_error(ExitCode::config, "model.layers.0.mlp.down_proj.weight: scales are F32", [&] {
-    export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
+    export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "packed");
   });
-  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+  export_alone(inputs(), ExportFormat::dense, folder_ / "dense");
 }
 
 TEST_F(Export, ShardsHoldWhatOneFileHolds) {
   prepare(at::kBFloat16, false, uniform(4, 16, false, at::kBFloat16));
-  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "one");
-  export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "many", 20'000);
+  export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "one");
+  export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "many", 20'000);
   const Checkpoint one(folder_ / "one"), many(folder_ / "many");
   EXPECT_EQ(one.names(), many.names());
   for (const auto& name : one.names())
@@ -241,7 +241,7 @@ TEST_F(Export, ShardsHoldWhatOneFileHolds) {
 TEST_F(Export, CompanionFilesComeAlong) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
   write_bytes(folder_ / "model" / "pytorch_model.bin", "old weights");
-  export_model(inputs(), ExportFormat::dense, folder_ / "dense");
+  export_alone(inputs(), ExportFormat::dense, folder_ / "dense");
   EXPECT_EQ(read_bytes(folder_ / "dense" / "tokenizer.json"), "{}\n");
   EXPECT_TRUE(fs::exists(folder_ / "dense" / "generation_config.json"));
   EXPECT_FALSE(fs::exists(folder_ / "dense" / "pytorch_model.bin"));
@@ -249,7 +249,7 @@ TEST_F(Export, CompanionFilesComeAlong) {
 
 TEST_F(Export, NothingIsOverwrittenOrLeftHalf) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
-  const auto run = [&](const fs::path& to) { export_model(inputs(), ExportFormat::dense, to); };
+  const auto run = [&](const fs::path& to) { export_alone(inputs(), ExportFormat::dense, to); };
   fs::create_directories(folder_ / "there");
   expect_error(ExitCode::usage, "exists already", [&] { run(folder_ / "there"); });
   expect_error(ExitCode::usage, "exists already", [&] { run(folder_ / "there/"); });
@@ -260,7 +260,7 @@ TEST_F(Export, NothingIsOverwrittenOrLeftHalf) {
   ExportInputs other = inputs();
   other.job_id = "other";
   expect_error(ExitCode::data, "expected layer 0 of job other",
-               [&] { export_model(other, ExportFormat::dense, folder_ / "out"); });
+               [&] { export_alone(other, ExportFormat::dense, folder_ / "out"); });
   for (const auto& entry : fs::directory_iterator(folder_.path()))
     EXPECT_TRUE(entry.path().filename() == "model" || entry.path().filename() == "job" ||
                 entry.path().filename() == "there")
@@ -281,7 +281,7 @@ TEST_F(Export, DamagedTensorLeavesNothing) {
   write_bytes(last, bytes);
   for (const auto format : {ExportFormat::compressed_tensors, ExportFormat::dense})
     expect_error(ExitCode::data, last.filename().string() + ": damaged: content hash found",
-                 [&] { export_model(inputs(), format, folder_ / "out"); });
+                 [&] { export_alone(inputs(), format, folder_ / "out"); });
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 
@@ -299,7 +299,7 @@ TEST_F(Export, EveryLayerIsCheckedInEveryFormat) {
   for (const auto format : {ExportFormat::compressed_tensors, ExportFormat::gptq,
                             ExportFormat::gptq_v2, ExportFormat::awq})
     expect_error(ExitCode::data, "symmetric, but a zero is not 8",
-                 [&] { export_model(inputs(), format, folder_ / "out"); });
+                 [&] { export_alone(inputs(), format, folder_ / "out"); });
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 
@@ -311,7 +311,7 @@ TEST_F(Export, FullDiskLeavesNothing) {
   const rlimit small{10'000, before.rlim_max};
   setrlimit(RLIMIT_FSIZE, &small);
   expect_error(ExitCode::io, "model.safetensors: write failed",
-               [&] { export_model(inputs(), ExportFormat::compressed_tensors, folder_ / "out"); });
+               [&] { export_alone(inputs(), ExportFormat::compressed_tensors, folder_ / "out"); });
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, old_handler);
   for (const auto& entry : fs::directory_iterator(folder_.path()))

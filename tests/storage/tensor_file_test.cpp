@@ -75,14 +75,39 @@ TEST(TensorFile, TensorComesInParts) {
   const at::Tensor rows = at::randn({7, 3}), other = at::randn({2});
   TensorWriter writer(folder / "a.safetensors",
                       {{"rows", planned(at::kFloat, {7, 3})}, {"other", planned(at::kFloat, {2})}});
-  writer.write_rows("rows", rows.slice(0, 0, 4));
-  EXPECT_THROW(writer.write_rows("rows", rows.slice(1, 0, 2)), Error);
+  writer.write_rows("rows", 0, rows.slice(0, 0, 4));
+  EXPECT_THROW(writer.write_rows("rows", 4, rows.slice(1, 0, 2)), Error);
+  EXPECT_THROW(writer.write_rows("rows", -1, rows.slice(0, 0, 4)), Error);
+  EXPECT_THROW(writer.write_rows("rows", 5, rows.slice(0, 4)), Error);
   writer.write("other", other);
   EXPECT_THROW(writer.finish(), Error);
-  writer.write_rows("rows", rows.slice(0, 4));
-  EXPECT_THROW(writer.write_rows("rows", rows.slice(0, 4)), Error);
+  writer.write_rows("rows", 4, rows.slice(0, 4));
   writer.finish();
   const TensorFile file(folder / "a.safetensors");
+  EXPECT_TRUE(at::equal(file.read("rows"), rows));
+  EXPECT_TRUE(at::equal(file.read("other"), other));
+}
+
+TEST(TensorFile, WhatIsWrittenTwiceIsNoticed) {
+  const TemporaryFolder folder;
+  TensorWriter writer(folder / "a.safetensors", {{"t", planned(at::kFloat, {3})}});
+  writer.write("t", at::ones({3}));
+  writer.write("t", at::ones({3}));
+  EXPECT_THROW(writer.finish(), Error);
+}
+
+TEST(TensorFile, SeveralWritersShareAFile) {
+  const TemporaryFolder folder;
+  const at::Tensor rows = at::randn({7, 3}), other = at::randn({2});
+  const TensorPlan plan{{"rows", planned(at::kFloat, {7, 3})}, {"other", planned(at::kFloat, {2})}};
+  const fs::path path = folder / "a.safetensors";
+  EXPECT_THROW(TensorWriter(path, plan, {}, TensorWriter::Header::is_there), Error);
+  TensorWriter first(path, plan), second(path, plan, {}, TensorWriter::Header::is_there);
+  second.write_rows("rows", 3, rows.slice(0, 3));
+  first.write_rows("rows", 0, rows.slice(0, 0, 3));
+  first.write("other", other);
+  EXPECT_EQ(first.close() + second.close(), plan.at("rows").bytes + plan.at("other").bytes);
+  const TensorFile file(path);
   EXPECT_TRUE(at::equal(file.read("rows"), rows));
   EXPECT_TRUE(at::equal(file.read("other"), other));
 }
