@@ -47,5 +47,37 @@ TEST(FreedMemoryTest, GapsThatNothingFitsAreGivenBack) {
   EXPECT_LE(resident() - before, 2 * gaps + FreedMemory::most_kept);
 }
 
+/// A reading that another thread's munmap falls into does not raise the bound.
+TEST(FreedMemoryTest, WhatIsFoundOnceIsNotBelieved) {
+  constexpr int64_t kept = FreedMemory::most_kept, in_use = 4 * kept, libraries = kept / 2,
+                    being_freed = 3 * kept;
+  const MemoryUsage much{in_use, in_use + libraries + 2 * kept}, rest{in_use, in_use + libraries},
+      wrong{in_use, in_use + libraries + being_freed}, bearable{in_use, in_use + libraries + kept};
+  std::vector<MemoryUsage> readings;
+  int given_back = 0;
+  FreedMemory freed(
+      [&] {
+        const MemoryUsage reading = readings.front();
+        readings.erase(readings.begin());
+        return reading;
+      },
+      [&] { ++given_back; });
+  const auto bound = [&](std::vector<MemoryUsage> told) {
+    readings = std::move(told);
+    freed.bound();
+    EXPECT_TRUE(readings.empty()) << readings.size();
+  };
+  bound({much, rest});
+  bound({much, rest});
+  EXPECT_EQ(given_back, 2);
+  bound({bearable});
+  EXPECT_EQ(given_back, 2) << "the libraries' memory is known";
+  bound({much, wrong});
+  bound({much, rest});
+  EXPECT_EQ(given_back, 4);
+  bound({bearable});
+  EXPECT_EQ(given_back, 4);
+}
+
 }  // namespace
 }  // namespace selfcal
