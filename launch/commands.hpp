@@ -25,7 +25,7 @@ std::string version_text();
 // One function a file.
 void add_run_commands(CLI::App& app);       // compress, generate: under MPI
 void add_plan_commands(CLI::App& app);      // plan, config
-void add_model_commands(CLI::App& app);     // logits, evaluate, export
+void add_model_commands(CLI::App& app);     // logits, evaluate; export: under MPI too
 void add_artefact_commands(CLI::App& app);  // inspect, verify, solve
 
 }  // namespace selfcal

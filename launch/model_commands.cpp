@@ -1,11 +1,15 @@
-// logits, evaluate, export: commands about one model, on one rank.
+// logits, evaluate, export: commands about one model, the first two on one rank.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "comm/agreement.hpp"
+#include "comm/watchdog.hpp"
 #include "launch/commands.hpp"
 #include "launch/compute.hpp"
+#include "launch/on_ranks.hpp"
 #include "pipeline/config.hpp"
 #include "pipeline/progress.hpp"
 #include "pipeline/run_blocks.hpp"
@@ -110,31 +114,42 @@ struct ExportOptions {
   std::string format = "compressed-tensors", job;
 };
 
-void export_run(const ExportOptions& options) {
-  const RunDirectory run(options.run);
-  run.expect_run();
-  const RunConfig config = job_of(run, options.job);
+/// On one rank, or on many.
+void export_run(const ExportOptions& options, const Communicator& world) {
+  const Watchdog watchdog(world, static_cast<double>(LayoutSettings().timeout));
   const Compute compute(1);
-  const auto model = open_model(config.model, config.dtype, compute.context());
-  const JobDirectory job = run.job(config.name);
-  const std::string job_id =
-      fs::exists(job.layer(0)) ? read_layer_header(job.layer(0)).job_id : std::string();
-  if (job_id.empty())
-    fail(ExitCode::data, "{}: no committed layer 0; is the run complete?", job.path().string());
-  export_model(Communicator::local(), {model->checkpoint(), job, model->shape().layers, job_id},
-               export_format_of(options.format), options.out);
+  const RunDirectory run(options.run);
+  std::optional<JobDirectory> job;
+  std::unique_ptr<Model> model;
+  std::string job_id;
+  ExportFormat format{};
+  agree(world, [&] {
+    format = export_format_of(options.format);
+    run.expect_run();
+    const RunConfig config = job_of(run, options.job);
+    model = open_model(config.model, config.dtype, compute.context());
+    job = run.job(config.name);
+    if (fs::exists(job->layer(0))) job_id = read_layer_header(job->layer(0)).job_id;
+    if (job_id.empty())
+      fail(ExitCode::data, "{}: no committed layer 0; is the run complete?", job->path().string());
+  });
+  export_model(world, {model->checkpoint(), *job, model->shape().layers, job_id}, format,
+               options.out);
 }
 
 void add_export(CLI::App& app) {
-  auto* command =
-      app.add_subcommand("export", "a finished run as a directory that transformers and vLLM load");
+  auto* command = app.add_subcommand(
+      "export",
+      "a finished run as a directory that transformers and vLLM load (alone, or under "
+      "mpirun or srun)");
   const auto options = std::make_shared<ExportOptions>();
   command->add_option("run", options->run, "output of a run")->required();
   command->add_option("--format", options->format,
                       "compressed-tensors, gptq, gptq_v2, awq or dense");
   command->add_option("--out", options->out, "directory to make")->required();
   command->add_option("--job", options->job, "job of a run that has several");
-  command->callback([options] { export_run(*options); });
+  command->callback(
+      [options] { on_ranks([&](const Communicator& world) { export_run(*options, world); }); });
 }
 
 }  // namespace

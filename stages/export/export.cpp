@@ -74,8 +74,16 @@ class ExportPart {
         writer_(writer),
         writers_(writers) {}
 
-  /// One writer's: what the others write into.
-  void begin() const { files_.begin(); }
+  /// One writer's: the files that all write into, and what is beside them.
+  void begin() const {
+    std::string config = inputs_.dense.config_text();
+    if (survey_.dtype) config = config_with_dtype(config, *survey_.dtype);
+    if (const PackedFormat* packed = layers_.format())
+      config = packed->add_quantization(config, survey_.quantised, survey_.plain);
+    write_text_atomically(folder_ / "config.json", config);
+    copy_companions(inputs_.dense.directory(), folder_);
+    files_.begin();
+  }
 
   /// Returns the bytes that were written.
   uint64_t write() {
@@ -86,16 +94,8 @@ class ExportPart {
     return files_.close();
   }
 
-  /// One writer's, when all have written so many bytes: the rest of the directory.
-  void finish(uint64_t written) const {
-    files_.finish(written);
-    copy_companions(inputs_.dense.directory(), folder_);
-    std::string config = inputs_.dense.config_text();
-    if (survey_.dtype) config = config_with_dtype(config, *survey_.dtype);
-    if (const PackedFormat* packed = layers_.format())
-      config = packed->add_quantization(config, survey_.quantised, survey_.plain);
-    write_text_atomically(folder_ / "config.json", config);
-  }
+  /// One writer's, when all have written so many bytes.
+  void finish(uint64_t written) const { files_.finish(written); }
 
  private:
   int64_t share(int64_t count, int64_t writer) const { return count * writer / writers_; }

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from selfcal_case import SelfcalCase  # noqa: E402
 
+USAGE = 64
 MIXED = ('[{match: mlp, method: sparsegpt, pattern: "2:4", bits: 4}, {match: v_proj, method: gptq, bits: 8}, '
          '{match: o_proj, method: wanda, sparsity: 0.25, bits: 16}, {match: layers.5.*q_proj, skip: true}]')
 
@@ -42,6 +43,27 @@ class Methods(SelfcalCase):
         config = json.loads((self.folder / "mixed/jobs/default/export/gptq/config.json").read_text())
         self.assertEqual(config["quantization_config"]["dynamic"]["+:^model\\.layers\\.0\\.self_attn\\.v_proj$"]["bits"], 8)
         self.succeed("verify", "mixed")
+
+    def test_exports_of_any_number_of_ranks(self):
+        """By the job's end, and by `export` alone or on several ranks."""
+        def files(folder):
+            return {path.name: path.read_bytes() for path in (self.folder / folder).iterdir()}
+
+        formats = ("compressed-tensors", "gptq", "dense")
+        for ranks in (None, 2, 3):
+            output = f"exported-{ranks}"
+            self.compress(output, ranks, method__act_order="auto", export=f"[{', '.join(formats)}]")
+            for name in formats:
+                exported = files(f"{output}/jobs/default/export/{name}")
+                self.assertIn("model.safetensors", exported)
+                self.assertEqual(exported, files(f"exported-None/jobs/default/export/{name}"), f"{name}, {ranks} ranks")
+        for ranks in (None, 2, 4):
+            self.succeed("export", "exported-2", "--format", "gptq", "--out", f"again-{ranks}", ranks=ranks)
+            self.assertEqual(files(f"again-{ranks}"), files("exported-None/jobs/default/export/gptq"))
+            code, _, err = self.selfcal("export", "exported-2", "--out", f"again-{ranks}", ranks=ranks)
+            self.assertEqual((code, err.count("selfcal: error"), err.count("exists already")), (USAGE, 1, 1), err)
+        left = [path.name for path in self.folder.iterdir() if path.name.startswith(".")]
+        self.assertEqual(left, [])
 
     def test_awq_goes_on_where_it_was(self):
         for propagation in ("sequential", "dense"):
