@@ -73,7 +73,8 @@ void keep_changed(const ScaledBlock& scales, const std::string& prefix, const Bl
 
 }  // namespace
 
-void forward_leaves(const Block& block, const BlockWeights& weights, HiddenStates& hidden) {
+void forward_leaves(const Block& block, const BlockWeights& weights,
+                    std::span<HiddenState> hidden) {
   for (auto& leaf : hidden) leaf = forward(block, leaf.get(), weights);
 }
 

@@ -83,6 +83,6 @@ CompressedBlock compress_measured(const LayerWork& work, int64_t layer, const Bl
 
 /// Leaves through a block with the given weights, all in the device's memory, one by one as they
 /// come. Independent; may wait for them: within agree().
-void forward_leaves(const Block& block, const BlockWeights& weights, HiddenStates& hidden);
+void forward_leaves(const Block& block, const BlockWeights& weights, std::span<HiddenState> hidden);
 
 }  // namespace selfcal

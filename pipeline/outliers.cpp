@@ -110,6 +110,7 @@ class DensePass {
         all.push_back(
             {counts, job->session.config.method.sparsity.owl.m, weighed_linears(*job, layer)});
       const auto norms = norms_of(layer, weights, all);
+      reader.share_ahead();
       for (const auto& weighed : all)
         weighed.counts->at(static_cast<size_t>(layer)) = count(weighed, weights, norms);
       session_.progress.update(layer + 1);

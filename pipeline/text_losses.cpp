@@ -37,14 +37,21 @@ class LossPass {
     HiddenStates hidden;
     for (auto& leaf : embed_together(world_, session_.model, session_.timer, rows))
       hidden.emplace_back(std::move(leaf));
+    // The next block travels while the second half is worked on.
+    const std::span<HiddenState> leaves(hidden);
+    const size_t half = leaves.size() / 2;
     BlockReader reader(session_, world_, layers, blocks);
     for (int64_t layer = 0; layer < layers; ++layer) {
       stop_together(world_, session_.stop);
+      const Block& block = session_.model.block(layer);
       const BlockWeights weights = reader.read(layer);
+      BlockWeights placed;
       agree(world_, session_.timer, [&] {
-        forward_leaves(session_.model.block(layer), place(weights, session_.model.device()),
-                       hidden);
+        placed = place(weights, session_.model.device());
+        forward_leaves(block, placed, leaves.first(half));
       });
+      reader.share_ahead();
+      agree(world_, session_.timer, [&] { forward_leaves(block, placed, leaves.subspan(half)); });
       session_.progress.update(layer + 1);
     }
     session_.progress.finish();
