@@ -65,6 +65,23 @@ class Scaling(SelfcalCase):
         again, _ = self.study("strong", STUDY)
         self.assertNotIn("$ mpirun", again, "what is there was run again")
 
+    def test_control(self):
+        """Two independent jobs side by side, beside one and beside two ranks of one."""
+        out, _ = self.study("control", STUDY + "control: true\n")
+        self.assertEqual(out.count("$ mpirun -n 1"), 3)
+        self.assertEqual(out.count("$ wait"), 1)
+        first, second = self.result("control")["rows"]
+        reports = [json.loads((self.folder / f"control/reports/strong-0001-1-of-2-{job}.json").read_text()) for job in (0, 1)]
+        for phase, measured in (("total", [report["seconds"] for report in reports]),
+                                ("sample", [report["sampling_seconds"] for report in reports])):
+            self.assertAlmostEqual(second["control"][phase], sum(measured) / 2)
+            machine = first[phase]["seconds"] / second["control"][phase]
+            self.assertAlmostEqual(second["control_efficiency"][phase], machine)
+            self.assertIn(f"{phase} {machine:.1%} (ours {second[phase]['efficiency'] / machine:.1%} of it)", out)
+        self.assertNotIn("control", first)
+        again, _ = self.study("control", STUDY + "control: true\n")
+        self.assertNotIn("$ mpirun", again, "what is there was run again")
+
     def test_weak(self):
         out, _ = self.study("weak", STUDY.replace("kind: strong", "kind: weak"))
         self.assertIn("--set calibration.sequences=8 ", out)
@@ -130,6 +147,7 @@ class Scaling(SelfcalCase):
         for name, text, words in [("key", STUDY + "rank: 3\n", "rank: unknown key"),
                                   ("kind", STUDY.replace("strong", "steep"), "found steep, expected strong or weak"),
                                   ("file", STUDY.replace("config.yaml", "no.yaml"), "no.yaml: no such file"),
+                                  ("control", STUDY.replace("[1, 2]", "[2, 4]") + "control: true\n", "begin with 1"),
                                   ("ranks", STUDY.replace("[1, 2]", "[0]"), "expected a list of counts")]:
             with self.subTest(name):
                 _, err = self.study(f"bad-{name}", text, code=1)
