@@ -5,6 +5,7 @@
 #include <numeric>
 #include <set>
 
+#include "pipeline/devices.hpp"
 #include "tests/pipeline/planned_demo.hpp"
 
 namespace selfcal {
@@ -50,6 +51,22 @@ TEST(PlanTest, RanksThatShareCoresShareTheirSpeed) {
   const Plan one = make_plan(demo_config(), demo_model(), 1, machine(2, 1));
   const Plan four = make_plan(demo_config({"threads=1"}), demo_model(), 4, machine(2, 4));
   EXPECT_NEAR(seconds_of(four, Phase::forward), seconds_of(one, Phase::forward), 1e-9);
+}
+
+TEST(PlanTest, HostsWriteSideBySide) {
+  const Machine devices = device_machine("h100", at::kBFloat16);
+  for (const auto& [ranks, hosts] : {std::pair(1, 1), {8, 1}, {9, 2}, {64, 8}, {1024, 16}})
+    EXPECT_DOUBLE_EQ(devices.disk_of(ranks), hosts * devices.disk) << ranks;
+  // The same ranks on one host, and on four: the checkpoint and an export, of 4 bits and more a
+  // weight, take a quarter of the time.
+  const RunConfig config = demo_config({"layout.mode=shared", "export=[gptq]"});
+  const auto writes = [&](int ranks_a_host) {
+    return seconds_of(make_plan(config, demo_model(), 4, machine(4 * ranks_a_host, ranks_a_host)),
+                      Phase::write);
+  };
+  const double weights = 30 * demo_model().linear_weights(), outer = demo_model().outer_parameters;
+  EXPECT_GT(writes(4) - writes(1), 0.75 * 2 * (weights / 2 + 2 * outer) / Machine().disk);
+  EXPECT_LT(writes(4) - writes(1), 0.75 * 2 * (weights + 2 * outer) / Machine().disk);
 }
 
 TEST(PlanTest, GivenTokensAreNotSampled) {
