@@ -162,7 +162,7 @@ class DensePass {
       const Tap& tap = taps.at(static_cast<size_t>(index));
       if (tap.stage == stage)
         at_place(input_name(session_.model, layer, index),
-                 [&] { columns.add(state.at(tap.name).to(at::kCPU)); });
+                 [&, &added = columns] { added.add(state.at(tap.name).to(at::kCPU)); });
     }
   }
 
