@@ -7,6 +7,7 @@
 #include <array>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.hpp"
 #include "comm/agreement.hpp"
@@ -60,87 +61,61 @@ void copy_companions(const fs::path& from, const fs::path& to) {
   }
 }
 
-/// The part of one of `writers`, which read and pack side by side: some layers, and some rows of
-/// every tensor that no layer holds.
-class ExportPart {
- public:
-  ExportPart(const ExportInputs& inputs, ExportFormat format, const fs::path& folder,
-             uint64_t shard_bytes, int writer, int writers)
-      : inputs_(inputs),
-        layers_(inputs, format),
-        survey_(survey_job(inputs, layers_)),
-        files_(folder, survey_.plan, shard_bytes),
-        folder_(folder),
-        writer_(writer),
-        writers_(writers) {}
+/// What an export has beside tensors.
+void write_companions(const ExportInputs& inputs, const Layers& layers, const Survey& survey,
+                      const fs::path& folder) {
+  std::string config = inputs.dense.config_text();
+  if (survey.dtype) config = config_with_dtype(config, *survey.dtype);
+  if (const PackedFormat* packed = layers.format())
+    config = packed->add_quantization(config, survey.quantised, survey.plain);
+  write_text_atomically(folder / "config.json", config);
+  copy_companions(inputs.dense.directory(), folder);
+}
 
-  /// One writer's: the files that all write into, and what is beside them.
-  void begin() const {
-    std::string config = inputs_.dense.config_text();
-    if (survey_.dtype) config = config_with_dtype(config, *survey_.dtype);
-    if (const PackedFormat* packed = layers_.format())
-      config = packed->add_quantization(config, survey_.quantised, survey_.plain);
-    write_text_atomically(folder_ / "config.json", config);
-    copy_companions(inputs_.dense.directory(), folder_);
-    files_.begin();
+/// Some runs of rows of a tensor that no layer holds.
+void copy_rows(const Checkpoint& dense, const std::string& name, int64_t rank, int64_t ranks,
+               ShardedWriter& files) {
+  const TensorEntry& entry = dense.entry(name);
+  if (entry.shape.empty()) {
+    if (rank == 0) files.write(name, dense.read(name, {}));
+    return;
   }
-
-  /// Returns the bytes that were written.
-  uint64_t write() {
-    for (int64_t layer = share(inputs_.layers, writer_); layer < share(inputs_.layers, writer_ + 1);
-         ++layer)
-      for (const auto& [name, tensor] : layers_.tensors(layer)) files_.write(name, tensor);
-    for (const auto& name : survey_.copied) copy(name);
-    return files_.close();
-  }
-
-  /// One writer's, when all have written so many bytes.
-  void finish(uint64_t written) const { files_.finish(written); }
-
- private:
-  int64_t share(int64_t count, int64_t writer) const { return count * writer / writers_; }
-
-  void copy(const std::string& name) {
-    const TensorEntry& entry = inputs_.dense.entry(name);
-    if (entry.shape.empty()) {
-      if (writer_ == 0) files_.write(name, inputs_.dense.read(name, {}));
-      return;
-    }
-    const int64_t rows = entry.shape[0], end = share(rows, writer_ + 1),
-                  step = copied_rows(rows, static_cast<int64_t>(entry.bytes));
-    for (int64_t first = share(rows, writer_); first < end; first += step)
-      files_.write_rows(name, first,
-                        inputs_.dense.read_rows(name, first, std::min(step, end - first)));
-  }
-
-  const ExportInputs& inputs_;
-  Layers layers_;
-  Survey survey_;
-  ShardedWriter files_;
-  fs::path folder_;
-  int writer_, writers_;
-};
+  const int64_t rows = entry.shape[0], step = copied_rows(rows, static_cast<int64_t>(entry.bytes));
+  for (int64_t first = rank * step; first < rows; first += ranks * step)
+    files.write_rows(name, first, dense.read_rows(name, first, std::min(step, rows - first)));
+}
 
 /// Runs what all ranks agree on.
 using Together = std::function<void(const std::function<void()>&)>;
 
-/// Collective. No more ranks than there are layers take part.
+/// Collective.
 void write_together(const Communicator& ranks, const Together& together, const ExportInputs& inputs,
                     ExportFormat format, const fs::path& folder, uint64_t shard_bytes) {
-  const auto writers = static_cast<int>(std::clamp<int64_t>(inputs.layers, 1, ranks.size()));
-  std::optional<ExportPart> part;
+  const int64_t rank = ranks.rank(), size = ranks.size();
+  Layers layers(inputs, format);
+  Survey survey;
   together([&] {
-    if (ranks.rank() < writers)
-      part.emplace(inputs, format, folder, shard_bytes, ranks.rank(), writers);
-    if (ranks.rank() == 0) part->begin();
+    if (rank != 0) return;
+    survey = survey_job(inputs, layers);
+    write_companions(inputs, layers, survey, folder);
+  });
+  share_plan(ranks, survey);
+  std::optional<ShardedWriter> files;
+  together([&] {
+    files.emplace(folder, survey.plan, shard_bytes);
+    if (rank == 0) files->begin();
   });
   int64_t written = 0;
   together([&] {
-    if (part) written = static_cast<int64_t>(part->write());
+    for (int64_t layer = inputs.layers * rank / size; layer < inputs.layers * (rank + 1) / size;
+         ++layer)
+      for (const auto& [name, tensor] : layers.tensors(layer)) files->write(name, tensor);
+    for (const auto& name : survey.copied) copy_rows(inputs.dense, name, rank, size, *files);
+    written = static_cast<int64_t>(files->close());
   });
   ranks.all_reduce(std::span(&written, 1), ReduceOp::sum);
   together([&] {
-    if (ranks.rank() == 0) part->finish(static_cast<uint64_t>(written));
+    if (rank == 0) files->finish(static_cast<uint64_t>(written));
   });
 }
 

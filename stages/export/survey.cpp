@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <nlohmann/json.hpp>
 #include <set>
+#include <span>
+#include <tuple>
 
 #include "base/error.hpp"
 #include "storage/dtype.hpp"
@@ -122,6 +125,25 @@ Survey survey_job(const ExportInputs& inputs, Layers& layers) {
     fail(ExitCode::config, "{}: no layer is quantised, so {} has nothing to hold; export dense",
          inputs.job.path().string(), layers.format()->name);
   return survey;
+}
+
+void share_plan(const Communicator& ranks, Survey& survey) {
+  nlohmann::json message;
+  if (ranks.rank() == 0) {
+    message["copied"] = survey.copied;
+    for (const auto& [name, entry] : survey.plan)
+      message["plan"].push_back({name, dtype_name(entry.dtype), entry.shape});
+  }
+  const std::string text = ranks.rank() == 0 ? message.dump() : std::string();
+  const auto first = ranks.all_gather(std::as_bytes(std::span(text))).front();
+  if (ranks.rank() == 0) return;
+  const auto* begin = reinterpret_cast<const char*>(first.data());
+  message = nlohmann::json::parse(begin, begin + first.size());
+  message["copied"].get_to(survey.copied);
+  for (const auto& [name, dtype, shape] :
+       message["plan"]
+           .get<std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>>>())
+    survey.plan.emplace_back(name, planned(dtype_of_name(dtype).value(), shape));
 }
 
 }  // namespace selfcal

@@ -23,4 +23,7 @@ struct Survey {
 /// Errors as those of export_model().
 Survey survey_job(const ExportInputs& inputs, Layers& layers);
 
+/// Collective: `plan` and `copied` of the first rank's survey, on all, which then write by it.
+void share_plan(const Communicator& ranks, Survey& survey);
+
 }  // namespace selfcal
