@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <tuple>
 
 #include "base/error.hpp"
@@ -14,6 +13,7 @@
 #include "storage/layer_file.hpp"
 #include "storage/run_directory.hpp"
 #include "tests/comm/nccl_double.hpp"
+#include "tests/storage/shared_folder.hpp"
 
 namespace selfcal {
 namespace {
@@ -42,19 +42,7 @@ const kernels::Device library{at::kCPU, &kernels::library_operations, &counted};
 
 class DeviceJob : public testing::Test {
  protected:
-  void SetUp() override {
-    kernels::use_one_library_thread();
-    std::string name = (fs::temp_directory_path() / "selfcal-device-XXXXXX").string();
-    if (world.rank() == 0) {
-      ASSERT_NE(mkdtemp(name.data()), nullptr);
-    }
-    world.broadcast(std::as_writable_bytes(std::span(name)), 0);
-    folder = name;
-  }
-  void TearDown() override {
-    world.barrier();
-    if (world.rank() == 0) fs::remove_all(folder);
-  }
+  void SetUp() override { kernels::use_one_library_thread(); }
 
   /// Content hashes of the layers of all jobs, which `ranks` do.
   std::vector<std::string> run(const Communicator& ranks, const std::string& name,
@@ -77,7 +65,7 @@ class DeviceJob : public testing::Test {
   }
 
   const Communicator world = Communicator::world();
-  fs::path folder;
+  const SharedFolder folder{world};
 };
 
 TEST_F(DeviceJob, ContentHashesDoNotDependOnRanks) {

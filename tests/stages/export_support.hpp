@@ -9,6 +9,7 @@
 #include "../storage/temporary_folder.hpp"
 #include "export_model.hpp"
 #include "stages/export/export.hpp"
+#include "storage/layer_file.hpp"
 
 namespace selfcal {
 
@@ -36,6 +37,17 @@ inline at::Tensor packed_values(const at::Tensor& rows_of_words, int64_t count, 
 inline void export_alone(const ExportInputs& inputs, ExportFormat format, const fs::path& directory,
                          uint64_t shard_bytes = 5'000'000'000) {
   export_model(Communicator::local(), inputs, format, directory, shard_bytes);
+}
+
+/// Flips a bit in the codes of a committed layer.
+inline void damage_codes(const fs::path& layer) {
+  const at::Tensor codes = read_layer(layer).linears.begin()->second.codes.contiguous();
+  std::string bytes = read_bytes(layer);
+  const size_t place =
+      bytes.find(std::string(static_cast<const char*>(codes.const_data_ptr()), codes.nbytes()));
+  ASSERT_NE(place, std::string::npos);
+  bytes[place] = static_cast<char>(bytes[place] ^ 0x01);
+  write_bytes(layer, bytes);
 }
 
 class ExportFixture : public testing::Test {

@@ -272,13 +272,7 @@ TEST_F(Export, NothingIsOverwrittenOrLeftHalf) {
 TEST_F(Export, DamagedTensorLeavesNothing) {
   prepare(at::kBFloat16, false, uniform(4, 16, true, at::kBFloat16));
   const fs::path last = job_.layer(export_example::layers - 1);
-  const at::Tensor codes = read_layer(last).linears.begin()->second.codes.contiguous();
-  std::string bytes = read_bytes(last);
-  const size_t place =
-      bytes.find(std::string(static_cast<const char*>(codes.const_data_ptr()), codes.nbytes()));
-  ASSERT_NE(place, std::string::npos);
-  bytes[place] = static_cast<char>(bytes[place] ^ 0x01);
-  write_bytes(last, bytes);
+  ASSERT_NO_FATAL_FAILURE(damage_codes(last));
   for (const auto format : {ExportFormat::compressed_tensors, ExportFormat::dense})
     expect_error(ExitCode::data, last.filename().string() + ": damaged: content hash found",
                  [&] { export_alone(inputs(), format, folder_ / "out"); });

@@ -74,15 +74,7 @@ TEST_F(ExportTogether, SameFilesOnAnyNumberOfRanks) {
 TEST_F(ExportTogether, AllKnowWhatFailsOnOne) {
   if (world_.rank() == 0) {
     fs::create_directories(folder_ / "there");
-    std::string bytes = read_bytes(job_.layer(export_example::layers - 1));
-    const at::Tensor codes = read_layer(job_.layer(export_example::layers - 1))
-                                 .linears.begin()
-                                 ->second.codes.contiguous();
-    const size_t place =
-        bytes.find(std::string(static_cast<const char*>(codes.const_data_ptr()), codes.nbytes()));
-    ASSERT_NE(place, std::string::npos);
-    bytes[place] = static_cast<char>(bytes[place] ^ 0x01);
-    write_bytes(job_.layer(export_example::layers - 1), bytes);
+    damage_codes(job_.layer(export_example::layers - 1));
   }
   world_.barrier();
   expect_error(ExitCode::usage, "exists already",
